@@ -1,0 +1,47 @@
+# Each target first sets up what it needs in .venv; `make PYTHON=python3.12 …` chooses another interpreter, and
+# `make test ARGS="-k pism"` passes arguments on.
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+TYPES := $(VENV)/types
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test style bench
+
+help:
+	@echo "make setup   an environment in $(VENV) with hardsample, editable, and all that the other targets need"
+	@echo "make demo    score the embedded questions with the embedded model"
+	@echo "make test    all tests"
+	@echo "make style   linter, formatter (check only) and type checker"
+	@echo "make bench   the benchmarks, as tables and JSON"
+
+setup: $(READY)
+
+# A half-made environment is never taken for a ready one: the stamp is written last.
+$(READY): pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "hardsample needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." \
+	         "Name another one: make PYTHON=python3.12 setup" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[dev,report,openai]"
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/hardsample demo $(ARGS)
+
+test: $(READY)
+	$(BIN)/python -m pytest -q --durations=15 $(ARGS)
+
+# mypy cannot be told that kernels/ and trainer/ are parts of hardsample, so it is shown a folder where they are.
+style: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@rm -rf $(TYPES) && mkdir -p $(TYPES)/hardsample
+	@ln -s $(CURDIR)/hardsample/* $(CURDIR)/kernels $(CURDIR)/trainer $(TYPES)/hardsample/
+	cd $(TYPES) && ../bin/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p hardsample
+
+bench: $(READY)
+	$(BIN)/python bench/run.py $(ARGS)

@@ -1,0 +1,124 @@
+"""What the built packages hold, with a compiler and without one. Nothing here needs a network."""
+
+import ctypes
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+IGNORED = [line.rstrip("/") for line in (REPO / ".gitignore").read_text().splitlines() if line and line[0] != "#"]
+SOURCES = {"hardsample": "hardsample", "hardsample/kernels": "kernels", "hardsample/trainer": "trainer"}
+NO_COMPILER = {"CXX": "no-such-compiler", "NVCC": "no-such-compiler"}
+LIBRARY = """
+#include <omp.h>
+extern "C" __attribute__((visibility("default"))) int answer() { return omp_get_max_threads() > 0 ? 42 : 0; }
+"""
+
+needs_compiler = pytest.mark.skipif(
+    shutil.which("g++") is None or platform.system() != "Linux" or platform.machine() != "x86_64",
+    reason="libhardsample is built by g++ on Linux x86-64, and this is something else",
+)
+
+
+def checkout(folder: Path) -> Path:
+    """A copy of the repository as it is committed, so that no test builds in the user's own."""
+    return Path(shutil.copytree(REPO, folder / "checkout", ignore=shutil.ignore_patterns(".git", *IGNORED)))
+
+
+def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    base = {name: value for name, value in os.environ.items() if name != "HARDSAMPLE_REQUIRE_NATIVE"}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=cwd, env=base | environment, capture_output=True, text=True)
+
+
+def built(done: subprocess.CompletedProcess[str], folder: Path, pattern: str) -> Path:
+    assert done.returncode == 0, done.stdout + done.stderr
+    (found,) = folder.glob(pattern)
+    return found
+
+
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory) -> Path:
+    """A source archive, and a wheel made from it without a compiler."""
+    pytest.importorskip("build", reason="'build' makes the packages, and is not installed")
+    folder = tmp_path_factory.mktemp("dist")
+    done = run("-m", "build", "--no-isolation", "--outdir", str(folder), cwd=checkout(folder), **NO_COMPILER)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "hardsample: leaving out libhardsample" in done.stdout + done.stderr
+    return folder
+
+
+def test_the_wheel_holds_every_module_and_the_demo_data(dist):
+    (wheel,) = dist.glob("*.whl")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    expected = {"hardsample/py.typed"}
+    for package, source in SOURCES.items():
+        expected |= {f"{package}/{path.relative_to(REPO / source)}" for path in (REPO / source).rglob("*.py")}
+    data = (path for path in (REPO / "hardsample" / "demo").rglob("*") if path.is_file() and path.suffix != ".pyc")
+    expected |= {str(path.relative_to(REPO)) for path in data}
+    assert {"hardsample/kernels/reference.py", "hardsample/trainer/__init__.py"} <= expected
+    assert names == expected
+
+
+def test_the_wheel_imports_without_the_repository(dist, tmp_path):
+    (wheel,) = dist.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    code = (
+        "import hardsample, hardsample.trainer, hardsample.kernels.reference as reference\n"
+        "print(list(hardsample.__path__), reference.__file__)"
+    )
+    done = run("-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
+    assert done.returncode == 0, done.stderr
+    package = tmp_path / "site" / "hardsample"
+    assert done.stdout.strip() == f"{[str(package)]} {package / 'kernels' / 'reference.py'}"
+
+
+def test_the_source_archive_can_build_and_test_itself(dist):
+    (archive,) = dist.glob("*.tar.gz")
+    with tarfile.open(archive) as content:
+        names = {name.partition("/")[2] for name in content.getnames()}
+    needed = ["setup.py", "constraints.txt", "Makefile", "LICENSE", "hardsample/ruff.toml", "tests/test_packaging.py"]
+    sources = [str(path.relative_to(REPO)) for path in (REPO / "csrc").glob("*.*") if path.suffix != ".so"]
+    assert {*needed, *sources} <= names
+    assert not [name for name in names if name.endswith((".so", ".pyc"))]
+
+
+@needs_compiler
+def test_a_native_library_lands_beside_native_py(tmp_path):
+    pytest.importorskip("build", reason="'build' makes the packages, and is not installed")
+    source = checkout(tmp_path)
+    shutil.rmtree(source / "csrc", ignore_errors=True)
+    (source / "csrc").mkdir()
+    (source / "csrc" / "tiny.cpp").write_text(LIBRARY)
+
+    done = run("setup.py", "--quiet", "build_ext", "--inplace", cwd=source, NVCC="no-such-compiler")
+    inplace = built(done, source / "kernels", "*.so")
+    assert inplace.name == "libhardsample.so"
+    assert ctypes.CDLL(str(inplace)).answer() == 42
+
+    done = run("-m", "build", "--no-isolation", "--wheel", cwd=source, NVCC="no-such-compiler")
+    wheel = built(done, source / "dist", "*.whl")
+    assert wheel.name.endswith("-py3-none-linux_x86_64.whl")
+    library = zipfile.ZipFile(wheel).extract("hardsample/kernels/libhardsample.so", tmp_path)
+    assert ctypes.CDLL(library).answer() == 42
+
+
+def test_a_missing_compiler_is_an_error_only_where_native_code_is_required(tmp_path):
+    source = checkout(tmp_path)
+    (source / "csrc").mkdir(exist_ok=True)
+    (source / "csrc" / "tiny.cpp").write_text(LIBRARY)
+    done = run("setup.py", "--version", cwd=source, **NO_COMPILER)
+    assert done.returncode == 0, done.stderr
+    assert "leaving out libhardsample:" in done.stderr
+    done = run("setup.py", "--version", cwd=source, HARDSAMPLE_REQUIRE_NATIVE="1", **NO_COMPILER)
+    assert done.returncode != 0
+    assert "libhardsample cannot be built" in done.stderr
+    assert "HARDSAMPLE_REQUIRE_NATIVE=1" in done.stderr
