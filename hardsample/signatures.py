@@ -1,0 +1,84 @@
+"""Failure signatures: signs in the scores that a method separated nothing on this data with this model.
+
+A signature is one sentence for the user, or None.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from math import sqrt
+
+MIN_SOLVED = 20
+"""Fewer solved samples than this say nothing about a signature."""
+NEARLY_ALL = 0.9
+"""Share of the solved samples that counts as nearly all."""
+
+_NORMAL_95 = 1.6448536269514722  # 95th percentile of the standard normal distribution
+
+
+def flat_curve(
+    strata: Sequence[str | None],
+    failure_thresholds: Sequence[float | None],
+    successes: Sequence[Sequence[int]],
+    attempts: Sequence[Sequence[int]],
+    search: str,
+) -> str | None:
+    """Detects a flat accuracy curve: masking more does not change what is solved, so PISM separates nothing.
+
+    Solved samples are those with a stratum other than unsolved. The signature is there if at least nine tenths of at
+    least 20 solved samples are flat, where flat means
+
+    - after an exhaustive search, that P_c moves less than its noise over Λ (`moves`);
+    - after a lossless search, which has no curve, that the samples share one λ*, or that no ratio fails.
+
+    Args:
+        strata: the column of the scores table; None for records without an image.
+        failure_thresholds: the column λ*, 0 … 1 or None.
+        successes: the column of rollouts graded 1, a list over Λ for each record.
+        attempts: the column of rollouts graded.
+        search: `lossless` or `exhaustive`.
+
+    Returns:
+        A sentence that says what was found, or None.
+    """
+    solved = [row for row, name in enumerate(strata) if name not in (None, "unsolved")]
+    if len(solved) < MIN_SOLVED:
+        return None
+    if search == "exhaustive":
+        flat = sum(not moves(successes[row], attempts[row]) for row in solved)
+        found = "the accuracy P_c moves less than its noise over the mask ratios"
+    else:
+        threshold, flat = Counter(failure_thresholds[row] for row in solved).most_common(1)[0]
+        found = "no mask ratio fails" if threshold is None else f"the failure threshold is the same, {threshold:g}"
+    if flat < NEARLY_ALL * len(solved):
+        return None
+    return (
+        f"Flat curve: for {flat} of {len(solved)} solved samples {found}; masking separates nothing here, so do not "
+        "rely on easy, medium and hard."
+    )
+
+
+def moves(successes: Sequence[int], attempts: Sequence[int]) -> bool:
+    """Says whether one sample's accuracy differs between mask ratios by more than the noise of its rollouts.
+
+    The statistic is the variance of the accuracy over Λ against its binomial noise, a chi-square test of homogeneity
+    at 5 %:
+
+        X² = Σ_λ n_λ (P_c(λ) − p)² / (p (1 − p)),  p = pooled accuracy,  d = |Λ| − 1 degrees of freedom;
+        moves if X² > d · (1 − 2/(9d) + 1.645 · √(2/(9d)))³   (Wilson and Hilferty's 95th percentile; 16.9 at d = 9).
+
+    Args:
+        successes: rollouts graded 1, at each ratio.
+        attempts: rollouts graded, at each ratio; ratios without rollouts are left out.
+
+    Returns:
+        True if it moves; False also where all rollouts agree or fewer than two ratios have any.
+    """
+    levels = [(s, n) for s, n in zip(successes, attempts, strict=True) if n]
+    freedom = len(levels) - 1
+    total = sum(n for _, n in levels)
+    if freedom < 1 or sum(s for s, _ in levels) in (0, total):
+        return False
+    p = sum(s for s, _ in levels) / total
+    statistic = sum(n * (s / n - p) ** 2 for s, n in levels) / (p * (1 - p))
+    spread = 2 / (9 * freedom)
+    return statistic > freedom * (1 - spread + _NORMAL_95 * sqrt(spread)) ** 3

@@ -1,0 +1,394 @@
+"""Pixel masking in plain PyTorch: the definition that every other backend is held to, bit for bit.
+
+Random bits come from Philox4x32 with 7 rounds, a counter-based generator: a mask is a function of (seed, sample id,
+image index, realization, ratio) and of nothing else, so it does not depend on batch size, order, device or backend.
+The key is the BLAKE2b digest of seed and id. The counter words are
+
+    (draw // 8, image index, realization, round(λ · 65536)),
+
+the four output words are eight 16-bit lanes, low half first, and draw d is below the ratio iff
+
+    lane[d mod 8] < round(λ · 65536), compared as unsigned 32-bit integers: 0 masks nothing, 65536 everything.
+
+Kinds: `pixel` makes one draw for each pixel, in raster order y · W + x of the masked space whatever the tensor's
+layout; `patch` one for each square of 14 × 14 pixels; `rectangle` masks one rectangle (see `mask_rectangle`).
+
+All arithmetic is on int64 tensors that hold 32-bit values.
+"""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from hashlib import blake2b
+from math import isqrt
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Int64, Shaped
+from torch import Tensor
+
+KINDS = ("pixel", "patch", "rectangle")
+LAYOUTS = ("hwc", "chw", "patches")
+ROUNDS = 7
+"""Philox rounds of every stream of hardsample; passes BigCrush by its authors, 10 is their default."""
+PATCH_SIZE = 14
+"""Side of the squares of kind `patch`, in pixels of the masked space."""
+FULL_RATIO = 65536
+"""The mask ratio 1.0 in the generator's unit."""
+RECTANGLE_DRAW = 2**32 - 1
+"""The draw that places a rectangle; no picture has that many pixels."""
+
+_BLOCK = 32768  # calls at a time: temporaries stay in the cache, and torch starts no thread for so few
+_LOW32 = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+
+Key = tuple[int, int]
+Word = Any
+"""32-bit values: an int, an int64 tensor or a NumPy uint64 array."""
+
+
+def philox(counter: Sequence[Word], key: Sequence[Word], rounds: int = ROUNDS) -> tuple[Word, Word, Word, Word]:
+    """Philox4x32: four uniform 32-bit words for each counter.
+
+    One round maps (c0, c1, c2, c3) to (hi(M1·c2) ^ c1 ^ k0, lo(M1·c2), hi(M0·c0) ^ c3 ^ k1, lo(M0·c0)); the key
+    grows by a Weyl constant between rounds (Salmon et al., 2011).
+
+    Args:
+        counter: four words with values in 0 … 2³²−1, each an int, an int64 tensor or a uint64 array; shapes that
+            broadcast.
+        key: two words, as above.
+        rounds: number of rounds.
+
+    Returns:
+        Four words in 0 … 2³²−1, in the broadcast shape (ints where counter and key were ints).
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(rounds):
+        # The product of two 32-bit values may wrap int64's sign; the masks below keep exactly its unsigned halves.
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (
+            ((p1 >> 32) & _LOW32) ^ c1 ^ k0,
+            p1 & _LOW32,
+            ((p0 >> 32) & _LOW32) ^ c3 ^ k1,
+            p0 & _LOW32,
+        )
+        k0, k1 = (k0 + _WEYL[0]) & _LOW32, (k1 + _WEYL[1]) & _LOW32
+    return c0, c1, c2, c3
+
+
+def mask_key(seed: int, sample_id: str, purpose: bytes = b"") -> Key:
+    """Makes the Philox key of one sample.
+
+    Args:
+        seed: run seed, 0 … 2⁶⁴−1.
+        sample_id: the sample's id, unique in its dataset.
+        purpose: at most 16 bytes, BLAKE2b's `person`: streams of different purposes are independent. Masks have none.
+
+    Returns:
+        (low 32 bits, high 32 bits) of BLAKE2b-64(seed as 8 bytes little-endian ‖ id in UTF-8).
+
+    Raises:
+        ValueError: seed is out of range, or purpose is too long.
+    """
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed is {seed}, must be in 0 … 2**64 - 1: choose another seed")
+    data = seed.to_bytes(8, "little") + sample_id.encode("utf-8")
+    digest = int.from_bytes(blake2b(data, digest_size=8, person=purpose).digest(), "little")
+    return digest & _LOW32, digest >> 32
+
+
+def ratio_units(ratio: float | Fraction) -> int:
+    """Converts a mask ratio to the generator's integer unit, in which ratios are also compared.
+
+    Args:
+        ratio: λ, share of masked pixels, 0 … 1.
+
+    Returns:
+        round(λ · 65536), in 0 … 65536 (exact product, ties to even).
+
+    Raises:
+        ValueError: the ratio is not a number from 0 to 1.
+    """
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"mask ratio is {ratio}, must be from 0 to 1: give the share of pixels to mask, not per cent")
+    return round(Fraction(ratio) * FULL_RATIO)
+
+
+def check_mask(height: int, width: int, realization: int, image_index: int, kind: str) -> None:
+    """Checks what enters the counter, so that no word wraps silently.
+
+    Args:
+        height: pixels of the masked space.
+        width: pixels.
+        realization: k.
+        image_index: index of the image in its record.
+        kind: mask kind.
+
+    Raises:
+        ValueError: names the value and its bounds.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"mask kind is {kind!r}, must be one of {', '.join(KINDS)}")
+    if height < 1 or width < 1 or height * width >= RECTANGLE_DRAW // 8 * 8:
+        raise ValueError(f"picture is {width} x {height} pixels, must be at least 1 x 1 and under 2**32 pixels in all")
+    for name, value in (("realization", realization), ("image_index", image_index)):
+        if not 0 <= value <= _LOW32:
+            raise ValueError(f"{name} is {value}, must be in 0 … 2**32 - 1")
+
+
+def mask_rectangle(
+    height: int, width: int, ratio: float | Fraction, realization: int, key: Key, image_index: int = 0
+) -> tuple[int, int, int, int]:
+    """Places the rectangle of kind `rectangle`, in integers only.
+
+    With u = round(λ·65536) and the four Philox words r0 … r3 of draw 2³²−1:
+
+        area   A = (u·H·W + 32768) >> 16, the pixel count nearest to λ·H·W; A = 0 gives (0, 0, 0, 0)
+        shapes s = ⌈√A⌉; wide ones have the heights ⌈A/W⌉ … min(s, H), tall ones the widths ⌈A/H⌉ … min(s, W);
+               a given side a gets the other side b = (2A + a) // 2a, nearest to A/a, which always fits
+        choice i = (r0·n) >> 32 of the n shapes, the wide ones first, each group in ascending order
+        place  y = (r1·(H−h+1)) >> 32, x = (r2·(W−w+1)) >> 32
+
+    So the listed shapes are equally likely, pictures and their transposes are treated alike, the area is as near to A
+    as the drawn side allows (|h·w − A| ≤ a/2 ≤ s/2), and u = 65536 always covers the whole picture.
+
+    Args:
+        height: H, pixels of the masked space.
+        width: W, pixels.
+        ratio: λ, 0 … 1.
+        realization: k, 0 … 2³²−1.
+        key: see `mask_key`.
+        image_index: index of the image in its record.
+
+    Returns:
+        (y, x, h, w): top row, left column, height and width of the masked rectangle, pixels.
+    """
+    units = ratio_units(ratio)
+    area = (units * height * width + FULL_RATIO // 2) // FULL_RATIO
+    if area == 0:
+        return 0, 0, 0, 0
+    r0, r1, r2, _ = philox((RECTANGLE_DRAW // 8, image_index, realization, units), key)
+    side = isqrt(area - 1) + 1
+    heights = range(-(-area // width), min(side, height) + 1)
+    widths = range(-(-area // height), min(side, width) + 1)
+    choice = (int(r0) * (len(heights) + len(widths))) >> 32
+    if choice < len(heights):
+        h = heights[choice]
+        w = (2 * area + h) // (2 * h)
+    else:
+        w = widths[choice - len(heights)]
+        h = (2 * area + w) // (2 * w)
+    return (int(r1) * (height - h + 1)) >> 32, (int(r2) * (width - w + 1)) >> 32, h, w
+
+
+def pixel_mask(
+    height: int,
+    width: int,
+    ratio: float | Fraction,
+    realization: int,
+    key: Key,
+    image_index: int = 0,
+    kind: str = "pixel",
+    device: torch.device | str | None = None,
+) -> Bool[Tensor, "height width"]:
+    """Draws one mask.
+
+    Args:
+        height: H, pixels of the masked space (at least 1).
+        width: W, pixels (at least 1).
+        ratio: λ, share of masked pixels, 0 … 1.
+        realization: k, 0 … 2³²−1.
+        key: see `mask_key`.
+        image_index: index of the image in its record, 0 … 2³²−1.
+        kind: `pixel`, `patch` (cells of 14 × 14 pixels in raster order, cut at the right and lower edge) or
+            `rectangle`.
+        device: where the mask is made; the CPU if not given.
+
+    Returns:
+        True where the picture takes the fill value, shape (height, width).
+
+    Raises:
+        ValueError: a size, the ratio, a counter word or the kind is out of range.
+    """
+    check_mask(height, width, realization, image_index, kind)
+    units = ratio_units(ratio)
+    if units in (0, FULL_RATIO):
+        return torch.full((height, width), units > 0, dtype=torch.bool, device=device)
+    if kind == "rectangle":
+        y, x, h, w = mask_rectangle(height, width, ratio, realization, key, image_index)
+        mask = torch.zeros((height, width), dtype=torch.bool, device=device)
+        mask[y : y + h, x : x + w] = True
+        return mask
+    if kind == "pixel":
+        return _draws_below(height * width, units, realization, key, image_index, device).view(height, width)
+    rows, columns = -(-height // PATCH_SIZE), -(-width // PATCH_SIZE)  # ceiling division
+    cells = _draws_below(rows * columns, units, realization, key, image_index, device).view(rows, columns)
+    pixels = cells.repeat_interleave(PATCH_SIZE, 0).repeat_interleave(PATCH_SIZE, 1)
+    return pixels[:height, :width].contiguous()
+
+
+def mask_pixels(
+    images: Shaped[Tensor, "*image"],
+    ratios: Sequence[float | Fraction],
+    realizations: Sequence[int],
+    keys: Sequence[Key],
+    *,
+    fill: float | Sequence[float] = 0.0,
+    kind: str = "pixel",
+    layout: str = "hwc",
+    image_index: int | Sequence[int] = 0,
+    out: Shaped[Tensor, "variants *image"] | None = None,
+    grid_thw: Sequence[int] | None = None,
+    patch_size: int = 14,
+    merge_size: int = 2,
+    temporal_patch_size: int = 2,
+) -> Shaped[Tensor, "variants *image"]:
+    """Masks one image, or one image for each variant, with each (ratio, realization, key).
+
+    Layouts, for one image:
+
+        hwc      (H, W, C), as pictures are decoded: uint8 in `source` space
+        chw      (C, H, W), as image processors give it: fp32, fp16 or bf16
+        patches  (gh·gw, C·T·p·p), Qwen2-VL's pixel_values: rows are p × p patches, the m × m patches that the model
+                 merges next to each other (order gh/m, gw/m, m, m), features in the order channel, frame, row, column
+                 with the frame repeated T times; the masked space has H = gh·p and W = gw·p pixels
+
+    Args:
+        images: one image, or a stack of images of one size: the dimensions of the layout with one more in front, of
+            size 1 or len(ratios). Any dtype that holds the fill values.
+        ratios: λ of each variant, 0 … 1.
+        realizations: k of each variant.
+        keys: Philox key of each variant, see `mask_key`.
+        fill: value that masked pixels take: one for all channels or one a channel, in the images' own unit (black is
+            0 in uint8 and (0 − mean) / std after normalization). Rounded to fp32, then to the images' dtype.
+        kind: see `pixel_mask`.
+        layout: `hwc`, `chw` or `patches`.
+        image_index: index of the image in its record, for all variants or for each.
+        out: contiguous buffer for the result, reused by callers that mask many pictures: the first touch of fresh
+            memory costs far more than masking.
+        grid_thw: (1, gh, gw) of the image, for layout `patches` only.
+        patch_size: p, pixels (layout `patches`).
+        merge_size: m, patches (layout `patches`).
+        temporal_patch_size: T, frames (layout `patches`).
+
+    Returns:
+        The masked variants, (len(ratios), *shape of one image), dtype and device of the images; `out` if given.
+
+    Raises:
+        ValueError: shapes, lengths, kind, layout or a value do not fit; the message names it.
+    """
+    count = len(ratios)
+    if not len(realizations) == len(keys) == count:
+        raise ValueError(
+            f"{count} ratios, {len(realizations)} realizations, {len(keys)} keys: give one of each a variant"
+        )
+    indices = [image_index] * count if isinstance(image_index, int) else list(image_index)
+    if len(indices) != count:
+        raise ValueError(
+            f"image_index has {len(indices)} entries for {count} variants: give one number, or one a variant"
+        )
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout is {layout!r}, must be one of {', '.join(LAYOUTS)}")
+    dims = 2 if layout == "patches" else 3
+    if images.ndim == dims:
+        images = images.unsqueeze(0)
+    if images.ndim != dims + 1 or images.shape[0] not in (1, count):
+        raise ValueError(
+            f"images have shape {tuple(images.shape)}: layout {layout!r} takes one image ({dims} dimensions), "
+            f"or a stack of 1 or {count} (one a variant)"
+        )
+    shape = (count, *images.shape[1:])
+    if out is None:
+        out = torch.empty(shape, dtype=images.dtype, device=images.device)
+    elif (out.shape, out.dtype, out.device) != (torch.Size(shape), images.dtype, images.device):
+        raise ValueError(
+            f"out is {tuple(out.shape)} {out.dtype} on {out.device}, must be {shape} {images.dtype} on {images.device}"
+        )
+    elif not out.is_contiguous():
+        raise ValueError("out is not contiguous: give a contiguous buffer")
+
+    geometry = _geometry(tuple(images.shape[1:]), layout, grid_thw, patch_size, merge_size, temporal_patch_size)
+    channels = geometry.fill_shape[0]
+    values = [fill] * channels if isinstance(fill, (int, float)) else list(fill)
+    if len(values) != channels:
+        raise ValueError(f"fill has {len(values)} values for {channels} channels: give one number, or one a channel")
+    if not images.is_floating_point() and not all(0 <= v <= 255 and v == int(v) for v in values):
+        raise ValueError(f"fill is {values}, must be integers in 0 … 255 for {images.dtype} images")
+    fills = torch.tensor(values, dtype=torch.float32, device=images.device).to(images.dtype).view(geometry.fill_shape)
+    for i in range(count):
+        mask = pixel_mask(
+            geometry.height, geometry.width, ratios[i], realizations[i], keys[i], indices[i], kind, images.device
+        )
+        mask = mask.view(geometry.mask_shape).permute(geometry.mask_order)
+        image = images[i if images.shape[0] == count else 0].reshape(geometry.image_shape)
+        torch.where(mask, fills, image, out=out[i].view(geometry.image_shape))
+    return out
+
+
+class _Geometry(NamedTuple):
+    """How one image is viewed so that its values, the fill and the mask broadcast."""
+
+    height: int
+    width: int
+    image_shape: tuple[int, ...]
+    fill_shape: tuple[int, ...]
+    mask_shape: tuple[int, ...]
+    mask_order: tuple[int, ...]
+
+
+def _geometry(
+    shape: tuple[int, ...],
+    layout: str,
+    grid_thw: Sequence[int] | None,
+    patch_size: int,
+    merge_size: int,
+    temporal_patch_size: int,
+) -> _Geometry:
+    """Finds the masked space and the broadcasting views of one image of a layout; see `mask_pixels`."""
+    if layout == "hwc":
+        height, width, channels = shape
+        return _Geometry(height, width, shape, (channels,), (height, width, 1), (0, 1, 2))
+    if layout == "chw":
+        channels, height, width = shape
+        return _Geometry(height, width, shape, (channels, 1, 1), (1, height, width), (0, 1, 2))
+    rows, features = shape
+    if grid_thw is None or len(grid_thw) != 3 or grid_thw[0] != 1 or grid_thw[1] * grid_thw[2] != rows:
+        raise ValueError(
+            f"grid_thw is {grid_thw}, must be (1, gh, gw) of one still image with gh · gw = {rows} patches"
+        )
+    if grid_thw[1] % merge_size or grid_thw[2] % merge_size:
+        raise ValueError(f"grid_thw is {grid_thw}, must have sides that are multiples of merge_size {merge_size}")
+    channels, rest = divmod(features, temporal_patch_size * patch_size**2)
+    if rest or not channels:
+        raise ValueError(
+            f"a patch has {features} values, must be channels · {temporal_patch_size} · {patch_size}²: "
+            "pass the processor's patch_size and temporal_patch_size"
+        )
+    blocks_y, blocks_x = grid_thw[1] // merge_size, grid_thw[2] // merge_size
+    return _Geometry(
+        height=grid_thw[1] * patch_size,
+        width=grid_thw[2] * patch_size,
+        image_shape=(
+            *(blocks_y, blocks_x, merge_size, merge_size),
+            *(channels, temporal_patch_size, patch_size, patch_size),
+        ),
+        fill_shape=(channels, 1, 1, 1),
+        mask_shape=(blocks_y, merge_size, patch_size, blocks_x, merge_size, patch_size, 1, 1),
+        mask_order=(0, 3, 1, 4, 6, 7, 2, 5),
+    )
+
+
+def _draws_below(
+    draws: int, units: int, realization: int, key: Key, image_index: int, device: torch.device | str | None
+) -> Bool[Tensor, " draws"]:
+    """Makes the draws 0 … draws−1 and says for each whether its 16-bit lane is below `units`."""
+    calls = -(-draws // 8)
+    below = torch.empty((calls, 8), dtype=torch.bool, device=device)
+    for start in range(0, calls, _BLOCK):
+        block = below[start : start + _BLOCK]
+        counter: Int64[Tensor, " calls"] = torch.arange(start, start + len(block), dtype=torch.int64, device=device)
+        for i, word in enumerate(philox((counter, image_index, realization, units), key)):
+            block[:, 2 * i] = (word & 0xFFFF) < units
+            block[:, 2 * i + 1] = (word >> 16) < units
+    return below.view(-1)[:draws]
