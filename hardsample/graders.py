@@ -1,0 +1,264 @@
+r"""The graders that cannot run away, as pure functions.
+
+Each takes the completion and the record's solution, and says whether the completion is right. Where an answer is looked
+for is written down in :mod:`hardsample.answers`. An empty completion, answer or solution is never right.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+
+from hardsample.answers import (
+    Answer,
+    find_answer,
+    first_sentence,
+    marked_span,
+    normalise,
+    unwrap_solution,
+)
+from hardsample.boxes import Box, BoxFormat, all_matched, convert, iou, parse_boxes
+from hardsample.choices import read_choice
+from hardsample.numerals import read_integers
+
+_DIGITS = re.compile(r"\d+")
+_EMPTY_LIST = re.compile(r"\[\s*\]")
+
+
+def grade_text(completion: str, solution: str) -> bool:
+    """Accept the solution's text, exactly but for case, NFKC, whitespace and punctuation at the ends; articles count.
+
+    The answer is the one found by :func:`hardsample.answers.find_answer`. Where nothing marks it, the whole completion
+    (without thinking), its last line, or the one quoted or bold span of that line may match.
+
+    Args:
+        completion: what the model wrote.
+        solution: the gold text, also in an ``<answer>`` tag or a box.
+
+    Returns:
+        Whether the answer is right.
+    """
+    gold = normalise(unwrap_solution(solution))
+    return bool(gold) and gold in map(normalise, _text_candidates(completion))
+
+
+def grade_ocr(completion: str, solution: str, *, min_similarity: float = 0.9) -> bool:
+    """Accept a reading of at least ``min_similarity``, whose digits are all right.
+
+    Similarity is 1 − edit distance / length of the longer, on both texts in the normal form of :func:`grade_text`
+    (case and runs of whitespace do not count). 0.9 allows one wrong letter in ten, none in a shorter word. Digits have
+    to agree exactly, because one wrong digit makes another amount or date. The answer is looked for as in
+    :func:`grade_text`; texts longer than 20,000 characters are cut there.
+
+    Args:
+        completion: what the model wrote.
+        solution: the gold text.
+        min_similarity: least similarity, in [0, 1].
+
+    Returns:
+        Whether the reading is right.
+    """
+    gold = normalise(unwrap_solution(solution))
+    candidates = filter(None, map(normalise, _text_candidates(completion)))
+    return bool(gold) and any(_similar(candidate, gold, min_similarity) for candidate in candidates)
+
+
+def grade_counting(completion: str, solution: str) -> bool:
+    """Accept the solution's integers, in order and no others, in digits or English words.
+
+    Gold ``3 1 4`` accepts ``3, 1, 4``, ``(3,1,4)``, ``three, one, four`` and ``3 circles, 1 square and 4 triangles``.
+    ``1,234`` is read both as 1234 and as 1 and 234. A number that is not whole makes the answer wrong. Where nothing
+    marks the answer, a gold of one integer accepts the last integer of the last line that has one. A gold without any
+    integer is compared as text.
+
+    Args:
+        completion: what the model wrote.
+        solution: the gold integers.
+
+    Returns:
+        Whether all integers are right.
+    """
+    gold_text = unwrap_solution(solution)
+    found = find_answer(completion)
+    if found.text and found.text == gold_text:
+        return True
+    golds = _gold_integers(gold_text)
+    if not golds:
+        return grade_text(completion, solution)
+    if found.source == "end" and len(golds) == 1:
+        lines = (read_integers(line) for line in reversed(found.body.splitlines()))
+        last_line = next((readings for readings in lines if any(readings)), [])
+        return any(reading[-1:] == golds for reading in last_line)
+    text = first_sentence(found.text) if found.source == "phrase" else found.text
+    return golds in read_integers(text)
+
+
+def grade_choice(completion: str, solution: str, *, options: Sequence[str] | None = None) -> bool:
+    """Accept the right option by its letter or by its text, whichever of the two the solution gives.
+
+    Letters: ``B``, ``b``, ``(B)``, ``B.``, ``B) red``, ``option B``, ``the answer is B``. An option's text is read
+    before a letter. A capital that a lower-case word follows is no letter ("A dog"). In a longer answer, the one letter
+    that is named as an option, or else the one option whose text occurs, is taken; two different ones are no answer.
+    Where nothing marks the answer, the last line is read, then the first.
+
+    Args:
+        completion: what the model wrote.
+        solution: the right option's letter or text.
+        options: all options' texts in order; without them only letter against letter and text against text compare.
+
+    Returns:
+        Whether the right option was chosen.
+    """
+    texts = tuple(str(option) for option in options or ())
+    gold_text = unwrap_solution(solution)
+    gold = read_choice(gold_text, texts, prose=False)
+    found = find_answer(completion)
+    if not found.text or not gold_text:
+        return False
+    if gold is None:
+        return normalise(found.text) == normalise(gold_text)
+    candidates = [first_sentence(found.text)] if found.source == "phrase" else []
+    candidates.append(found.text)
+    if found.source == "end":
+        candidates += [span for span in [marked_span(found.text)] if span]
+    chosen = next((c for c in (read_choice(text, texts, prose=True) for text in candidates) if c is not None), None)
+    if chosen is None and found.source == "end":
+        chosen = read_choice(found.body.partition("\n")[0].strip(), texts, prose=False)
+    return chosen == gold
+
+
+def grade_grounding(
+    completion: str,
+    solution: str,
+    *,
+    box_format: BoxFormat = "pixels",
+    answer_format: BoxFormat | None = None,
+    image_size: tuple[int, int] | None = None,
+    iou_threshold: float = 0.5,
+) -> bool:
+    """Accept one box that overlaps the gold box with an IoU of at least ``iou_threshold``.
+
+    In a tag, a box or after a phrase there must be exactly one box; where nothing marks the answer the last one counts.
+    Forms: see :func:`hardsample.boxes.parse_boxes`. A box without area is never right.
+
+    Args:
+        completion: what the model wrote.
+        solution: one box, x1, y1, x2, y2.
+        box_format: the space of the solution, ``pixels`` or ``relative_1000``.
+        answer_format: the space the model answers in; the same if not given.
+        image_size: (width, height) in pixels, needed only where the two differ.
+        iou_threshold: least IoU.
+
+    Returns:
+        Whether the box is right.
+
+    Raises:
+        ValueError: the two spaces differ and ``image_size`` is not given.
+    """
+    found, answers = _answer_boxes(completion, answer_format or box_format, box_format, image_size)
+    golds = parse_boxes(unwrap_solution(solution))
+    if len(golds) != 1 or not answers or (len(answers) > 1 and found.source != "end"):
+        return False
+    return iou(answers[-1], golds[0]) >= iou_threshold
+
+
+def grade_detection(
+    completion: str,
+    solution: str,
+    *,
+    box_format: BoxFormat = "pixels",
+    answer_format: BoxFormat | None = None,
+    image_size: tuple[int, int] | None = None,
+    iou_threshold: float = 0.5,
+) -> bool:
+    """Accept boxes that pair off with the gold boxes, one to one and none left over on either side.
+
+    A pair needs an IoU of at least ``iou_threshold`` and, where both boxes have a label, the same label (F1 = 1 at this
+    threshold). An empty gold list accepts an empty list. Where nothing marks the answer all boxes of the completion
+    count.
+
+    Args:
+        completion: what the model wrote.
+        solution: the gold boxes, with labels or without.
+        box_format: the space of the solution, ``pixels`` or ``relative_1000``.
+        answer_format: the space the model answers in; the same if not given.
+        image_size: (width, height) in pixels, needed only where the two differ.
+        iou_threshold: least IoU of a pair.
+
+    Returns:
+        Whether all boxes are right.
+
+    Raises:
+        ValueError: the two spaces differ and ``image_size`` is not given.
+    """
+    found, answers = _answer_boxes(completion, answer_format or box_format, box_format, image_size)
+    gold_text = unwrap_solution(solution)
+    golds = parse_boxes(gold_text)
+    if not golds:
+        return not answers and _is_empty_list(gold_text) and _is_empty_list(found.text)
+    return all_matched(answers, golds, iou_threshold)
+
+
+def _text_candidates(completion: str) -> list[str]:
+    found = find_answer(completion)
+    if found.source != "end":
+        return [found.text]
+    span = marked_span(found.text)
+    return [found.body, found.text, *([span] if span else [])]
+
+
+@lru_cache(maxsize=4096)
+def _gold_integers(gold: str) -> list[int]:
+    return read_integers(gold)[0]
+
+
+def _similar(a: str, b: str, min_similarity: float) -> bool:
+    longest = max(len(a), len(b))
+    if abs(len(a) - len(b)) > (1 - min_similarity) * longest or _DIGITS.findall(a) != _DIGITS.findall(b):
+        return False
+    # The same expression as in the docstring; the tolerance only absorbs what 1 − 0.9 loses in binary.
+    return a == b or 1 - edit_distance(a, b) / longest >= min_similarity - 1e-9
+
+
+def edit_distance(a: str, b: str) -> int:
+    """Levenshtein distance, by Myers' bit-parallel algorithm (one column of the table in one Python integer).
+
+    Args:
+        a: a text.
+        b: another.
+
+    Returns:
+        The least number of characters to insert, delete or replace.
+    """
+    if not a or not b:
+        return len(a) + len(b)
+    where: dict[str, int] = {}
+    for i, char in enumerate(a):
+        where[char] = where.get(char, 0) | 1 << i
+    everywhere, top = (1 << len(a)) - 1, 1 << (len(a) - 1)
+    up, down, distance = everywhere, 0, len(a)
+    for char in b:
+        match = where.get(char, 0)
+        diagonal = (((match & up) + up) ^ up) | match | down
+        rise = down | (everywhere & ~(diagonal | up))
+        fall = up & diagonal
+        distance += bool(rise & top) - bool(fall & top)
+        rise = (rise << 1 | 1) & everywhere
+        fall = fall << 1 & everywhere
+        up = fall | (everywhere & ~(diagonal | rise))
+        down = rise & diagonal
+    return distance
+
+
+def _answer_boxes(
+    completion: str, source: BoxFormat, target: BoxFormat, image_size: tuple[int, int] | None
+) -> tuple[Answer, list[Box]]:
+    found = find_answer(completion)
+    # JSON runs over many lines, so a phrase or a last line is too little of it.
+    text = found.text if found.source in ("tag", "box") else found.body
+    return found, [convert(box, source, target, image_size) for box in parse_boxes(text)]
+
+
+def _is_empty_list(text: str) -> bool:
+    return _EMPTY_LIST.search(text) is not None

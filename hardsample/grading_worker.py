@@ -1,0 +1,216 @@
+"""The process in which answers are compared by computer algebra, because that can run away.
+
+Both sides are here. The parent's is :class:`MathWorker`; the worker's is :func:`main`, run as a script of its own, which
+is safe beside torch threads and CUDA (no fork), needs no ``__main__`` guard in the user's program, and imports neither
+torch nor this package. The parent writes one line, a JSON list of ``[answer, gold, decimals]``; the worker reads all of
+it and answers each item with a line, ``1`` or ``0``. A worker that takes too long for one item is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+MEMORY_LIMIT_BYTES = 2 << 30
+START_TIMEOUT_S = 120.0
+
+_PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+
+
+class MathWorker:
+    """The parent's side. Started at the first question; not for several threads at once (the caller holds a lock).
+
+    Attributes:
+        timeouts: items that took longer than the time-out.
+        crashes: items at which a fresh worker died twice (out of memory, for instance).
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        """Make the parent's side; no process starts yet.
+
+        Args:
+            timeout_s: seconds allowed for one item.
+        """
+        self.timeout_s = timeout_s
+        self.timeouts = 0
+        self.crashes = 0
+        self._process: subprocess.Popen[str] | None = None
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def ask(self, questions: Sequence[tuple[str, str, int]]) -> list[bool]:
+        """Compare answers with golds.
+
+        Args:
+            questions: (answer, gold, decimals) each.
+
+        Returns:
+            A verdict each; False for one that ran out of time or memory.
+
+        Raises:
+            RuntimeError: the worker process cannot be started.
+        """
+        verdicts: list[bool] = []
+        died_at = -1
+        try:
+            while len(verdicts) < len(questions):
+                self._send(questions[len(verdicts) :])
+                for reply in self._replies(len(questions) - len(verdicts)):
+                    if reply is None:  # out of time
+                        self.timeouts += 1
+                        verdicts.append(False)
+                    elif reply == "" and died_at != len(verdicts):
+                        died_at = len(verdicts)  # not known to be the item's fault: ask it once more
+                    else:
+                        self.crashes += reply == ""
+                        verdicts.append(reply == "1\n")
+        except BaseException:  # Ctrl-C, for instance: replies to old questions may still come, so this worker is done
+            self.close()
+            raise
+        return verdicts
+
+    def close(self) -> None:
+        """End the worker; the next question starts a new one."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                with contextlib.suppress(BrokenPipeError):  # text that the worker did not read before it went
+                    pipe.close()  # type: ignore[union-attr]
+
+    def _replies(self, count: int) -> Iterator[str | None]:
+        """Yield the replies, up to the one (None: too late, empty: died) after which there is no worker any more."""
+        for _ in range(count):
+            try:
+                reply = self._lines.get(timeout=self.timeout_s)
+            except queue.Empty:
+                reply = None
+            if not reply:
+                self.close()
+            yield reply
+            if not reply:
+                return
+
+    def _send(self, questions: Sequence[tuple[str, str, int]]) -> None:
+        if self._process is None or self._process.poll() is not None:
+            self.close()
+            self._start()
+        assert self._process is not None and self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it died just now: the reader's end of file says so
+            self._process.stdin.write(json.dumps(questions) + "\n")
+            self._process.stdin.flush()
+
+    def _start(self) -> None:
+        command = [sys.executable, "-P", str(Path(__file__).resolve()), str(self.timeout_s)]
+        # A fixed hash seed: sympy orders by hash in places, and a grade must not depend on the process.
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            encoding="ascii",
+            env={**os.environ, "PYTHONHASHSEED": "0"},
+        )
+        self._lines = queue.SimpleQueue()
+        threading.Thread(target=_forward, args=(self._process.stdout, self._lines), daemon=True).start()
+        try:
+            ready = self._lines.get(timeout=START_TIMEOUT_S)
+        except queue.Empty:
+            ready = ""
+        if ready != "ready\n":
+            self.close()
+            raise RuntimeError(f"the grading worker did not start; see what this command says: {' '.join(command)}")
+
+
+def _forward(stream: IO[str], lines: queue.SimpleQueue[str]) -> None:
+    """Put a worker's lines into its queue, and an empty one at its end."""
+    try:
+        for line in stream:
+            lines.put(line)
+    except ValueError:  # closed while reading
+        pass
+    lines.put("")
+
+
+def equal(answer: str, gold: str, decimals: int) -> bool:
+    r"""Compare an answer with the gold by math-verify. To be called in the worker only: it may run for ever.
+
+    Both are read as LaTeX (as if boxed); one in prose with words of three letters or more also as a sentence, from
+    which math-verify takes the last expression (a gold only if it has a single number). Units are dropped, ``12%``
+    equals both ``0.12`` and ``12``, ``x = 5`` equals ``5``, sets are compared without order, as in math-verify.
+
+    Args:
+        answer: the model's answer.
+        gold: the gold answer.
+        decimals: decimals to which floats have to agree.
+
+    Returns:
+        Whether they are equal.
+    """
+    from math_verify import verify
+
+    golds = _expressions(gold, sentence=len(_NUMBER.findall(gold)) == 1)
+    return bool(verify(golds, _expressions(answer, sentence=True), float_rounding=decimals, timeout_seconds=None))
+
+
+def _expressions(text: str, *, sentence: bool) -> list[Any]:
+    from math_verify import parse
+
+    found = parse(f"\\boxed{{{text}}}", parsing_timeout=None)
+    if sentence and _PROSE.search(text):
+        found = found + parse(text, parsing_timeout=None)
+    return list(found)
+
+
+def main() -> None:
+    """Answer questions from standard input until it ends, which it does when the parent goes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    timeout_s = float(sys.argv[1])
+    logging.disable(logging.CRITICAL)
+    # What libraries print must not get between the replies.
+    replies = os.fdopen(os.dup(1), "w", encoding="ascii")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    import math_verify  # noqa: F401 - loaded before the clock of the first item starts
+
+    _limit_memory()
+    equal("1", "2", 6)
+    print("ready", file=replies, flush=True)
+    for line in sys.stdin:
+        for answer, gold, decimals in json.loads(line):
+            _alarm(2 * timeout_s + 1)
+            verdict = equal(answer, gold, decimals)
+            _alarm(0)
+            print(int(verdict), file=replies, flush=True)
+
+
+def _alarm(seconds: float) -> None:
+    """Let the kernel end this process, should the parent have gone while an item runs for ever."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def _limit_memory() -> None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limits = [limit for limit in (soft, hard, MEMORY_LIMIT_BYTES) if limit != resource.RLIM_INFINITY]
+    with contextlib.suppress(ValueError, OSError):  # macOS refuses
+        resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
+
+
+if __name__ == "__main__":
+    main()
