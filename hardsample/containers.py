@@ -1,0 +1,280 @@
+"""Reading records from a file, a saved dataset, the Hub or memory, one at a time.
+
+A record that cannot be read comes out as a `RecordError` in its place, so that the others go on.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Features
+
+from hardsample.columns import decode_json, holds_json
+from hardsample.conversation import RecordError
+
+logger = logging.getLogger(__name__)
+
+DEMO_NAMES = ("demo", "demo:pool", "demo:test", "demo:pretrain")
+TABLE_BATCH = 32
+CHUNK = 1 << 20
+
+Row = dict[str, Any] | RecordError
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message names the file, the line or record, and the fix."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where records come from. `rows` may be called again; `features` are the columns' types where the file has them.
+
+    `root` is the folder that relative image paths resolve against; None: in memory, where paths are the caller's own.
+    """
+
+    name: str
+    rows: Callable[[], Iterator[Row]]
+    root: Path | None
+    features: Features | None = None
+
+
+def open_source(data: str | Path | datasets.Dataset) -> Source:
+    """Find out what `data` is.
+
+    Args:
+        data: .jsonl, .json or .parquet file, folder from save_to_disk, Hub id (`owner/name` or `owner/name:split`),
+            `demo` (`demo:pool`, `demo:test`, `demo:pretrain`), or a Dataset.
+
+    Raises:
+        DataError: nothing of that name, an unknown kind, or a split must be chosen.
+    """
+    if isinstance(data, datasets.Dataset):
+        return _from_dataset(data, "a Dataset in memory", None)
+    if isinstance(data, datasets.DatasetDict):
+        return _from_dataset(_only_split(data, "the DatasetDict", "data[{!r}]"), "a Dataset in memory", None)
+    name = str(data)
+    if name in DEMO_NAMES:
+        from hardsample.demo import load_split
+
+        return _from_dataset(load_split(name), name, None)
+    path = Path(data)
+    if path.is_dir():
+        return _from_folder(path)
+    if path.is_file():
+        return _from_file(path)
+    if path.suffix not in _READERS and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?", name):
+        return _from_hub(name)
+    raise DataError(f"{name!r} does not exist; give a file ({_SUFFIXES}), a save_to_disk folder, a Hub id or demo")
+
+
+def _from_file(path: Path) -> Source:
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"{str(path)!r} ends in {path.suffix!r}; known are {_SUFFIXES}")
+    return reader(path)
+
+
+def _from_folder(path: Path) -> Source:
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except FileNotFoundError as error:
+        raise DataError(f"folder {str(path)!r} is not from save_to_disk; give a file in it ({_SUFFIXES})") from error
+    if isinstance(loaded, datasets.DatasetDict):
+        loaded = _only_split(loaded, f"folder {str(path)!r}", str(path / "{}"))
+    return _from_dataset(loaded, str(path.resolve()), path)
+
+
+def _from_hub(name: str) -> Source:
+    repository, _, split = name.partition(":")
+    try:
+        loaded = datasets.load_dataset(repository, split=split or None)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"{name!r} is no file here, and the Hub does not give it: {error}") from error
+    if isinstance(loaded, datasets.DatasetDict):
+        loaded = _only_split(loaded, f"Hub dataset {repository!r}", repository + ":{}")
+    return _from_dataset(loaded, f"Hub dataset {name}", Path(datasets.config.HF_CACHE_HOME))
+
+
+def _only_split(splits: datasets.DatasetDict, name: str, pattern: str) -> datasets.Dataset:
+    """The one split there is, else an error that says how to name one."""
+    if len(splits) == 1:
+        return next(iter(splits.values()))
+    raise DataError(f"{name} has several splits; choose one: {', '.join(pattern.format(split) for split in splits)}")
+
+
+def _from_dataset(dataset: datasets.Dataset, name: str, root: Path | None) -> Source:
+    def rows() -> Iterator[Row]:
+        for table in dataset.with_format("arrow").iter(TABLE_BATCH):
+            yield from _table_rows(table, dataset.features)
+
+    return Source(name, rows, root, dataset.features)
+
+
+def _from_parquet(path: Path) -> Source:
+    def opened() -> pq.ParquetFile:
+        return pq.ParquetFile(path, pre_buffer=False, buffer_size=CHUNK)
+
+    try:
+        with opened() as file:
+            schema = file.schema_arrow
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{str(path)!r} is not a parquet file ({error}); write it anew") from error
+    features = _features(schema)
+
+    def rows() -> Iterator[Row]:
+        with opened() as file:
+            try:
+                for batch in file.iter_batches(TABLE_BATCH):
+                    yield from _table_rows(batch, features)
+            except (pa.ArrowInvalid, OSError) as error:
+                raise DataError(f"{str(path)!r} is damaged ({error}); write it anew") from error
+
+    return Source(str(path.resolve()), rows, path.parent, features)
+
+
+def _features(schema: pa.Schema) -> Features | None:
+    try:
+        return Features.from_arrow_schema(schema)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # a type that datasets does not have
+        logger.info("column types are inferred: %s", error)
+        return None
+
+
+def _table_rows(table: pa.Table | pa.RecordBatch, features: Features | None) -> Iterator[Row]:
+    packed = {name: feature for name, feature in (features or {}).items() if holds_json(feature)}
+    for row in table.to_pylist():
+        yield row | {name: decode_json(row[name], feature) for name, feature in packed.items()}
+
+
+def _from_jsonl(path: Path) -> Source:
+    def rows() -> Iterator[Row]:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if number == 1:
+                    line = line.removeprefix(b"\xef\xbb\xbf")
+                if line.strip():
+                    yield _parse_line(line, number)
+
+    return Source(str(path.resolve()), rows, path.parent)
+
+
+def _parse_line(line: bytes, number: int) -> Row:
+    try:
+        return _mapping(json.loads(line), f"line {number}")
+    except (ValueError, RecursionError) as error:
+        return RecordError(f"line {number} is not JSON ({error}); write one object a line")
+
+
+def _mapping(value: Any, where: str) -> Row:
+    if not isinstance(value, dict):
+        return RecordError(f"{where} holds a {type(value).__name__}; write an object")
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return RecordError(f"{where} holds half a surrogate pair, which is no text; write the character itself")
+    return value
+
+
+def _from_json(path: Path) -> Source:
+    def rows() -> Iterator[Row]:
+        with path.open(encoding="utf-8-sig") as file:
+            yield from _JsonItems(file.read, str(path)).rows()
+
+    return Source(str(path.resolve()), rows, path.parent)
+
+
+class _JsonItems:
+    """The items of one JSON array, or of one object keyed by id, parsed as the text is read."""
+
+    def __init__(self, read: Callable[[int], str], name: str) -> None:
+        self._read, self._name = read, name
+        self._text, self._at, self._line = "", 0, 1
+        self._decoder = json.JSONDecoder()
+
+    def rows(self) -> Iterator[Row]:
+        first = self._next_character()
+        keyed = first == "{"
+        if first not in ("[", "{"):
+            raise self._error("a .json file holds one array of records, or one object of them keyed by id")
+        self._at += 1
+        closing = "}" if keyed else "]"
+        while self._next_character() != closing:
+            key = self._value() if keyed else None
+            if keyed:
+                self._expect(":")
+            line, value = self._line, self._value()
+            if keyed and not isinstance(value, dict):
+                raise self._error(f"key {key!r} holds no record; an object must be keyed by id, a single record in an array")
+            yield _mapping({"id": key} | value if keyed else value, f"line {line}")
+            if self._next_character() != closing:
+                self._expect(",")
+        self._at += 1
+        if self._next_character():
+            raise self._error("more follows after the end; where each line is a record, name the file .jsonl")
+
+    def _fill(self) -> bool:
+        """Read on; twice as much each time while one value does not end."""
+        self._text, self._at = self._text[self._at :], 0
+        try:
+            more = self._read(max(CHUNK, len(self._text)))
+        except UnicodeDecodeError as error:
+            raise self._error(f"not UTF-8 ({error.reason})") from error
+        self._text += more
+        return bool(more)
+
+    def _next_character(self) -> str:
+        """The next character that is no blank; "" at the end."""
+        while True:
+            while self._at < len(self._text) and self._text[self._at] in " \t\r\n":
+                self._line += self._text[self._at] == "\n"
+                self._at += 1
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if not self._fill():
+                return ""
+
+    def _expect(self, character: str) -> None:
+        if (found := self._next_character()) != character:
+            raise self._error(f"{character!r} expected, {found or 'the end'!r} found")
+        self._at += 1
+
+    def _value(self) -> Any:
+        self._next_character()
+        while True:
+            try:
+                value, end = self._decoder.raw_decode(self._text, self._at)
+            except RecursionError as error:
+                raise self._error("nested too deeply") from error
+            except json.JSONDecodeError as error:
+                if self._fill():
+                    continue
+                self._line += self._text.count("\n", 0, error.pos)
+                raise self._error(error.msg) from error
+            # a number may go on in text that is not read yet
+            if end == len(self._text) and self._fill():
+                continue
+            self._line += self._text.count("\n", self._at, end)
+            self._at = end
+            return value
+
+    def _error(self, reason: str) -> DataError:
+        return DataError(f"{self._name!r}, line {self._line}: {reason}")
+
+
+def limited(source: Source, limit: int | None) -> Iterator[tuple[int, Row]]:
+    """The first `limit` records with their numbers, from 0."""
+    return islice(enumerate(source.rows()), limit)
+
+
+_READERS: dict[str, Callable[[Path], Source]] = {".jsonl": _from_jsonl, ".json": _from_json, ".parquet": _from_parquet}
+_SUFFIXES = ", ".join(_READERS)

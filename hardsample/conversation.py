@@ -1,0 +1,154 @@
+"""Turns as people write them → one conversation of blocks, the pictures in the order of their places.
+
+Pure: nothing is read from disk. A place is `<image>`, `<image1>` (the picture of that number), `<img>path</img>`, or a
+block of type image or image_url. Pictures without a place go before the text of the first user turn, in order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Block = dict[str, str | None]
+"""{"type": "image", "text": None} or {"type": "text", "text": …}."""
+
+Turn = dict[str, Any]
+"""{"role": …, "content": list of Block}."""
+
+ROLES = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+}
+_PLACE = re.compile(r"<image>|<image ?(?P<number>\d{1,3})>|<img>(?P<path>[^<]*)</img>")
+
+
+class RecordError(ValueError):
+    """A record that does not fit; the message names the column, the value and the fix."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A prompt of blocks, its pictures (as the record refers to them) in order, and the gold turn that was taken off."""
+
+    prompt: list[Turn]
+    images: list[Any]
+    gold: Any
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a picture goes: the next of the column, the one of a number (from 1), or one of its own."""
+
+    number: int | None = None
+    own: Any = None
+
+
+def read_conversation(turns: Any, images: Sequence[Any], column: str) -> Conversation:
+    """Turn a question or a list of turns into a conversation.
+
+    Args:
+        turns: text (one user turn), or a list of {"role", "content"} or {"from", "value"}; content is text, a number or
+            a list of blocks. A last assistant turn is the gold answer and is taken off; earlier ones stay.
+        images: what the record's image column holds, in order.
+        column: where the turns are from, for the message.
+
+    Raises:
+        RecordError: unknown role or block, no user text, or places and pictures that do not match.
+    """
+    raw = [{"role": "user", "content": turns}] if not isinstance(turns, list | tuple) else list(turns)
+    said = [(_role(turn, column), turn.get("content", turn.get("value"))) for turn in raw]
+    gold = _plain(said.pop()[1], column) if said and said[-1][0] == "assistant" else None
+    pieces = [(role, _pieces(content, column)) for role, content in said]
+    if not any(isinstance(p, str) and p.strip() for role, turn in pieces if role == "user" for p in turn):
+        raise RecordError(f"column {column!r}: no user turn holds text; give it a question")
+    order = _order([p for _, turn in pieces for p in turn if isinstance(p, _Place)], len(images), column)
+    if order is None:
+        first = next(index for index, (role, _) in enumerate(pieces) if role == "user")
+        pieces[first] = ("user", [_Place() for _ in images] + pieces[first][1])
+        order = range(len(images))
+    rest = iter(order)
+    chosen = [
+        p.own if p.own is not None else images[next(rest)] for _, turn in pieces for p in turn if isinstance(p, _Place)
+    ]
+    return Conversation([{"role": role, "content": [_block(p) for p in turn]} for role, turn in pieces], chosen, gold)
+
+
+def user_text(prompt: list[Turn]) -> str:
+    """The text of all user turns, a line break between blocks."""
+    blocks = [block for turn in prompt if turn["role"] == "user" for block in turn["content"]]
+    return "\n".join(block["text"] for block in blocks if block["text"])
+
+
+def _role(turn: Any, column: str) -> str:
+    name = (turn.get("role") or turn.get("from")) if isinstance(turn, dict) else None
+    if name not in ROLES:
+        raise RecordError(f"column {column!r}: role {name!r} is unknown; use one of {', '.join(ROLES)}")
+    return ROLES[name]
+
+
+def _pieces(content: Any, column: str) -> list[str | _Place]:
+    """The texts and places of one turn, in order; empty texts are left out."""
+    blocks = content if isinstance(content, list | tuple) else [content]
+    pieces: list[str | _Place] = []
+    for block in blocks:
+        pieces.extend(_split("" if block is None else str(block)) if not isinstance(block, dict) else _read(block, column))
+    return [piece for piece in pieces if piece != ""]
+
+
+def _read(block: dict[str, Any], column: str) -> list[str | _Place]:
+    """One block of structured content, as OpenAI, TRL or Qwen write it."""
+    kind = block.get("type") or ("text" if block.get("text") is not None else None)
+    if kind == "text":
+        return _split(str(block.get("text") or ""))
+    if kind not in ("image", "image_url"):
+        raise RecordError(f"column {column!r}: block type {kind!r} is not supported; use text, image or image_url")
+    own = next((block[key] for key in ("image_url", "image", "url", "path", "bytes") if block.get(key)), None)
+    return [_Place(own={"bytes": own} if isinstance(own, bytes) else own)]
+
+
+def _split(text: str) -> list[str | _Place]:
+    """Cut a text at its places; a second `<image1>` only mentions the picture and stays text."""
+    pieces: list[str | _Place] = []
+    end, numbers = 0, set[str]()
+    for match in _PLACE.finditer(text):
+        number, path = match["number"], match["path"]
+        if number is not None and number in numbers:
+            continue
+        numbers |= {number} if number else set()
+        pieces += [text[end : match.start()], _Place(int(number) if number else None, path.strip() if path else None)]
+        end = match.end()
+    return [*pieces, text[end:]]
+
+
+def _order(places: list[_Place], count: int, column: str) -> Sequence[int] | None:
+    """Which picture of the column each place takes; None: the column's pictures have no place at all."""
+    places = [place for place in places if place.own is None]
+    if not places and count:
+        return None
+    numbered = {place.number - 1 for place in places if place.number is not None}
+    rest = (index for index in range(len(places) + count) if index not in numbered)
+    order = [next(rest) if place.number is None else place.number - 1 for place in places]
+    if sorted(order) != list(range(count)):
+        names = ", ".join("<image>" if place.number is None else f"<image{place.number}>" for place in places)
+        raise RecordError(
+            f"column {column!r}: {len(places)} placeholders ({names or 'none'}) for {count} images; "
+            "write one placeholder for each image, or none at all"
+        )
+    return order
+
+
+def _block(piece: str | _Place) -> Block:
+    return {"type": "text", "text": piece} if isinstance(piece, str) else {"type": "image", "text": None}
+
+
+def _plain(content: Any, column: str) -> Any:
+    """The gold turn: its text, or the number or boxes it holds."""
+    if isinstance(content, list) and all(isinstance(block, dict) and "type" in block for block in content):
+        return "".join(piece for piece in _pieces(content, column) if isinstance(piece, str))
+    return content

@@ -1,0 +1,228 @@
+"""Any data people already have → one checked `datasets.Dataset`, in bounded memory and without decoding a picture."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import Dataset, Features, Json
+
+from hardsample.columns import FEATURES, ArrowFile, holds_json, infer_features
+from hardsample.containers import DataError, Source, limited, open_source
+from hardsample.conversation import RecordError
+from hardsample.formats import Record, absent, canonical, extra_name, known_formats
+from hardsample.images import DEFAULT_MAX_PIXELS, ImageError, ImageRef, as_ref, image_header
+from hardsample.solutions import GRADERS
+
+__all__ = ["DataError", "Loaded", "NoRecordsError", "Rejection", "load"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A record that is set aside: its number in the file (from 0), its id if it has one, and why."""
+
+    number: int
+    id: str | None
+    reason: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """The rejection as one line of rejected.jsonl."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A dataset of canonical records, what was set aside, and what the data turned out to be.
+
+    Columns: `record_number` (int, the record's number in its file), `id`, `prompt`, `images`, `solution`, `ability`,
+    `grader`, `options`, `box_format`, and every column we do not know under its own name.
+    """
+
+    dataset: Dataset
+    rejected: list[Rejection]
+    format: str
+    source: str
+
+
+class NoRecordsError(DataError):
+    """No record fits; `rejected` says why, record by record."""
+
+    def __init__(self, message: str, rejected: list[Rejection]) -> None:
+        super().__init__(message)
+        self.rejected = rejected
+
+
+@dataclass
+class _Pass:
+    """What one pass over the records has seen."""
+
+    rejected: list[Rejection] = field(default_factory=list)
+    formats: Counter[str] = field(default_factory=Counter)
+    columns: dict[str, None] = field(default_factory=dict)
+    travelled: set[str] = field(default_factory=set)
+    ids: dict[str, int] = field(default_factory=dict)
+
+
+def load(
+    data: str | Path | Dataset,
+    *,
+    image_root: str | Path | None = None,
+    grader: str | None = None,
+    limit: int | None = None,
+    strict: bool = False,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    cache_dir: str | Path | None = None,
+) -> Loaded:
+    """Read data of any known format into one dataset and set aside the records that cannot be used.
+
+    Nothing is cached between calls: the dataset lies in a folder of its own until this process ends.
+
+    Args:
+        data: .jsonl, .json or .parquet file, folder from save_to_disk, Hub id (`owner/name`, `owner/name:split`), a
+            Dataset, or `demo`, `demo:pool`, `demo:test`, `demo:pretrain`.
+        image_root: folder that image paths resolve against and may not leave, links resolved first. Default: the file's
+            own folder; for a Dataset in memory the working directory, and absolute paths are taken as they are.
+        grader: one of `solutions.GRADERS`, for records that leave it open.
+        limit: read only the first so many records.
+        strict: stop at the first record that does not fit.
+        max_pixels: width × height above which a picture is refused, in pixels.
+        cache_dir: where the folder is made. Default: the system's folder for temporary files.
+
+    Raises:
+        DataError: the data cannot be read, or with `strict` a record does not fit.
+        NoRecordsError: no record fits.
+        ValueError: an argument is out of range.
+    """
+    if grader is not None and grader not in GRADERS:
+        raise ValueError(f"grader {grader!r} is unknown; use one of {', '.join(GRADERS)}")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is {limit}; it must be at least 1")
+    if image_root is not None and not Path(image_root).is_dir():
+        raise DataError(f"image root {str(image_root)!r} is not a folder; fix --image-root")
+    source = open_source(data)
+    root = source.root if image_root is None else Path(image_root)
+    root = root.resolve() if root is not None else None
+    folder = _scratch(cache_dir)
+    seen, check = _Pass(), _image_checker(root, max_pixels)
+    features = Features(FEATURES | _extra_features(source, grader, limit))
+    with ArrowFile(folder / "data.arrow", features) as file:
+        for number, record in _records(source, grader, limit, strict, seen):
+            problem = _duplicate(record, number, seen)
+            images: list[ImageRef] = []
+            if problem is None:
+                try:
+                    images = [check(ref) for ref in record.images]
+                except ImageError as error:
+                    problem = f"column {record.image_column!r}: {error}"
+            if problem is not None:
+                _reject(Rejection(number, record.id, problem), strict, seen)
+                continue
+            seen.formats[record.format] += 1
+            seen.travelled |= record.extra.keys()
+            file.add(_row(record, number, images))
+    if not seen.formats:
+        raise NoRecordsError(_nothing_fits(source, seen), seen.rejected)
+    dataset = Dataset.from_file(str(folder / "data.arrow"))
+    dataset = dataset.remove_columns([name for name in features if name not in FEATURES and name not in seen.travelled])
+    name = seen.formats.most_common(1)[0][0]
+    counts = ", ".join(f"{format_name} {count}" for format_name, count in seen.formats.most_common())
+    logger.info("%s: format %s (%s), %d records set aside", source.name, name, counts, len(seen.rejected))
+    return Loaded(dataset, seen.rejected, name, source.name)
+
+
+def _records(
+    source: Source, grader: str | None, limit: int | None, strict: bool, seen: _Pass
+) -> Iterator[tuple[int, Record]]:
+    """The records that fit a format, with their numbers; the others are set aside."""
+    for number, raw in limited(source, limit):
+        record_id = None
+        try:
+            if isinstance(raw, RecordError):
+                raise raw
+            seen.columns.update(dict.fromkeys(raw))
+            record_id = _id_text(raw.get("id"))
+            yield number, canonical(raw, number, grader)
+        except RecordError as error:
+            _reject(Rejection(number, record_id, str(error)), strict, seen)
+
+
+def _reject(rejection: Rejection, strict: bool, seen: _Pass) -> None:
+    if strict:
+        raise DataError(f"record {rejection.number} (id {rejection.id!r}): {rejection.reason}")
+    seen.rejected.append(rejection)
+
+
+def _duplicate(record: Record, number: int, seen: _Pass) -> str | None:
+    first = seen.ids.setdefault(record.id, number)
+    return None if first == number else f"column 'id': {record.id!r} is record {first}'s already; give it another"
+
+
+def _image_checker(root: Path | None, max_pixels: int) -> Callable[[Any], ImageRef]:
+    """What makes a reference absolute and reads the picture's header, once for each path."""
+
+    def check(ref: Any) -> ImageRef:
+        resolved = as_ref(ref, root)
+        image_header(resolved, max_pixels=max_pixels)
+        return resolved
+
+    once = lru_cache(maxsize=2**16)(check)
+    return lambda ref: once(ref) if isinstance(ref, str) and len(ref) < 4096 else check(ref)
+
+
+def _row(record: Record, number: int, images: list[ImageRef]) -> dict[str, Any]:
+    return record.extra | {
+        "record_number": number,
+        "id": record.id,
+        "prompt": record.prompt,
+        "images": images,
+        "solution": record.solution,
+        "ability": record.ability,
+        "grader": record.grader,
+        "options": record.options,
+        "box_format": record.box_format,
+    }
+
+
+def _extra_features(source: Source, grader: str | None, limit: int | None) -> Features:
+    """The types of the columns that travel along: the file's own, or those of a first pass over JSON."""
+    if source.features is not None:
+        typed = source.features
+        return Features({extra_name(name, typed): Json() if holds_json(typed[name]) else typed[name] for name in typed})
+    fitting = _records(source, grader, limit, False, _Pass())
+    return infer_features(record.extra for _, record in fitting)
+
+
+def _id_text(value: Any) -> str | None:
+    return None if absent(value) else str(value)
+
+
+def _nothing_fits(source: Source, seen: _Pass) -> str:
+    if not seen.rejected:
+        return f"{source.name} holds no records"
+    first = seen.rejected[0]
+    return (
+        f"{source.name}: none of {len(seen.rejected)} records fits. Record {first.number}: {first.reason}. "
+        f"Columns found: {', '.join(seen.columns) or 'none'}. Known formats: {known_formats()}"
+    )
+
+
+def _scratch(cache_dir: str | Path | None) -> Path:
+    """A new folder that is removed when this process ends (not when a fork of it does)."""
+    if cache_dir is not None:
+        Path(cache_dir).mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="hardsample-", dir=cache_dir))
+    owner = os.getpid()
+    atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == owner else None)
+    return folder
