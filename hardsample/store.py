@@ -1,0 +1,197 @@
+"""Rollouts in SQLite: what is committed is never lost and never asked again.
+
+One table row is one graded rollout. A batch is one transaction, written through to the disk, so that a kill at any moment
+costs at most the batch in flight. The folder remembers the settings that its rollouts were made with, and a digest of every
+sample, and refuses to be continued with others.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS samples (sample TEXT PRIMARY KEY, digest TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS rollouts (
+    sample TEXT NOT NULL,
+    ratio REAL NOT NULL,
+    realization INTEGER NOT NULL,
+    completion TEXT NOT NULL,
+    grade INTEGER NOT NULL CHECK (grade IN (0, 1)),
+    tokens TEXT NOT NULL,
+    PRIMARY KEY (sample, ratio, realization)
+) WITHOUT ROWID;
+"""
+ROLLOUTS_FILE = "rollouts.sqlite"
+
+
+class StoreError(ValueError):
+    """The folder cannot be used as asked; the message names what differs and what to do."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One graded completion of a sample.
+
+    Attributes:
+        sample: the sample's id.
+        ratio: mask ratio λ, 0 … 1.
+        realization: which independent mask at this ratio, 0 … K − 1.
+        completion: the text without special tokens.
+        grade: 0 or 1.
+        tokens: the generated ids without end-of-sequence.
+    """
+
+    sample: str
+    ratio: float
+    realization: int
+    completion: str
+    grade: int
+    tokens: list[int]
+
+
+class Store:
+    """The rollouts of one output folder; a context manager that holds the folder for one process.
+
+    Args:
+        directory: the output folder; made if it is not there.
+
+    Raises:
+        StoreError: if another process is writing to the folder, or the file is not a store of ours.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.directory / ".lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise StoreError(
+                f"another process is scoring into {self.directory}: wait for it, or choose another --output"
+            ) from error
+        path = self.directory / ROLLOUTS_FILE
+        self._database = sqlite3.connect(path, isolation_level=None)
+        try:
+            self._database.execute("PRAGMA journal_mode = WAL")
+            self._database.execute("PRAGMA synchronous = FULL")
+            self._database.executescript(_SCHEMA)
+        except sqlite3.DatabaseError as error:
+            self.close()
+            raise StoreError(f"{path} is no store of hardsample ({error}): choose another --output") from error
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file and let go of the folder."""
+        self._database.close()
+        self._lock.release()
+
+    def settings(self) -> dict[str, object]:
+        """The settings that the folder's rollouts were made with; empty in a new folder."""
+        return {name: json.loads(value) for name, value in self._database.execute("SELECT name, value FROM settings")}
+
+    def agree(
+        self, settings: Mapping[str, object], upgrades: Mapping[str, tuple[object, object]] | None = None
+    ) -> None:
+        """Remember the settings that change results, or check that they are those of the folder.
+
+        Args:
+            settings: name → JSON value, of everything that changes a rollout or what is made of them.
+            upgrades: name → (from, to), the changes that a folder may see when it is continued.
+
+        Raises:
+            StoreError: if the folder was made with others; names each that differs.
+        """
+        wanted = {name: json.loads(json.dumps(value)) for name, value in settings.items()}
+        held = self.settings()
+        upgraded = {
+            name for name, (old, new) in (upgrades or {}).items() if held.get(name) == old and wanted.get(name) == new
+        }
+        differing = [name for name in sorted({*held, *wanted} - upgraded) if held.get(name) != wanted.get(name)]
+        if held and differing:
+            lines = [f"  {name}: {held.get(name)!r} there, {wanted.get(name)!r} now" for name in differing]
+            raise StoreError(
+                f"{self.directory} was made with other settings:\n"
+                + "\n".join(lines)
+                + "\nUse the same settings to continue it, or another --output."
+            )
+        rows = [(name, json.dumps(value)) for name, value in wanted.items()]
+        with self._transaction():
+            self._database.executemany("INSERT OR REPLACE INTO settings VALUES (?, ?)", rows)
+
+    def agree_on_samples(self, digests: Iterable[tuple[str, str]]) -> None:
+        """Check that the samples of the folder are unchanged, and remember the new ones.
+
+        Args:
+            digests: (id, digest of everything in the sample that changes a rollout or a grade), every sample of this run.
+
+        Raises:
+            StoreError: if a sample that the folder holds has changed, or is not in this run.
+        """
+        held = dict(self._database.execute("SELECT sample, digest FROM samples"))
+        new = []
+        for sample, digest in digests:
+            known = held.pop(sample, None)
+            if known is None:
+                new.append((sample, digest))
+            elif known != digest:
+                raise StoreError(
+                    f"sample {sample!r} has changed since {self.directory} was made (its prompt, images, solution, "
+                    "options or grader): use another --output"
+                )
+        if held:
+            raise StoreError(
+                f"{self.directory} holds {len(held)} samples that this run does not have (the first: "
+                f"{next(iter(held))!r}): use the same data and at least the same --limit, or another --output"
+            )
+        with self._transaction():
+            self._database.executemany("INSERT INTO samples VALUES (?, ?)", new)
+
+    def commit(self, rollouts: Iterable[Rollout]) -> None:
+        """Write a batch's rollouts in one transaction; when this returns they are on the disk."""
+        rows = [(r.sample, r.ratio, r.realization, r.completion, r.grade, json.dumps(r.tokens)) for r in rollouts]
+        with self._transaction():
+            self._database.executemany("INSERT INTO rollouts VALUES (?, ?, ?, ?, ?, ?)", rows)
+
+    def grades(self, sample: str) -> list[tuple[float, int, int]]:
+        """(ratio, realization, grade) of every rollout of a sample, in order."""
+        query = "SELECT ratio, realization, grade FROM rollouts WHERE sample = ? ORDER BY ratio, realization"
+        return self._database.execute(query, (sample,)).fetchall()
+
+    def rollouts(self, sample: str | None = None) -> Iterator[Rollout]:
+        """The rollouts of one sample, or of all, ordered by sample, ratio and realization."""
+        query = "SELECT sample, ratio, realization, completion, grade, tokens FROM rollouts"
+        query, values = (query, ()) if sample is None else (query + " WHERE sample = ?", (sample,))
+        for *rest, tokens in self._database.execute(query + " ORDER BY sample, ratio, realization", values):
+            yield Rollout(*rest, tokens=json.loads(tokens))
+
+    def count(self) -> int:
+        """How many rollouts the folder holds."""
+        return self._database.execute("SELECT count(*) FROM rollouts").fetchone()[0]
+
+    def _transaction(self) -> _Transaction:
+        return _Transaction(self._database)
+
+
+class _Transaction:
+    """BEGIN … COMMIT, or ROLLBACK when the body raises."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._database = database
+
+    def __enter__(self) -> None:
+        self._database.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._database.execute("COMMIT" if kind is None else "ROLLBACK")
