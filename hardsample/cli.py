@@ -1,0 +1,251 @@
+"""The command line: `hardsample score`, `hardsample strata`, `hardsample demo`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from enum import StrEnum
+from fractions import Fraction
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from hardsample import __version__
+from hardsample.config import ENGINES, ScoringConfig, help_of
+from hardsample.pism import MASK_SPACES, SEARCHES
+
+DONE, FAILED, USAGE, NOTHING, INTERRUPTED = 0, 1, 2, 3, 130
+
+EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 usage, 3 nothing to score, 130 interrupted (the same command goes on)."
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Find the image-and-text samples that are worth training a vision-language model on.",
+    epilog=EXIT_CODES,
+)
+
+Search = StrEnum("Search", SEARCHES)
+MaskKind = StrEnum("MaskKind", ("pixel", "patch", "rectangle"))
+MaskSpace = StrEnum("MaskSpace", MASK_SPACES)
+EngineName = StrEnum("EngineName", ENGINES)
+GraderName = StrEnum("GraderName", ("math", "ocr", "counting", "grounding", "detection", "choice", "text"))
+DType = StrEnum("DType", ("float32", "bfloat16", "float16", "auto"))
+
+_OUT = Console(soft_wrap=True, highlight=False)
+_ERR = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def _option(name: str, **more: Any) -> Any:
+    return typer.Option(help=help_of(name), **more)
+
+
+def parse_ratios(text: str) -> tuple[float, ...]:
+    """Read `0,0.1,0.2` or `0:0.9:0.1` (first, last, step), exactly.
+
+    Raises:
+        typer.BadParameter: if it is neither.
+    """
+    try:
+        if ":" in text:
+            first, last, step = map(Fraction, text.split(":"))
+            count = (last - first) // step
+            return tuple(float(first + place * step) for place in range(count + 1))
+        return tuple(float(Fraction(part)) for part in text.split(","))
+    except (ValueError, ZeroDivisionError) as error:
+        raise typer.BadParameter(f"{text!r} is no list of ratios: write 0,0.2,0.4 or first:last:step, 0:0.9:0.1") from error
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(f"hardsample {__version__}")
+        raise typer.Exit
+
+
+@app.command(epilog=EXIT_CODES)
+def score(
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="A .jsonl, .json or .parquet file, a folder from save_to_disk, a hub id, or `demo` (also demo:pool, "
+            "demo:test, demo:pretrain)."
+        ),
+    ],
+    model: Annotated[str, typer.Option(help="Folder or hub id of a vision-language model, or `demo`.")],
+    output: Annotated[Path, typer.Option(help="Folder of the results; an unfinished run in it goes on.")],
+    limit: Annotated[int | None, _option("limit", min=1)] = None,
+    image_root: Annotated[Path | None, _option("image_root")] = None,
+    grader: Annotated[GraderName | None, _option("grader")] = None,
+    engine: Annotated[EngineName, _option("engine")] = EngineName.transformers,  # type: ignore[attr-defined]
+    search: Annotated[Search, _option("search")] = Search.lossless,  # type: ignore[attr-defined]
+    mask: Annotated[MaskKind, _option("kind")] = MaskKind.pixel,  # type: ignore[attr-defined]
+    mask_space: Annotated[MaskSpace, _option("mask_space")] = MaskSpace.source,  # type: ignore[attr-defined]
+    num_masks: Annotated[int, _option("num_masks", min=1)] = 10,
+    ratios: Annotated[str, typer.Option(help=help_of("ratios") + ": a,b,c or first:last:step")] = "0:0.9:0.1",
+    tau: Annotated[float, _option("tau")] = 0.1,
+    temperature: Annotated[float, _option("temperature", min=0)] = 0.7,
+    max_new_tokens: Annotated[int | None, _option("max_new_tokens", min=1)] = None,
+    batch_size: Annotated[int, _option("batch_size", min=1)] = 64,
+    seed: Annotated[int, _option("seed", min=0)] = 0,
+    device: Annotated[str | None, _option("device")] = None,
+    dtype: Annotated[DType | None, _option("dtype")] = None,
+    attn_implementation: Annotated[str | None, _option("attn_implementation")] = None,
+    max_pixels: Annotated[int, _option("max_pixels", min=1)] = ScoringConfig.max_pixels,
+    blind: Annotated[bool, typer.Option("--blind", help=help_of("blind"))] = False,
+    strict: Annotated[bool, typer.Option("--strict", help=help_of("strict"))] = False,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help=help_of("trust_remote_code"))] = False,
+) -> None:
+    """Score how hard each sample is for a model, with PISM: mask random pixels until the model fails.
+
+    Try it: `hardsample score demo --model demo --output out`. Stop it whenever you like: the same command goes on.
+    """
+    settings = {
+        "limit": limit,
+        "image_root": str(image_root) if image_root else None,
+        "grader": grader.value if grader else None,
+        "engine": engine.value,
+        "search": search.value,
+        "kind": mask.value,
+        "mask_space": mask_space.value,
+        "num_masks": num_masks,
+        "ratios": parse_ratios(ratios),
+        "tau": tau,
+        "temperature": temperature,
+        "max_new_tokens": max_new_tokens,
+        "batch_size": batch_size,
+        "seed": seed,
+        "device": device,
+        "dtype": dtype.value if dtype else None,
+        "attn_implementation": attn_implementation,
+        "max_pixels": max_pixels,
+        "blind": blind,
+        "strict": strict,
+        "trust_remote_code": trust_remote_code,
+    }
+    try:
+        config = ScoringConfig(**settings)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    _score(data, model, output, config)
+    _say(f"next: hardsample strata {output} --subset medium+hard --control")
+
+
+@app.command(epilog=EXIT_CODES)
+def strata(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The --output of a finished `hardsample score`.")],
+    hard_max: Annotated[float | None, typer.Option(help="hard if λ* is at most this (default: the run's)")] = None,
+    easy_min: Annotated[float | None, typer.Option(help="easy if λ* is at least this (default: the run's)")] = None,
+    tau: Annotated[float | None, typer.Option(help="another τ; refused where the rollouts do not decide it")] = None,
+    subset: Annotated[
+        list[str] | None, typer.Option(help="write these strata as a dataset, such as medium+hard; may be repeated")
+    ] = None,
+    control: Annotated[
+        bool, typer.Option("--control", help="write an equal-size random control beside each subset")
+    ] = False,
+    seed: Annotated[list[int] | None, typer.Option(help="seed of the control, default 0; may be repeated")] = None,
+) -> None:
+    """Show strata, with other bounds if you like, and write subsets and random controls; no new rollouts.
+
+    The labels go to DIR/strata.parquet, each subset to DIR/subsets/NAME (read it with `datasets.load_from_disk`).
+    """
+    from hardsample.output import OutputError, Scores, write_labels
+    from hardsample.strata import Bounds, StrataError, parse_subset
+    from hardsample.subsets import write_subsets
+    from hardsample.tables import strata_table
+
+    specs = subset or []
+    if (control or seed) and not specs:
+        raise typer.BadParameter("a control needs the subset whose size it has: add --subset medium+hard")
+    with _failing(OutputError, ValueError):
+        try:
+            for spec in specs:
+                parse_subset(spec)
+        except StrataError as error:
+            raise typer.BadParameter(str(error)) from error
+        scores = Scores(directory)
+        old = scores.config().bounds
+        bounds = Bounds(hard_max if hard_max is not None else old.hard_max, easy_min if easy_min is not None else old.easy_min)
+        labels = scores.labels(bounds, tau)
+        used_tau = tau if tau is not None else scores.config().tau
+        title = f"Strata of {directory}: hard λ* ≤ {bounds.hard_max}, easy λ* ≥ {bounds.easy_min}, τ = {used_tau}"
+        _OUT.print(strata_table(list(scores.table["ability"]), [label.stratum for label in labels], title))
+        _say(f"labels     {write_labels(scores, labels, bounds, used_tau)}")
+        seeds = (seed or [0]) if control or seed else []
+        if specs:
+            for path, size in write_subsets(scores, labels, specs, seeds).items():
+                _say(f"subset     {path}  ({size} samples)")
+            _say(f'next: datasets.load_from_disk("{directory}/subsets/…") is what TRL\'s GRPOTrainer trains on')
+
+
+@app.command(epilog=EXIT_CODES)
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder of the results; an unfinished run in it goes on.")] = Path("runs/demo"),
+    limit: Annotated[int | None, _option("limit", min=1)] = None,
+    seed: Annotated[int, _option("seed", min=0)] = 0,
+) -> None:
+    """Score the 400 demo questions with the embedded model, then write medium+hard and its random control."""
+    _say("A 3.4-million-parameter LLaVA model answers questions about small pictures; more and more pixels are masked")
+    _say("until it fails. The mask ratio at which it fails is the difficulty of the question for this model.\n")
+    _score("demo", "demo", output, ScoringConfig(limit=limit, seed=seed))
+    strata(output, subset=["medium+hard"], control=True)
+    _say("next: hardsample score YOUR_DATA.jsonl --model YOUR_MODEL --output runs/mine")
+
+
+def _score(data: str, model: str, output: Path, config: ScoringConfig) -> None:
+    """Run the job and print its summary; every known failure ends with its exit code."""
+    _say("loading …", err=True)
+    from hardsample.data import DataError
+    from hardsample.engines.transformers import EngineError
+    from hardsample.scoring import NothingToScoreError
+    from hardsample.scoring import score as run
+    from hardsample.store import StoreError
+    from hardsample.tables import summary
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with _failing(EngineError, StoreError, DataError, ValueError, nothing=(NothingToScoreError,)):
+            scores = run(data, model, output, config)
+    except KeyboardInterrupt:
+        _say(f"\nstopped; every finished batch is in {output}. To go on, type the same command again:", err=True)
+        _say(f"  {' '.join(['hardsample', *sys.argv[1:]])}", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    _OUT.print(summary(scores))
+
+
+class _failing:
+    """Print these errors and end with exit code 1, or 3 for those of `nothing`."""
+
+    def __init__(self, *errors: type[Exception], nothing: tuple[type[Exception], ...] = ()) -> None:
+        self.errors, self.nothing = errors, nothing
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if isinstance(error, typer.BadParameter | typer.Exit) or not isinstance(error, (*self.nothing, *self.errors)):
+            return
+        _ERR.print(f"error: {error}", style="bold red", markup=False)
+        raise typer.Exit(NOTHING if isinstance(error, self.nothing) else FAILED) from error
+
+
+def _say(text: str, err: bool = False) -> None:
+    (_ERR if err else _OUT).print(text, markup=False)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Entry point of the `hardsample` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

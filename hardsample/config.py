@@ -1,0 +1,76 @@
+"""Every setting of a scoring job, with its help text: the command line and the Python API share this one list."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+from hardsample.images import DEFAULT_MAX_PIXELS
+from hardsample.pism import PismConfig
+
+ENGINES = ("transformers",)
+DTYPES = ("float32", "bfloat16", "float16", "auto")
+
+
+@dataclass(frozen=True)
+class ScoringConfig(PismConfig):
+    """Settings of `hardsample.scoring.score`; those of the PISM search are inherited.
+
+    Raises:
+        ValueError: names the field, its value, the bound and the fix.
+    """
+
+    limit: int | None = field(default=None, metadata={"help": "score the first N records only, at least 1"})
+    image_root: str | None = field(
+        default=None, metadata={"help": "folder of relative image paths, which they may not leave (default: the data's)"}
+    )
+    grader: str | None = field(
+        default=None,
+        metadata={
+            "help": "math, ocr, counting, grounding, detection, choice or text, for records that do not say (default: "
+            "told from each record)"
+        },
+    )
+    engine: str = field(default="transformers", metadata={"help": "who generates: transformers (this machine)"})
+    temperature: float = field(default=0.7, metadata={"help": "sampling temperature T, 0 (greedy) or above"})
+    max_new_tokens: int | None = field(
+        default=None, metadata={"help": "longest completion in tokens (default: the model's generation config, else 1024)"}
+    )
+    batch_size: int = field(
+        default=64, metadata={"help": "rollouts in one generate call, at least 1; halved when memory runs out"}
+    )
+    seed: int = field(default=0, metadata={"help": "of masks and sampling noise, 0 to 2**63 - 1"})
+    device: str | None = field(default=None, metadata={"help": "torch device (default: the first GPU, else cpu)"})
+    dtype: str | None = field(
+        default=None,
+        metadata={"help": "float32, bfloat16, float16 or auto (default: float32 on a CPU, the checkpoint's on a GPU)"},
+    )
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "attention implementation of transformers, such as sdpa (default: its choice)"}
+    )
+    max_pixels: int = field(
+        default=DEFAULT_MAX_PIXELS, metadata={"help": "pictures of more pixels than this are refused, at least 1"}
+    )
+    strict: bool = field(default=False, metadata={"help": "stop at the first bad record instead of setting it aside"})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "run Python code that the checkpoint brings (only if you trust its authors)"}
+    )
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        super().__post_init__()
+        for name in ("limit", "max_new_tokens", "batch_size", "max_pixels"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} is {value}, must be an integer of at least 1: choose one, or leave it out")
+        if not self.temperature >= 0 or self.temperature == float("inf"):
+            raise ValueError(f"temperature is {self.temperature}, must be 0 (greedy) or above: choose one, such as 0.7")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}, must lie in 0 to 2**63 - 1: choose one, such as 0")
+        for name, choices in (("engine", ENGINES), ("dtype", DTYPES)):
+            if getattr(self, name) not in (*choices, None):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, must be one of {', '.join(choices)}: choose one")
+
+
+def help_of(name: str) -> str:
+    """The help text of a setting."""
+    return next(one.metadata["help"] for one in fields(ScoringConfig) if one.name == name)

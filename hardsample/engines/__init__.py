@@ -1,0 +1,1 @@
+"""Who generates the rollouts."""

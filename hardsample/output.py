@@ -1,0 +1,211 @@
+"""What a scoring run leaves in its folder, and reading it again: scores.parquet, run.json, rejected.jsonl."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset
+from datasets.table import InMemoryTable
+
+from hardsample import __version__, pism, strata
+from hardsample.pism import PismConfig
+from hardsample.signatures import flat_curve
+
+if TYPE_CHECKING:
+    from hardsample.data import Rejection
+    from hardsample.ladders import Ladder
+
+SCORES_FILE, STRATA_FILE = "scores.parquet", "strata.parquet"
+RUN_FILE, REJECTED_FILE = "run.json", "rejected.jsonl"
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("stratum", pa.string()),
+        ("failure_threshold", pa.float64()),
+        ("successes", pa.list_(pa.int32())),
+        ("attempts", pa.list_(pa.int32())),
+        ("rollouts", pa.int32()),
+        ("ability", pa.string()),
+        ("blind_successes", pa.int32()),
+        ("blind_attempts", pa.int32()),
+        ("luck", pa.bool_()),
+    ]
+)
+"""scores.parquet: one row a scored sample. `successes` and `attempts` follow `ratios` of run.json; `rollouts` is all that the
+sample used, the blind level's included; a sample without an image has no stratum (null)."""
+
+_PACKAGES = ("torch", "transformers", "datasets", "accelerate", "numpy", "pillow", "math-verify")
+
+
+class OutputError(ValueError):
+    """The folder holds no finished run."""
+
+
+class Scores:
+    """The results in a folder.
+
+    Args:
+        directory: output folder of a finished run.
+
+    Attributes:
+        table: scores.parquet as a `datasets.Dataset`.
+        run: run.json.
+
+    Raises:
+        OutputError: if the folder holds no finished run.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        try:
+            self.run: dict[str, Any] = json.loads((self.directory / RUN_FILE).read_text())
+            self.table = Dataset(InMemoryTable(pq.read_table(self.directory / SCORES_FILE)))
+        except FileNotFoundError as error:
+            raise OutputError(
+                f"{self.directory} holds no finished run ({Path(error.filename).name} is missing): give the --output of "
+                "`hardsample score`, and let it come to its end"
+            ) from error
+        except (json.JSONDecodeError, pa.ArrowInvalid, UnicodeDecodeError) as error:
+            raise OutputError(f"{self.directory} cannot be read ({error}): score again into another --output") from error
+
+    def __repr__(self) -> str:
+        return f"Scores({str(self.directory)!r}: {len(self.table)} samples)"
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def config(self) -> PismConfig:
+        """The settings of the PISM search."""
+        settings = self.run["settings"]
+        return PismConfig(**{name: settings[name] for name in PismConfig.__dataclass_fields__})
+
+    def labels(self, bounds: strata.Bounds | None = None, tau: float | None = None) -> list[strata.Verdict]:
+        """λ* and stratum of every row, with other bounds or another τ where the rollouts decide it.
+
+        Raises:
+            StrataError: if they do not decide it; says how many, and the command that would.
+        """
+        config = self.config()
+        run = self.run
+        root = f" --image-root {run['image_root']}" if run["image_root"] else ""
+        return strata.relabel(
+            list(self.table["stratum"]),
+            list(self.table["successes"]),
+            list(self.table["attempts"]),
+            config.ratios,
+            config.num_masks,
+            tau if tau is not None else config.tau,
+            bounds or config.bounds,
+            f"hardsample score {run['data']} --model {run['model']}{root} --output {self.directory}-2",
+        )
+
+    def subset(self, spec: str) -> Dataset:
+        """The rows of the strata in `spec`, such as `medium+hard`."""
+        return self.table.select(strata.subset_rows(list(self.table["stratum"]), spec))
+
+    def control(self, spec: str, seed: int = 0) -> Dataset:
+        """As many rows as `subset(spec)` has, drawn at random from all that have a stratum."""
+        return self.table.select(
+            strata.control_rows(list(self.table["id"]), list(self.table["stratum"]), spec, seed)
+        )
+
+
+def write_scores(directory: Path, ladders: Sequence[Ladder], config: PismConfig) -> None:
+    """Write scores.parquet, in the order of the data."""
+    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+    for ladder in sorted(ladders, key=lambda one: one.row):
+        verdict = pism.verdict(ladder.grades, config, ladder.has_image)
+        counted = ladder.counts()
+        luck = None
+        if counted.blind_attempts:
+            luck = pism.luck(counted.blind_successes or 0, counted.blind_attempts, verdict.stratum, config)
+        values = (
+            ladder.record["id"],
+            verdict.stratum,
+            verdict.failure_threshold,
+            counted.successes,
+            counted.attempts,
+            sum(counted.attempts) + (counted.blind_attempts or 0),
+            ladder.record["ability"],
+            counted.blind_successes,
+            counted.blind_attempts,
+            luck,
+        )
+        for name, value in zip(SCHEMA.names, values, strict=True):
+            columns[name].append(value)
+    path = directory / SCORES_FILE
+    pq.write_table(pa.table(columns, schema=SCHEMA), path.with_suffix(".new"))
+    path.with_suffix(".new").replace(path)
+
+
+def write_labels(
+    scores: Scores, labels: Sequence[strata.Verdict], bounds: strata.Bounds, tau: float
+) -> Path:
+    """Write strata.parquet (id, stratum, failure_threshold), with the bounds and τ in its metadata; returns its path."""
+    columns = {
+        "id": pa.array(scores.table["id"], pa.string()),
+        "stratum": pa.array([label.stratum for label in labels], pa.string()),
+        "failure_threshold": pa.array([label.failure_threshold for label in labels], pa.float64()),
+    }
+    said = {"hard_max": bounds.hard_max, "easy_min": bounds.easy_min, "tau": tau}
+    table = pa.table(columns).replace_schema_metadata({"hardsample": json.dumps(said)})
+    path = scores.directory / STRATA_FILE
+    pq.write_table(table, path.with_suffix(".new"))
+    return path.with_suffix(".new").replace(path)
+
+
+def write_run(directory: Path, content: Mapping[str, object]) -> None:
+    """Write run.json: settings, versions, counts; what can be told from scores.parquet is added when the run is done."""
+    made = dict(content)
+    if content.get("status") == "done":
+        made |= _outcome(directory, content)
+    made["versions"] = {"hardsample": __version__, "python": platform.python_version()} | _versions()
+    path = directory / RUN_FILE
+    path.with_suffix(".new").write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n")
+    path.with_suffix(".new").replace(path)
+
+
+def write_rejected(directory: Path, rejected: Sequence[Rejection]) -> None:
+    """Write rejected.jsonl: number, id and reason of every record that was set aside."""
+    path = directory / REJECTED_FILE
+    lines = [json.dumps(rejection.as_dict(), ensure_ascii=False) + "\n" for rejection in rejected]
+    path.with_suffix(".new").write_text("".join(lines))
+    os.replace(path.with_suffix(".new"), path)
+
+
+def _outcome(directory: Path, content: Mapping[str, Any]) -> dict[str, object]:
+    table = pq.read_table(directory / SCORES_FILE).to_pydict()
+    counts = dict(content["counts"])
+    counts["strata"] = {name: table["stratum"].count(name) for name in strata.STRATA}
+    counts["without_stratum"] = table["stratum"].count(None)
+    blind = sum(attempts or 0 for attempts in table["blind_attempts"])
+    counts["rollouts"] = sum(table["rollouts"]) - blind
+    counts["rollouts_blind"] = blind
+    counts["luck"] = sum(luck is True for luck in table["luck"]) if blind else None
+    flat = flat_curve(
+        table["stratum"],
+        table["failure_threshold"],
+        table["successes"],
+        table["attempts"],
+        content["settings"]["search"],
+    )
+    return {"counts": counts, "signatures": [flat] if flat else []}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

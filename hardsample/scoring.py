@@ -1,0 +1,302 @@
+"""The scoring job: dataset × engine × store → how hard each sample is for this model.
+
+>>> from hardsample.scoring import score
+>>> scores = score("demo", model="demo", output="out")
+>>> hard = scores.subset("medium+hard")
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from tqdm import tqdm
+
+from hardsample.checks import check_images
+from hardsample.config import ScoringConfig
+from hardsample.data import Loaded, NoRecordsError, Rejection, load
+from hardsample.engines.transformers import (
+    Completion,
+    EngineError,
+    Failure,
+    Prepared,
+    Request,
+    TransformersEngine,
+    load_model,
+    load_processor,
+    model_fingerprint,
+)
+from hardsample.grading import Grader
+from hardsample.ladders import Ask, Ladder, Queue
+from hardsample.output import Scores, write_rejected, write_run, write_scores
+from hardsample.pism import max_rollouts
+from hardsample.store import Rollout, Store
+
+GRADED_COLUMNS = ("prompt", "solution", "grader", "options", "box_format")
+UPGRADES = {"search": ("lossless", "exhaustive"), "blind": (False, True)}
+"""Settings that may change in one direction when a folder is continued: they ask for more of the same rollouts."""
+
+
+class NothingToScoreError(ValueError):
+    """Every record was set aside, or there was none."""
+
+
+class RejectedError(ValueError):
+    """`strict` met a record that cannot be scored."""
+
+
+@dataclass
+class Job:
+    """What a run has done so far."""
+
+    rejected: list[Rejection]
+    finished: list[Ladder] = field(default_factory=list)
+    rollouts: int = 0
+    """Made by this run, in the store's earlier ones not counted."""
+    grade_seconds: float = 0.0
+    wait_seconds: float = 0.0
+
+
+def score(
+    data: str | Path | Dataset,
+    model: str,
+    output: str | Path,
+    config: ScoringConfig | None = None,
+    *,
+    progress: bool = True,
+    **settings: Any,
+) -> Scores:
+    """Score the difficulty of every sample for a model with PISM, or go on where an earlier run into `output` stopped.
+
+    P_c(λ) = (1/K) Σ_k 1[the answer under mask k of ratio λ is correct];  λ* = min{λ : P_c(λ) < τ}.
+
+    Args:
+        data: file, folder from `save_to_disk`, hub id, `demo`, or a `datasets.Dataset` with the canonical columns.
+        model: folder or hub id of a vision-language model, or `demo`.
+        output: folder of the results; made if it is not there.
+        config: settings; or give them one by one as `settings`.
+        progress: show a bar with rate and time left.
+        settings: fields of `ScoringConfig`.
+
+    Returns:
+        The scores, also in `output`: scores.parquet, run.json, rejected.jsonl, rollouts.sqlite.
+
+    Raises:
+        ValueError: a setting is out of range, the data or the folder do not fit (`DataError`, `StoreError`).
+        EngineError: the model cannot be loaded or does not run.
+        NothingToScoreError: no record is left.
+    """
+    began = time.time()
+    config = config or ScoringConfig(**settings)
+    output = Path(output)
+    loaded = load_records(data, output, config)
+    name = demo_model(model)
+    processor = load_processor(name, config.trust_remote_code)
+    dataset, refused = check_images(loaded.dataset, processor, max_pixels=config.max_pixels)
+    job = Job([*loaded.rejected, *refused])
+    if refused and config.strict:
+        raise RejectedError(_sentence(refused[0]))
+    output.mkdir(parents=True, exist_ok=True)
+    write_rejected(output, job.rejected)
+    if not len(dataset):
+        raise NothingToScoreError(f"all {len(job.rejected)} records were set aside: see {output / 'rejected.jsonl'}")
+    with Store(output) as store:
+        network = load_model(name, config.device, config.dtype, config.attn_implementation, config.trust_remote_code)
+        engine = make_engine(network, processor, config)
+        store.agree(result_settings(config, engine, name), UPGRADES)
+        store.agree_on_samples((record["id"], sample_digest(record)) for record in dataset)
+        info = describe(data, model, loaded, config, engine)
+        write_run(output, info | {"status": "running"})
+        bar = tqdm(total=len(dataset), unit="sample", disable=not progress, smoothing=0.05, desc="scoring")
+        with bar, Grader() as grader:
+            run(job, dataset, engine, grader, store, config, bar)
+        job.rejected.sort(key=lambda rejection: rejection.number)
+        write_rejected(output, job.rejected)
+        write_scores(output, job.finished, config)
+        seconds = {
+            "total": round(time.time() - began, 2),
+            "prepare": round(engine.seconds.prepare, 2),
+            "generate": round(engine.seconds.generate, 2),
+            "grade": round(job.grade_seconds, 2),
+            "wait_for_prepare": round(job.wait_seconds, 2),
+        }
+        counted = {
+            "samples": len(job.finished),
+            "rejected": len(job.rejected),
+            "grading_timeouts": grader.timeouts,
+            "rollouts_this_run": job.rollouts,
+            "rollouts_exhaustive": sum(max_rollouts(config, ladder.has_image) for ladder in job.finished),
+        }
+        write_run(output, info | {"status": "done", "counts": counted, "seconds": seconds})
+    if not job.finished:
+        raise NothingToScoreError(f"all {len(job.rejected)} records were set aside: see {output / 'rejected.jsonl'}")
+    return Scores(output)
+
+
+def load_records(data: str | Path | Dataset, output: Path, config: ScoringConfig) -> Loaded:
+    """Load and check the records; if none fits, leave rejected.jsonl behind.
+
+    Raises:
+        NothingToScoreError: if none fits.
+        DataError: if the data cannot be read, or a record does not fit and `strict` is set.
+    """
+    try:
+        return load(
+            data,
+            image_root=config.image_root,
+            grader=config.grader,
+            limit=config.limit,
+            strict=config.strict,
+            max_pixels=config.max_pixels,
+        )
+    except NoRecordsError as error:
+        output.mkdir(parents=True, exist_ok=True)
+        write_rejected(output, error.rejected)
+        raise NothingToScoreError(f"{error}. See {output / 'rejected.jsonl'}") from error
+
+
+def run(
+    job: Job, dataset: Dataset, engine: TransformersEngine, grader: Grader, store: Store, config: ScoringConfig, bar: tqdm
+) -> None:
+    """Work through all ladders: while the model generates one batch, the next is prepared, if it would be full."""
+
+    def finish(ladder: Ladder) -> None:
+        bar.update()
+        if ladder.refused is None:
+            ladder.record = {name: ladder.record[name] for name in ("id", "ability")}  # let go of pictures and text
+            job.finished.append(ladder)
+            return
+        rejection = Rejection(int(ladder.record["record_number"]), ladder.record["id"], ladder.refused)
+        if config.strict:
+            raise RejectedError(_sentence(rejection))
+        job.rejected.append(rejection)
+
+    ladders = (Ladder(row, record, config, store.grades(record["id"])) for row, record in enumerate(dataset))
+    queue = Queue(ladders, finish)
+    with ThreadPoolExecutor(1, thread_name_prefix="prepare") as preparing:
+
+        def start(asks: list[Ask]) -> tuple[list[Ask], Future[Prepared]] | None:
+            requests = [Request(ask.ladder.record, ask.ratio, ask.realization) for ask in asks]
+            return (asks, preparing.submit(engine.prepare, requests)) if asks else None
+
+        current = start(queue.take(engine.batch_size))
+        while current:
+            asks, future = current
+            waited = time.perf_counter()
+            prepared = future.result()
+            job.wait_seconds += time.perf_counter() - waited
+            ahead = start(queue.take(engine.batch_size)) if queue.fills(engine.batch_size) else None
+            results = engine.generate(prepared)
+            settle(job, asks, results, grader, store)
+            for ladder in {id(ask.ladder): ask.ladder for ask in asks}.values():
+                queue.advance(ladder)
+            bar.set_postfix_str(f"{job.rollouts} rollouts, {job.rollouts / max(engine.seconds.generate, 1e-9):.0f}/s")
+            current = ahead or start(queue.take(engine.batch_size))
+
+
+def settle(
+    job: Job, asks: list[Ask], results: list[Completion | Failure], grader: Grader, store: Store
+) -> None:
+    """Grade a batch, commit it in one transaction, and tell the ladders."""
+    made = [(ask, result) for ask, result in zip(asks, results, strict=True) if isinstance(result, Completion)]
+    began = time.perf_counter()
+    grades = grader.grade_many([(result.text, ask.ladder.record) for ask, result in made])
+    job.grade_seconds += time.perf_counter() - began
+    store.commit(
+        Rollout(ask.ladder.record["id"], ask.ratio, ask.realization, result.text, int(grade), result.tokens)
+        for (ask, result), grade in zip(made, grades, strict=True)
+    )
+    job.rollouts += len(made)
+    for (ask, _), grade in zip(made, grades, strict=True):
+        ask.ladder.record_grade(ask.ratio, ask.realization, int(grade))
+    for ask, result in zip(asks, results, strict=True):
+        if isinstance(result, Failure):
+            ask.ladder.refused = f"column images or prompt: {result.reason}"
+
+
+def make_engine(network: Any, processor: Any, config: ScoringConfig) -> TransformersEngine:
+    """The engine of a job."""
+    return TransformersEngine(
+        model=network,
+        processor=processor,
+        seed=config.seed,
+        temperature=config.temperature,
+        max_new_tokens=config.max_new_tokens,
+        kind=config.kind,
+        mask_space=config.mask_space,
+        max_pixels=config.max_pixels,
+        batch_size=config.batch_size,
+        notice=tqdm.write,
+    )
+
+
+def demo_model(model: str) -> str:
+    """The folder of the embedded model for the name `demo`; other names as they are."""
+    if model != "demo":
+        return model
+    from hardsample.demo import model_path
+
+    return str(model_path())
+
+
+def result_settings(config: ScoringConfig, engine: TransformersEngine, model: str) -> dict[str, object]:
+    """The settings that change a rollout, a grade or a stratum; a folder is not continued with others."""
+    return {
+        "model": model_fingerprint(model, getattr(engine.model.config, "_commit_hash", None)),
+        "dtype": str(engine.model.dtype).removeprefix("torch."),
+        "seed": config.seed,
+        "temperature": config.temperature,
+        "max_new_tokens": engine.max_new_tokens,
+        "ratios": list(config.ratios),
+        "num_masks": config.num_masks,
+        "tau": config.tau,
+        "mask": config.kind,
+        "mask_space": config.mask_space,
+        "search": config.search,
+        "blind": config.blind,
+    }
+
+
+def sample_digest(record: Mapping[str, Any]) -> str:
+    """A digest of everything in a sample that changes a rollout or a grade; a picture's file counts by name and size."""
+    pictures = [
+        hashlib.blake2b(ref["bytes"], digest_size=16).hexdigest()
+        if ref["bytes"]
+        else [Path(ref["path"]).name, Path(ref["path"]).stat().st_size]
+        for ref in record["images"]
+    ]
+    parts = [[record[name] for name in GRADED_COLUMNS], pictures]
+    return hashlib.blake2b(json.dumps(parts, ensure_ascii=False).encode(), digest_size=16).hexdigest()
+
+
+def describe(
+    data: str | Path | Dataset, model: str, loaded: Loaded, config: ScoringConfig, engine: TransformersEngine
+) -> dict[str, object]:
+    """What run.json says of a run apart from its outcome."""
+    settings = {name: value for name, value in vars(config).items() if name not in ("image_root",)}
+    settings |= {"max_new_tokens": engine.max_new_tokens, "ratios": list(config.ratios)}
+    return {
+        "data": data if isinstance(data, str) else str(data) if isinstance(data, Path) else "datasets.Dataset",
+        "data_format": loaded.format,
+        "image_root": config.image_root,
+        "model": model,
+        "device": str(engine.model.device),
+        "dtype": str(engine.model.dtype).removeprefix("torch."),
+        "mask_space": config.mask_space,
+        "settings": settings,
+    }
+
+
+def _sentence(rejection: Rejection) -> str:
+    return f"record {rejection.number} (id {rejection.id!r}): {rejection.reason}"
+
+
+__all__ = ["EngineError", "NothingToScoreError", "RejectedError", "ScoringConfig", "score"]
+

@@ -1,0 +1,63 @@
+"""Subsets of strata and equal-size random controls, written as datasets that TRL trains on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from datasets import Dataset, Image, List
+
+from hardsample.data import load
+from hardsample.output import OutputError, Scores
+from hardsample.strata import Verdict, control_rows, parse_subset, subset_rows
+
+SUBSETS_FOLDER = "subsets"
+
+
+def write_subsets(scores: Scores, labels: list[Verdict], specs: list[str], seeds: list[int]) -> dict[Path, int]:
+    """Write each subset, and for each seed a random control of its size, with `save_to_disk`.
+
+    Args:
+        scores: a finished run, whose data is where run.json says.
+        labels: λ* and stratum of each of its rows.
+        specs: subsets, such as `medium+hard`.
+        seeds: of the controls; none: no control.
+
+    Returns:
+        Folder → number of samples. Each dataset has the columns of the data (images decoded when read), `stratum` and
+        `failure_threshold`.
+
+    Raises:
+        OutputError: if the data is not where the run found it, or has changed.
+    """
+    names = [label.stratum for label in labels]
+    ids = list(scores.table["id"])
+    wanted = {}
+    for spec in specs:
+        name = "+".join(parse_subset(spec))
+        wanted[name] = subset_rows(names, spec)
+        for seed in seeds:
+            wanted[f"random-like-{name}-seed{seed}"] = control_rows(ids, names, spec, seed)
+    records = source_records(scores, ids)
+    records = records.add_column("stratum", names)  # type: ignore[arg-type]
+    records = records.add_column("failure_threshold", [label.failure_threshold for label in labels])  # type: ignore[arg-type]
+    written = {}
+    for name, rows in wanted.items():
+        path = scores.directory / SUBSETS_FOLDER / name
+        records.select(rows).save_to_disk(path)
+        written[path] = len(rows)
+    return written
+
+
+def source_records(scores: Scores, ids: list[str]) -> Dataset:
+    """The records of a run, in the order of its scores, images decoded when read."""
+    data = scores.run["data"]
+    if data == "datasets.Dataset":
+        raise OutputError("the run scored a Dataset from memory: select its rows with the ids of Scores.subset instead")
+    loaded = load(data, image_root=scores.run["image_root"], grader=scores.run["settings"]["grader"])
+    place = {sample: row for row, sample in enumerate(loaded.dataset["id"])}
+    missing = [sample for sample in ids if sample not in place]
+    if missing:
+        raise OutputError(f"{data} has changed: {len(missing)} scored samples are gone (the first: {missing[0]!r})")
+    records = loaded.dataset.select([place[sample] for sample in ids])
+    clashing = [name for name in ("stratum", "failure_threshold") if name in records.column_names]
+    return records.rename_columns({name: f"source_{name}" for name in clashing}).cast_column("images", List(Image()))

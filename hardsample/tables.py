@@ -1,0 +1,73 @@
+"""What a person sees at the end of a run: the table of strata by ability, what it cost, and what to be careful about."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from hardsample.output import REJECTED_FILE, Scores
+from hardsample.strata import STRATA
+
+MOST_ABILITIES = 20
+
+
+def strata_table(abilities: Sequence[str | None], strata: Sequence[str | None], title: str) -> Table:
+    """Strata by ability, one row an ability, with the share of each stratum in the last row.
+
+    Args:
+        abilities: of each sample; None is shown as a dash.
+        strata: of each sample; None (no image) has a column of its own if there is any.
+        title: above the table.
+    """
+    counts = Counter(zip(abilities, strata, strict=True))
+    columns: list[str | None] = [*STRATA, *([None] if None in strata else [])]
+    names = [name for name, _ in Counter(abilities).most_common()]
+    table = Table(title=Text(title), title_justify="left", show_footer=False)
+    table.add_column("ability")
+    for column in columns:
+        table.add_column(column or "no image", justify="right")
+    table.add_column("all", justify="right")
+    shown = sorted(names[:MOST_ABILITIES], key=lambda name: name or "")
+    for name in shown:
+        row = [counts[name, column] for column in columns]
+        table.add_row(Text(name or "—"), *map(str, row), str(sum(row)))
+    if len(names) > len(shown):
+        rest = set(names[MOST_ABILITIES:])
+        row = [sum(counts[name, column] for name in rest) for column in columns]
+        table.add_row(Text(f"({len(rest)} more)"), *map(str, row), str(sum(row)))
+    totals = Counter(strata)
+    table.add_section()
+    table.add_row("all", *(str(totals[column]) for column in columns), str(len(strata)))
+    shares = [f"{100 * totals[column] / max(len(strata), 1):.0f} %" for column in columns]
+    table.add_row("", *shares, "")
+    return table
+
+
+def summary(scores: Scores) -> RenderableType:
+    """Table, rollouts against an exhaustive search, time, what was set aside, and warnings."""
+    run, counts = scores.run, scores.run["counts"]
+    seconds = run["seconds"]
+    title = f"Strata of {run['data']} for {run['model']}, by ability (mask space: {run['mask_space']})"
+    lines = [
+        f"rollouts   {counts['rollouts']:,} of the {counts['rollouts_exhaustive']:,} of an exhaustive search "
+        f"({100 * counts['rollouts'] / max(counts['rollouts_exhaustive'], 1):.0f} %)",
+        f"time       {seconds['total']:.0f} s: {seconds['generate']:.0f} s in the model, {seconds['prepare']:.0f} s "
+        f"preparing pictures beside it, {seconds['grade']:.0f} s grading; {counts['rollouts_this_run']:,} rollouts in this run",
+        f"set aside  {counts['rejected']} records" + (f": see {scores.directory / REJECTED_FILE}" * bool(counts["rejected"])),
+    ]
+    if counts["rollouts_blind"]:
+        lines.append(
+            f"blind      {counts['luck']} samples are solved with no image left (λ = 1.0), so their stratum may be luck "
+            f"(column luck); {counts['rollouts_blind']:,} more rollouts"
+        )
+    if counts["grading_timeouts"]:
+        lines.append(f"grading    {counts['grading_timeouts']} answers ran into the time-out and count as wrong")
+    if counts["without_stratum"]:
+        lines.append(f"no image   {counts['without_stratum']} samples have P_c(0) and no stratum")
+    warnings = [Text(f"! {sentence}", style="bold yellow") for sentence in run["signatures"]]
+    table = strata_table(list(scores.table["ability"]), list(scores.table["stratum"]), title)
+    return Group(table, *map(Text, lines), *warnings, Text(f"results    {scores.directory}"))
