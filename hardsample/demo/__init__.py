@@ -1,0 +1,89 @@
+"""The embedded model and data: a few million parameters and questions with answers that are hard to guess.
+
+`load_split("demo")` is the 400 questions of `make demo`; `demo:pool`, `demo:test` and `demo:pretrain` are the splits they come
+from. See README.md in this folder, the model's card.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+NAMES = ("demo", "demo:pool", "demo:test", "demo:pretrain")
+KNOBS = ("shift", "size", "contrast", "noise", "clutter", "count", "steps")
+
+
+def model_path() -> Path:
+    """The folder of the embedded model and its processor."""
+    return Path(__file__).parent / "model"
+
+
+def load_split(name: str, limit: int | None = None) -> Dataset:
+    """The questions of a split, drawn anew, as a dataset with the canonical columns and the knobs.
+
+    Args:
+        name: `demo` (the first 400 of the pool), `demo:pool`, `demo:test` or `demo:pretrain`.
+        limit: only the first so many.
+
+    Returns:
+        Dataset with `id`, `prompt`, `images` (PNG bytes), `solution`, `ability`, `grader`, `shift`, `size`, `contrast`,
+        `noise`, `clutter`, `count` and `steps`. Any 40 in a row have every ability.
+
+    Raises:
+        ValueError: if there is no such split.
+    """
+    from datasets import Dataset
+
+    from hardsample.demo.generator import DEMO_SIZE, SIZES
+
+    if name not in NAMES:
+        raise ValueError(f"there is no demo data {name!r}: choose one of {', '.join(NAMES)}")
+    split = name.partition(":")[2] or "pool"
+    count = DEMO_SIZE if name == "demo" else SIZES[split]
+    count = min(count, limit or count)
+    drawn = {"split": split, "count": count, "definition": _definition()}
+    return Dataset.from_generator(_records, gen_kwargs=drawn, features=_features())
+
+
+def _definition() -> str:
+    """A digest of everything that the pictures follow from, so that no stale cache of them is ever read."""
+    import hashlib
+
+    folder = Path(__file__).parent
+    files = (folder / "generator.py", folder / "digits.npz", Path(__file__))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _records(split: str, count: int, definition: str):
+    import io
+
+    from PIL import Image
+
+    from hardsample.demo.generator import make_record
+
+    for index in range(count):
+        record = make_record(split, index)
+        file = io.BytesIO()
+        Image.fromarray(record.pop("picture")).save(file, "PNG")
+        content = [{"type": "image", "text": None}, {"type": "text", "text": record.pop("question")}]
+        record["prompt"] = [{"role": "user", "content": content}]
+        record["images"] = [{"bytes": file.getvalue(), "path": None}]
+        yield record
+
+
+def _features():
+    from datasets import Features, Image, List, Value
+
+    block = {"type": Value("string"), "text": Value("string")}
+    text = {name: Value("string") for name in ("id", "solution", "ability", "grader")}
+    return Features(
+        {
+            **text,
+            "prompt": List({"role": Value("string"), "content": List(block)}),
+            "images": List(Image(decode=False)),
+            **{name: Value("int32") for name in KNOBS},
+        }
+    )
