@@ -1,4 +1,5 @@
-"""Measures what the embedded model's card says: `python bench/embedded_card.py` (resumes; some 20 minutes on two cores).
+"""Measures what the embedded model's card says: `python bench/embedded_card.py` (resumes; some 20 minutes on two
+cores).
 
 Everything goes through `hardsample.scoring.score` on the shipped model, loaded as float32. Writes
 bench/results/embedded/card.json, card.md and knobs.png.
@@ -23,7 +24,7 @@ from hardsample.store import Store
 from hardsample.strata import STRATA
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 RESULTS = Path(__file__).parent / "results" / "embedded"
 GROUP, GROUPS = 8, 2_400
@@ -43,7 +44,9 @@ def shares(counts: Counter, total: int) -> dict[str, float]:
 
 
 def guessing(records: int) -> dict[str, dict[str, float]]:
-    """For each ability the share of the most frequent answer among pretraining records, and what chance alone would add."""
+    """For each ability the share of the most frequent answer among pretraining records, and what chance alone would
+    add.
+    """
     answers: dict[str, Counter] = defaultdict(Counter)
     for index in range(records):
         record = make_record("pretrain", index)
@@ -112,7 +115,16 @@ def measure(model: str, runs: Path, limit: int | None) -> dict:
     one_level = {"ratios": (0.0,), "search": "exhaustive"}
     score("demo:pool", model, runs / "accuracy", num_masks=1, **one_level, **common)
     groups_limit = min(limit or GROUPS, GROUPS)
-    score("demo:pool", model, runs / "groups", num_masks=GROUP, temperature=1.0, batch_size=256, limit=groups_limit, **one_level)
+    score(
+        "demo:pool",
+        model,
+        runs / "groups",
+        num_masks=GROUP,
+        temperature=1.0,
+        batch_size=256,
+        limit=groups_limit,
+        **one_level,
+    )
     score("demo:pool", model, runs / "greedy", num_masks=1, temperature=0.0, **one_level, **common)
     score("demo:test", model, runs / "test", num_masks=1, ratios=(0.0,), search="exhaustive", batch_size=256)
     score("demo", model, runs / "blind", num_masks=25, ratios=(0.0,), blind=True, batch_size=256, limit=limit)

@@ -1,4 +1,5 @@
-"""Is the embedded model improvable? Stock TRL GRPO on the pool: `python bench/embedded_grpo.py --seed 0 1 2` (resumes by seed).
+"""Is the embedded model improvable? Stock TRL GRPO on the pool: `python bench/embedded_grpo.py --seed 0 1 2` (resumes
+by seed).
 
 300 steps × 64 rollouts (8 questions × 8 completions). Accuracy is measured at T = 0.7 on the first 1,200 of `demo:test`
 and on held-out pretraining questions, before and every 50 steps. Writes bench/results/embedded/grpo-seed*.json.

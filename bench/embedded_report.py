@@ -17,9 +17,9 @@ RESULTS = ROOT / "bench" / "results" / "embedded"
 
 TEXT = """# The embedded model and its questions
 
-A LLaVA-architecture model (CLIP-style tower, Llama-style language model, 4 layers × 192 each, 3.4 million parameters) and a
-generator of questions about 96 × 96 pictures. Everything in hardsample is tried on it first. It is no useful model:
-it knows {vocabulary} words and these six abilities.
+A LLaVA-architecture model (CLIP-style tower, Llama-style language model, 4 layers × 192 each, 3.4 million parameters)
+and a generator of questions about 96 × 96 pictures. Everything in hardsample is tried on it first. It is no useful
+model: it knows {vocabulary} words and these six abilities.
 
 | ability | question | answer |
 |---|---|---|
@@ -30,25 +30,25 @@ it knows {vocabulary} words and these six abilities.
 | colours | the colours of three or four shapes from left to right | `red blue green` |
 | locating | row and column of the cross in a 10 × 10 grid | `4 7` |
 
-Each record follows from (split, index) by integer arithmetic alone; a test checks the bytes by SHA-256. Splits: {splits}. They share no
-digit image (scikit-learn's `load_digits`, 1,797 images of the UCI optical digits, dealt to the splits by class). The demo set is
-the first 400 of the pool. Columns record the knobs: `shift` (how far from the easy end, 0-256), `size` (pixels), `contrast` (1/256),
-`noise` (grey levels), `clutter` (strokes), `count` (things in the picture), `steps` (of reasoning).
+Each record follows from (split, index) by integer arithmetic alone; a test checks the bytes by SHA-256. Splits:
+{splits}. They share no digit image (scikit-learn's `load_digits`, 1,797 images of the UCI optical digits, dealt to the
+splits by class). The demo set is the first 400 of the pool. Columns record the knobs: `shift` (how far from the easy
+end, 0-256), `size` (pixels), `contrast` (1/256), `noise` (grey levels), `clutter` (strokes), `count` (things in the
+picture), `steps` (of reasoning).
 
 ## How it was made
 
 `python -m hardsample.demo.pretrain RUN_DIR` ({machine}; some 40 minutes when nothing else runs). Three stages:
-{stages}
-The tower learns first, from dense labels (what digit, shape and colour covers each patch): from answers alone it learns no digit. In
-the last stage a share of the answers, 50 % at shift 0 to 80 % at shift 256, is spoiled in a structured way (a digit off by one, two
-neighbouring colours swapped), so that the model knows more than it says: that is what reinforcement learning sharpens.
-**Pretraining saw masked pictures**: {masked}, each with up to half of its pixels black. The weights ship in bfloat16; every
-figure below is measured on those, loaded as float32.
+{stages} The tower learns first, from dense labels (what digit, shape and colour covers each patch): from answers alone
+it learns no digit. In the last stage a share of the answers, 50 % at shift 0 to 80 % at shift 256, is spoiled in a
+structured way (a digit off by one, two neighbouring colours swapped), so that the model knows more than it says: that
+is what reinforcement learning sharpens. **Pretraining saw masked pictures**: {masked}, each with up to half of its
+pixels black. The weights ship in bfloat16; every figure below is measured on those, loaded as float32.
 
 ## Hard to guess
 
-`python bench/embedded_card.py` measured all of this section and the next two. Blind accuracy: λ = 1.0, nothing of the picture left,
-T = 0.7, {blind_rollouts} rollouts an ability.
+`python bench/embedded_card.py` measured all of this section and the next two. Blind accuracy: λ = 1.0, nothing of the
+picture left, T = 0.7, {blind_rollouts} rollouts an ability.
 
 | | {abilities} |
 |---|{rules}
@@ -63,7 +63,8 @@ T = 0.7, {blind_rollouts} rollouts an ability.
 | accuracy on the pool, T = 1 | {t1} |
 | accuracy on the pool, greedy | {greedy} |
 
-On the test split at T = 0.7: {test}. At T = 1, {spread} of the groups of eight (first 2,400 of the pool) have no spread (all right or all wrong).
+On the test split at T = 0.7: {test}. At T = 1, {spread} of the groups of eight (first 2,400 of the pool) have no
+spread (all right or all wrong).
 
 Strata of the pool under the paper's thresholds (`hardsample score demo:pool --model demo`, {used} of the rollouts of an
 exhaustive search):
@@ -82,8 +83,8 @@ Accuracy falls with the knobs. Correlation of each with being right, within abil
 
 ## Improvable
 
-`python bench/embedded_grpo.py --seed {seeds}`: stock TRL `GRPOTrainer` on the pool, learning rate {rate:g}, constant, {steps} steps × 64
-rollouts (8 questions × 8 completions), T = 1, no KL term. Accuracy at T = 0.7 on the test split:
+`python bench/embedded_grpo.py --seed {seeds}`: stock TRL `GRPOTrainer` on the pool, learning rate {rate:g}, constant,
+{steps} steps × 64 rollouts (8 questions × 8 completions), T = 1, no KL term. Accuracy at T = 0.7 on the test split:
 
 {grpo}
 
@@ -117,7 +118,9 @@ def main() -> None:
     card = json.loads((RESULTS / "card.json").read_text())
     runs = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("grpo-seed*.json"))]
     steps = [row["step"] for row in runs[0]["rows"]]
-    lines = ["| seed | " + " | ".join(f"step {step}" for step in steps) + " | groups without spread, first → last 50 steps |"]
+    lines = [
+        "| seed | " + " | ".join(f"step {step}" for step in steps) + " | groups without spread, first → last 50 steps |"
+    ]
     lines.append("|---|" + "---|" * (len(steps) + 1))
     gains, late = [], []
     for run in runs:

@@ -1,4 +1,6 @@
-"""Lossless against exhaustive search on the 400 demo samples: `python bench/lossless.py` → bench/results/lossless.json."""
+"""Lossless against exhaustive search on the 400 demo samples: `python bench/lossless.py` →
+bench/results/lossless.json.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def main() -> None:
             search: score("demo", "demo", Path(folder) / search, search=search, limit=arguments.limit)
             for search in ("lossless", "exhaustive")
         }
-        labels = [list(zip(*(run.table[c] for c in ("stratum", "failure_threshold")), strict=True)) for run in runs.values()]
+        labels = [
+            list(zip(*(run.table[c] for c in ("stratum", "failure_threshold")), strict=True)) for run in runs.values()
+        ]
         rollouts = {search: run.run["counts"]["rollouts"] for search, run in runs.items()}
         seconds = {search: run.run["seconds"]["total"] for search, run in runs.items()}
     found = {

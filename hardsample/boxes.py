@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 from hardsample.answers import normalise
@@ -49,15 +50,14 @@ def parse_boxes(text: str) -> list[Box]:
         text: a gold answer or the model's.
 
     Returns:
-        At most 500 boxes. Swapped corners are put in order; a box with a number that is not finite is left out.
+        The first 500 boxes. Swapped corners are put in order; a box with a number that is not finite is left out.
     """
     start, end = _json_span(text)
     try:
         found = list(_walk(json.loads(text[start:end]))) if end > start else []
     except (ValueError, RecursionError):  # no JSON, or nested beyond reason: read it as text
         found = []
-    boxes = [box for box in (found or _scan(text)) if box is not None]
-    return boxes[:MAX_BOXES]
+    return [box for box in islice(found or _scan(text), MAX_BOXES) if box is not None]
 
 
 def iou(a: Box, b: Box) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 from datasets import Dataset
 from PIL import Image
 
+from hardsample.containers import TABLE_BATCH
 from hardsample.data import Rejection
 from hardsample.images import DEFAULT_MAX_PIXELS, ImageError, image_header, to_rgb
 
@@ -37,8 +38,8 @@ def check_images(
     verdicts: dict[Header, str | None] = {}
     rejected: list[Rejection] = []
     kept: list[int] = []
-    columns = dataset.select_columns(["record_number", "id", "images"])
-    for index, row in enumerate(columns):
+    columns = dataset.select_columns(["record_number", "id", "images"]).with_format("arrow")
+    for index, row in enumerate(row for table in columns.iter(TABLE_BATCH) for row in table.to_pylist()):
         reasons = (_refusal(ref, prepare, verdicts, max_pixels) for ref in row["images"])
         reason = next((text for text in reasons if text), None)
         if reason is None:
@@ -65,6 +66,7 @@ def _verdict(header: Header, prepare: Any) -> str | None:
     blank = to_rgb(Image.new(mode, (width, height)))
     try:
         prepare(images=blank, return_tensors="pt")
-    except Exception as error:  # processors raise what they like; whatever it is, the record cannot be prepared
-        return f"the processor refuses a picture of {width} × {height} pixels ({error or type(error).__name__}); resize it"
+    except Exception as error:  # noqa: BLE001 - processors raise what they like, and the record cannot be prepared
+        reason = str(error) or type(error).__name__
+        return f"the processor refuses a picture of {width} × {height} pixels ({reason}); resize it"
     return None

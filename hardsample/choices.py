@@ -72,12 +72,12 @@ def _index(letter: str, options: Sequence[str]) -> int | None:
 
 
 def _occurring(text: str, options: list[str]) -> set[int]:
-    """Find the options that occur as whole words, longest first, so that "light red" is not also "red"."""
+    """Find the options that occur as whole words or numbers, longest first: "light red" is not also "red"."""
     found = set()
     for index in sorted(range(len(options)), key=lambda i: -len(options[i])):
         if not options[index]:
             continue
-        pattern = rf"(?<!\w){re.escape(options[index])}(?!\w)"
+        pattern = rf"(?<![\w./])(?<!\d,){re.escape(options[index])}(?![\w/%]|[.,]\d)"
         text, count = re.subn(pattern, "\0", text)
         if count:
             found.add(index)

@@ -14,8 +14,7 @@ import typer
 from rich.console import Console
 
 from hardsample import __version__
-from hardsample.config import ENGINES, ScoringConfig, help_of
-from hardsample.pism import MASK_SPACES, SEARCHES
+from hardsample.config import ScoringConfig, help_of
 
 DONE, FAILED, USAGE, NOTHING, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -30,11 +29,12 @@ app = typer.Typer(
     epilog=EXIT_CODES,
 )
 
-Search = StrEnum("Search", SEARCHES)
+Search = StrEnum("Search", ("lossless", "exhaustive"))
 MaskKind = StrEnum("MaskKind", ("pixel", "patch", "rectangle"))
-MaskSpace = StrEnum("MaskSpace", MASK_SPACES)
-EngineName = StrEnum("EngineName", ENGINES)
+MaskSpace = StrEnum("MaskSpace", ("source", "model"))
+EngineName = StrEnum("EngineName", ("transformers",))
 GraderName = StrEnum("GraderName", ("math", "ocr", "counting", "grounding", "detection", "choice", "text"))
+BoxFormat = StrEnum("BoxFormat", ("pixels", "relative_1000"))
 DType = StrEnum("DType", ("float32", "bfloat16", "float16", "auto"))
 
 _OUT = Console(soft_wrap=True, highlight=False)
@@ -58,7 +58,9 @@ def parse_ratios(text: str) -> tuple[float, ...]:
             return tuple(float(first + place * step) for place in range(count + 1))
         return tuple(float(Fraction(part)) for part in text.split(","))
     except (ValueError, ZeroDivisionError) as error:
-        raise typer.BadParameter(f"{text!r} is no list of ratios: write 0,0.2,0.4 or first:last:step, 0:0.9:0.1") from error
+        raise typer.BadParameter(
+            f"{text!r} is no list of ratios: write 0,0.2,0.4 or first:last:step, 0:0.9:0.1"
+        ) from error
 
 
 @app.callback(invoke_without_command=True)
@@ -82,10 +84,11 @@ def score(
     limit: Annotated[int | None, _option("limit", min=1)] = None,
     image_root: Annotated[Path | None, _option("image_root")] = None,
     grader: Annotated[GraderName | None, _option("grader")] = None,
-    engine: Annotated[EngineName, _option("engine")] = EngineName.transformers,  # type: ignore[attr-defined]
-    search: Annotated[Search, _option("search")] = Search.lossless,  # type: ignore[attr-defined]
-    mask: Annotated[MaskKind, _option("kind")] = MaskKind.pixel,  # type: ignore[attr-defined]
-    mask_space: Annotated[MaskSpace, _option("mask_space")] = MaskSpace.source,  # type: ignore[attr-defined]
+    answer_boxes: Annotated[BoxFormat | None, _option("answer_boxes")] = None,
+    engine: Annotated[EngineName, _option("engine")] = EngineName.transformers,
+    search: Annotated[Search, _option("search")] = Search.lossless,
+    mask: Annotated[MaskKind, _option("kind")] = MaskKind.pixel,
+    mask_space: Annotated[MaskSpace, _option("mask_space")] = MaskSpace.source,
     num_masks: Annotated[int, _option("num_masks", min=1)] = 10,
     ratios: Annotated[str, typer.Option(help=help_of("ratios") + ": a,b,c or first:last:step")] = "0:0.9:0.1",
     tau: Annotated[float, _option("tau")] = 0.1,
@@ -105,10 +108,11 @@ def score(
 
     Try it: `hardsample score demo --model demo --output out`. Stop it whenever you like: the same command goes on.
     """
-    settings = {
+    settings: dict[str, Any] = {
         "limit": limit,
         "image_root": str(image_root) if image_root else None,
         "grader": grader.value if grader else None,
+        "answer_boxes": answer_boxes.value if answer_boxes else None,
         "engine": engine.value,
         "search": search.value,
         "kind": mask.value,
@@ -170,7 +174,9 @@ def strata(
             raise typer.BadParameter(str(error)) from error
         scores = Scores(directory)
         old = scores.config().bounds
-        bounds = Bounds(hard_max if hard_max is not None else old.hard_max, easy_min if easy_min is not None else old.easy_min)
+        bounds = Bounds(
+            hard_max if hard_max is not None else old.hard_max, easy_min if easy_min is not None else old.easy_min
+        )
         labels = scores.labels(bounds, tau)
         used_tau = tau if tau is not None else scores.config().tau
         title = f"Strata of {directory}: hard λ* ≤ {bounds.hard_max}, easy λ* ≥ {bounds.easy_min}, τ = {used_tau}"
@@ -185,7 +191,9 @@ def strata(
 
 @app.command(epilog=EXIT_CODES)
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder of the results; an unfinished run in it goes on.")] = Path("runs/demo"),
+    output: Annotated[Path, typer.Option(help="Folder of the results; an unfinished run in it goes on.")] = Path(
+        "runs/demo"
+    ),
     limit: Annotated[int | None, _option("limit", min=1)] = None,
     seed: Annotated[int, _option("seed", min=0)] = 0,
 ) -> None:

@@ -9,6 +9,7 @@ from hardsample.pism import PismConfig
 
 ENGINES = ("transformers",)
 DTYPES = ("float32", "bfloat16", "float16", "auto")
+BOX_FORMATS = ("pixels", "relative_1000")
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class ScoringConfig(PismConfig):
 
     limit: int | None = field(default=None, metadata={"help": "score the first N records only, at least 1"})
     image_root: str | None = field(
-        default=None, metadata={"help": "folder of relative image paths, which they may not leave (default: the data's)"}
+        default=None,
+        metadata={"help": "folder of relative image paths, which they may not leave (default: the data's)"},
     )
     grader: str | None = field(
         default=None,
@@ -30,10 +32,17 @@ class ScoringConfig(PismConfig):
             "told from each record)"
         },
     )
+    answer_boxes: str | None = field(
+        default=None,
+        metadata={
+            "help": "pixels or relative_1000 (0-1000): how this model writes boxes (default: as the record's are)"
+        },
+    )
     engine: str = field(default="transformers", metadata={"help": "who generates: transformers (this machine)"})
     temperature: float = field(default=0.7, metadata={"help": "sampling temperature T, 0 (greedy) or above"})
     max_new_tokens: int | None = field(
-        default=None, metadata={"help": "longest completion in tokens (default: the model's generation config, else 1024)"}
+        default=None,
+        metadata={"help": "longest completion in tokens (default: the model's generation config, else 1024)"},
     )
     batch_size: int = field(
         default=64, metadata={"help": "rollouts in one generate call, at least 1; halved when memory runs out"}
@@ -66,7 +75,7 @@ class ScoringConfig(PismConfig):
             raise ValueError(f"temperature is {self.temperature}, must be 0 (greedy) or above: choose one, such as 0.7")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}, must lie in 0 to 2**63 - 1: choose one, such as 0")
-        for name, choices in (("engine", ENGINES), ("dtype", DTYPES)):
+        for name, choices in (("engine", ENGINES), ("dtype", DTYPES), ("answer_boxes", BOX_FORMATS)):
             if getattr(self, name) not in (*choices, None):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, must be one of {', '.join(choices)}: choose one")
 

@@ -48,12 +48,13 @@ class Source:
     features: Features | None = None
 
 
-def open_source(data: str | Path | datasets.Dataset) -> Source:
+def open_source(data: str | Path | datasets.Dataset, limit: int | None = None) -> Source:
     """Find out what `data` is.
 
     Args:
         data: .jsonl, .json or .parquet file, folder from save_to_disk, Hub id (`owner/name` or `owner/name:split`),
             `demo` (`demo:pool`, `demo:test`, `demo:pretrain`), or a Dataset.
+        limit: how many records will be read; questions of the demo are drawn, and no more of them than that.
 
     Raises:
         DataError: nothing of that name, an unknown kind, or a split must be chosen.
@@ -66,7 +67,7 @@ def open_source(data: str | Path | datasets.Dataset) -> Source:
     if name in DEMO_NAMES:
         from hardsample.demo import load_split
 
-        return _from_dataset(load_split(name), name, None)
+        return _from_dataset(load_split(name, limit), name, None)
     path = Path(data)
     if path.is_dir():
         return _from_folder(path)
@@ -214,7 +215,7 @@ class _JsonItems:
                 self._expect(":")
             line, value = self._line, self._value()
             if keyed and not isinstance(value, dict):
-                raise self._error(f"key {key!r} holds no record; an object must be keyed by id, a single record in an array")
+                raise self._error(f"key {key!r} holds no record; write an array, or an object keyed by id")
             yield _mapping({"id": key} | value if keyed else value, f"line {line}")
             if self._next_character() != closing:
                 self._expect(",")
@@ -256,9 +257,10 @@ class _JsonItems:
             except RecursionError as error:
                 raise self._error("nested too deeply") from error
             except json.JSONDecodeError as error:
+                lines = self._text.count("\n", self._at, error.pos)
                 if self._fill():
                     continue
-                self._line += self._text.count("\n", 0, error.pos)
+                self._line += lines
                 raise self._error(error.msg) from error
             # a number may go on in text that is not read yet
             if end == len(self._text) and self._fill():

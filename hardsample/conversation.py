@@ -34,7 +34,7 @@ class RecordError(ValueError):
 
 @dataclass(frozen=True)
 class Conversation:
-    """A prompt of blocks, its pictures (as the record refers to them) in order, and the gold turn that was taken off."""
+    """A prompt of blocks, its pictures in order, as the record refers to them, and the gold turn that was taken off."""
 
     prompt: list[Turn]
     images: list[Any]
@@ -70,7 +70,7 @@ def read_conversation(turns: Any, images: Sequence[Any], column: str) -> Convers
     order = _order([p for _, turn in pieces for p in turn if isinstance(p, _Place)], len(images), column)
     if order is None:
         first = next(index for index, (role, _) in enumerate(pieces) if role == "user")
-        pieces[first] = ("user", [_Place() for _ in images] + pieces[first][1])
+        pieces[first] = ("user", [*(_Place() for _ in images), *pieces[first][1]])
         order = range(len(images))
     rest = iter(order)
     chosen = [
@@ -97,7 +97,7 @@ def _pieces(content: Any, column: str) -> list[str | _Place]:
     blocks = content if isinstance(content, list | tuple) else [content]
     pieces: list[str | _Place] = []
     for block in blocks:
-        pieces.extend(_split("" if block is None else str(block)) if not isinstance(block, dict) else _read(block, column))
+        pieces += _read(block, column) if isinstance(block, dict) else _split("" if block is None else str(block))
     return [piece for piece in pieces if piece != ""]
 
 

@@ -9,12 +9,11 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import datasets
 from datasets import Dataset, Features, Json
 
 from hardsample.columns import FEATURES, ArrowFile, holds_json, infer_features
@@ -111,7 +110,7 @@ def load(
         raise ValueError(f"limit is {limit}; it must be at least 1")
     if image_root is not None and not Path(image_root).is_dir():
         raise DataError(f"image root {str(image_root)!r} is not a folder; fix --image-root")
-    source = open_source(data)
+    source = open_source(data, limit)
     root = source.root if image_root is None else Path(image_root)
     root = root.resolve() if root is not None else None
     folder = _scratch(cache_dir)

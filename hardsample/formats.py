@@ -51,7 +51,7 @@ class Format:
 
 FORMATS = (
     Format("hardsample", ("prompt", "solution", "grader"), "prompt", ("solution",)),
-    Format("orsta", ("prompt", "reward_model.verifier"), "prompt", ("reward_model.ground_truth", "reward_model.answer")),
+    Format("orsta", ("prompt", "reward_model.verifier"), "prompt", ("reward_model.ground_truth",)),
     Format("verl", ("prompt", "reward_model"), "prompt", ("reward_model.ground_truth",)),
     Format("paper-scoring", ("prompt", "ground_truth"), "prompt", ("ground_truth",)),
     Format("trl-vlm", ("prompt",), "prompt", ("solution", "answer", GOLD_TURN)),
@@ -109,6 +109,7 @@ def canonical(raw: Mapping[str, Any], number: int, grader: str | None = None) ->
     used = {known.asks, image_column, gold_column, option_column, "id", "record_number", "ability", "box_format"}
     used |= {"grader"} if verifier is not None and verifier == raw.get("grader") else set()
     used |= {name for name in OPTION_COLUMNS if absent(raw.get(name))}
+    used |= {name for name in IMAGE_COLUMNS if not _as_list(raw.get(name))}
     used |= {"response", "history", "system"} if known.asks in ("query", "problem") else {"system"}
     return Record(
         format=known.name,
@@ -171,7 +172,9 @@ def extra_name(name: str, taken: Mapping[str, Any]) -> str:
 
 def absent(value: Any) -> bool:
     """null, "" and [] count as absent, and so does text of blanks only."""
-    return value is None or (not value.strip() if isinstance(value, str) else isinstance(value, list | tuple) and not value)
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, list | tuple) and not value)
 
 
 def _turns(raw: Mapping[str, Any], known: Format) -> Any:

@@ -39,10 +39,11 @@ Completion = str | Sequence[Mapping[str, Any]]
 def grade_math(completion: str, solution: str) -> bool:
     r"""Accept what is mathematically equal to the solution.
 
-    Numbers (``1,234``, ``½``, ``５``, ``seven``), LaTeX, sets, intervals, equations and matrices as math-verify compares
-    them: units are dropped, ``12%`` equals ``0.12`` and ``12``, ``x = 5`` equals ``5``, sets have no order, floats agree
-    to 6 decimals, or to the gold's own where it has three to five (it was rounded). Words, times and dates are compared
-    as text, a single capital letter as a choice. Answers of more than 1,000 characters are wrong.
+    Numbers (``1,234``, ``½``, ``５``, ``seven``), LaTeX, sets, intervals, equations and matrices are compared by
+    math-verify: units are dropped, ``12%`` equals ``0.12`` and ``12``, ``x = 5`` equals ``5``, sets have no order.
+    Floats agree to 6 decimals, or to the gold's own where it has three to five (it was rounded). Words, times and dates
+    are compared as text, a single capital letter as a choice. Answers and solutions of more than 1,000 characters are
+    wrong.
 
     Args:
         completion: what the model wrote.

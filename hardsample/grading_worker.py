@@ -1,6 +1,6 @@
 """The process in which answers are compared by computer algebra, because that can run away.
 
-Both sides are here. The parent's is :class:`MathWorker`; the worker's is :func:`main`, run as a script of its own, which
+Both sides are here. The parent's is :class:`MathWorker`; the worker's is :func:`main`, run as a script of its own. That
 is safe beside torch threads and CUDA (no fork), needs no ``__main__`` guard in the user's program, and imports neither
 torch nor this package. The parent writes one line, a JSON list of ``[answer, gold, decimals]``; the worker reads all of
 it and answers each item with a line, ``1`` or ``0``. A worker that takes too long for one item is killed.
@@ -26,6 +26,7 @@ MEMORY_LIMIT_BYTES = 2 << 30
 START_TIMEOUT_S = 120.0
 
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
+_FUNCTION = re.compile(r"\b(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt)\b")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 
 
@@ -107,7 +108,8 @@ class MathWorker:
         if self._process is None or self._process.poll() is not None:
             self.close()
             self._start()
-        assert self._process is not None and self._process.stdin is not None
+        assert self._process is not None
+        assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it died just now: the reader's end of file says so
             self._process.stdin.write(json.dumps(questions) + "\n")
             self._process.stdin.flush()
@@ -169,7 +171,7 @@ def _expressions(text: str, *, sentence: bool) -> list[Any]:
     from math_verify import parse
 
     found = parse(f"\\boxed{{{text}}}", parsing_timeout=None)
-    if sentence and _PROSE.search(text):
+    if sentence and _PROSE.search(text) and not _FUNCTION.search(text):
         found = found + parse(text, parsing_timeout=None)
     return list(found)
 

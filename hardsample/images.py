@@ -43,7 +43,7 @@ def open_image(ref: Any, *, max_pixels: int = DEFAULT_MAX_PIXELS, root: str | Pa
     Args:
         ref: path, `{"bytes", "path"}`, bytes, data: URI or PIL image.
         max_pixels: width × height above which it is refused, in pixels.
-        root: folder that relative paths resolve against and that paths may not leave; None: paths are taken as they are.
+        root: folder that relative paths resolve against and paths may not leave; None: paths are taken as they are.
 
     Returns:
         RGB image without metadata, so that nobody turns it upright a second time.
@@ -51,11 +51,10 @@ def open_image(ref: Any, *, max_pixels: int = DEFAULT_MAX_PIXELS, root: str | Pa
     Raises:
         ImageError: missing, outside the root, too large, truncated or not a picture.
     """
-    with _opened(ref, max_pixels, root) as image:
-        with _explained(image, ref):
-            image.load()
-            turn = _TURNS.get(_orientation(image))
-            rgb = to_rgb(image if turn is None else image.transpose(turn))
+    with _opened(ref, max_pixels, root) as image, _explained(image, ref):
+        image.load()
+        turn = _TURNS.get(_orientation(image))
+        rgb = to_rgb(image if turn is None else image.transpose(turn))
     rgb.info = {}
     return rgb
 
@@ -90,7 +89,7 @@ def as_ref(ref: Any, root: str | Path | None = None) -> ImageRef:
 
     Args:
         ref: path, file: or data: URI, bytes, base64 text under "bytes", or a mapping with "bytes", "path" or "url".
-        root: folder that relative paths resolve against and that paths may not leave; None: paths are taken as they are.
+        root: folder that relative paths resolve against and paths may not leave; None: paths are taken as they are.
 
     Raises:
         ImageError: a web address, a path outside the root, a missing file or text that is not base64.
@@ -169,7 +168,7 @@ def _orientation(image: Image.Image) -> int:
         return 1  # Pillow would decode the whole file to look for a late chunk
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # a broken EXIF block raises nearly anything, and the pixels are good all the same
+    except Exception:  # noqa: BLE001 - a broken EXIF block raises nearly anything, and the pixels are good
         return 1
 
 
@@ -209,8 +208,8 @@ def _check_size(image: Image.Image, max_pixels: int, ref: Any) -> None:
         raise ImageError(f"picture {_name(ref)} has no pixels ({width} × {height}); replace it")
     if width * height > max_pixels:
         raise ImageError(
-            f"picture {_name(ref)} has {width} × {height} = {width * height} pixels, more than the {max_pixels} allowed; "
-            "shrink it or raise max_pixels"
+            f"picture {_name(ref)} has {width} × {height} = {width * height} pixels, "
+            f"more than the {max_pixels} allowed; shrink it or raise max_pixels"
         )
 
 
@@ -220,7 +219,7 @@ def _explained(image: Image.Image | None, ref: Any) -> Iterator[None]:
     try:
         yield
     except Image.UnidentifiedImageError as error:
-        raise ImageError(f"picture {_name(ref)} is in no format that Pillow reads; convert it to PNG or JPEG") from error
+        raise ImageError(f"picture {_name(ref)} is in no format that Pillow reads; make it a PNG or JPEG") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"picture {_name(ref)} is too large to be opened safely ({error}); shrink it") from error
     except Exception as error:  # decoders raise nearly anything on broken bytes

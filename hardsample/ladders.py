@@ -1,7 +1,7 @@
 """Many samples' ladders at once: which rollouts fill the next batch, and when a sample is done.
 
-A lossless ladder has at most one rollout in flight, so a batch is filled from many samples. New samples are admitted only
-when the ladders under way do not fill a batch: what is in memory does not grow with the data.
+A lossless ladder has at most one rollout in flight, so a batch is filled from many samples. New samples are admitted
+only when the ladders under way do not fill a batch: what is in memory does not grow with the data.
 """
 
 from __future__ import annotations

@@ -63,27 +63,32 @@ def decide_math(completion: str, solution: str) -> bool | MathQuestion:
         number = _number_in_text(text) if number is None else number
         if number is not None:
             return same_number(number, gold_number, places)
-    answer = latex_number_text(text[: MAX_MATH_CHARS + 1])
-    return answer == gold or _decide_words(completion, answer, gold, places)
+    if _LETTER.fullmatch(_plain(gold)):
+        return grade_choice(completion, _plain(gold))
+    if len(text) > MAX_MATH_CHARS:
+        return False
+    answer = latex_number_text(text)
+    return answer == gold or _decide_words(answer, gold, places)
 
 
-def _decide_words(completion: str, answer: str, gold: str, places: int) -> bool | MathQuestion:
-    plain_answer, plain_gold = (strip_latex_text(text.strip("* ")).strip(".* ") for text in (answer, gold))
-    if _LETTER.fullmatch(plain_gold):
-        return grade_choice(completion, plain_gold)
+def _decide_words(answer: str, gold: str, places: int) -> bool | MathQuestion:
+    plain_answer, plain_gold = _plain(answer), _plain(gold)
     if _WORDS.fullmatch(plain_gold) and _WORDS.fullmatch(plain_answer) and not _PRODUCT.fullmatch(plain_gold):
         return normalise(plain_answer) == normalise(plain_gold)
     times = [match.group() for match in _TIME_OR_DATE.finditer(plain_answer)]
     if _TIME_OR_DATE.fullmatch(plain_gold) and times:
         return [_LEADING_ZERO.sub("", time) for time in times] == [_LEADING_ZERO.sub("", plain_gold)]
-    if max(len(answer), len(gold)) > MAX_MATH_CHARS:
-        return False
     return MathQuestion(answer, gold, places)
+
+
+def _plain(text: str) -> str:
+    return strip_latex_text(text.strip("* ")).strip(".* ")
 
 
 @lru_cache(maxsize=4096)
 def _gold(solution: str) -> tuple[str, Decimal | None, int]:
-    gold = latex_number_text(unwrap_solution(solution))
+    gold = unwrap_solution(solution)
+    gold = latex_number_text(gold) if len(gold) <= MAX_MATH_CHARS else ""
     return gold, plain_number(gold), decimals(gold)
 
 

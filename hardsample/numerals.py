@@ -7,7 +7,10 @@ import unicodedata
 from decimal import Decimal
 from functools import lru_cache
 
+from hardsample.answers import nfkc
+
 MAX_COUNTING_CHARS = 5000
+MAX_PLAIN_CHARS = 60
 
 _UNITS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
@@ -46,7 +49,6 @@ _SIGNS = {
 }
 
 
-@lru_cache(maxsize=4096)
 def plain_number(text: str) -> Decimal | None:
     r"""Read a text that is one plain number and nothing else: ``42``, ``-1,234.5``, ``$7$``, ``**3.**``, ``RM 6.90``.
 
@@ -56,6 +58,11 @@ def plain_number(text: str) -> Decimal | None:
     Returns:
         Its exact value; None for everything that is not an integer or decimal in digits.
     """
+    return _plain_number(text) if len(text) <= MAX_PLAIN_CHARS else None
+
+
+@lru_cache(maxsize=4096)
+def _plain_number(text: str) -> Decimal | None:
     text = _CURRENCY.sub("", text.strip(" \t\r\n*$").replace("−", "-").removesuffix("."))
     return Decimal(text.replace(",", "")) if _PLAIN.fullmatch(text) else None
 
@@ -100,7 +107,7 @@ def read_integers(text: str) -> list[list[int]]:
     """
     if len(text) > MAX_COUNTING_CHARS:
         return [[]]
-    text = unicodedata.normalize("NFKC", text).casefold().replace("−", "-")
+    text = nfkc(text).casefold().replace("−", "-")
     without = _THOUSANDS.sub(lambda match: match.group().replace(",", ""), text)
     readings = [_integers(without)]
     return readings if without == text else [*readings, _integers(text)]
@@ -133,7 +140,7 @@ def latex_number_text(text: str) -> str:
     """
     text = _SUPERSCRIPT_RUN.sub(lambda run: "^{" + run.group().translate(_SUPERSCRIPTS) + "}", text)
     text = _VULGAR.sub(_latex_fraction, text)
-    text = unicodedata.normalize("NFKC", text)
+    text = nfkc(text)
     text = "".join(str(unicodedata.decimal(c)) if c.isdecimal() else _SIGNS.get(c, c) for c in text)
     return _UNIT_POWER.sub("", _THIN_SPACE.sub("", text)).strip()
 

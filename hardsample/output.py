@@ -40,8 +40,8 @@ SCHEMA = pa.schema(
         ("luck", pa.bool_()),
     ]
 )
-"""scores.parquet: one row a scored sample. `successes` and `attempts` follow `ratios` of run.json; `rollouts` is all that the
-sample used, the blind level's included; a sample without an image has no stratum (null)."""
+"""scores.parquet: one row a scored sample. `successes` and `attempts` follow `ratios` of run.json; `rollouts` is all
+that the sample used, the blind level's included; a sample without an image has no stratum (null)."""
 
 _PACKAGES = ("torch", "transformers", "datasets", "accelerate", "numpy", "pillow", "math-verify")
 
@@ -71,11 +71,13 @@ class Scores:
             self.table = Dataset(InMemoryTable(pq.read_table(self.directory / SCORES_FILE)))
         except FileNotFoundError as error:
             raise OutputError(
-                f"{self.directory} holds no finished run ({Path(error.filename).name} is missing): give the --output of "
-                "`hardsample score`, and let it come to its end"
+                f"{self.directory} holds no finished run ({Path(error.filename).name} is missing): give the --output "
+                "of `hardsample score`, and let it come to its end"
             ) from error
         except (json.JSONDecodeError, pa.ArrowInvalid, UnicodeDecodeError) as error:
-            raise OutputError(f"{self.directory} cannot be read ({error}): score again into another --output") from error
+            raise OutputError(
+                f"{self.directory} cannot be read ({error}): score again into another --output"
+            ) from error
 
     def __repr__(self) -> str:
         return f"Scores({str(self.directory)!r}: {len(self.table)} samples)"
@@ -114,9 +116,7 @@ class Scores:
 
     def control(self, spec: str, seed: int = 0) -> Dataset:
         """As many rows as `subset(spec)` has, drawn at random from all that have a stratum."""
-        return self.table.select(
-            strata.control_rows(list(self.table["id"]), list(self.table["stratum"]), spec, seed)
-        )
+        return self.table.select(strata.control_rows(list(self.table["id"]), list(self.table["stratum"]), spec, seed))
 
 
 def write_scores(directory: Path, ladders: Sequence[Ladder], config: PismConfig) -> None:
@@ -147,10 +147,8 @@ def write_scores(directory: Path, ladders: Sequence[Ladder], config: PismConfig)
     path.with_suffix(".new").replace(path)
 
 
-def write_labels(
-    scores: Scores, labels: Sequence[strata.Verdict], bounds: strata.Bounds, tau: float
-) -> Path:
-    """Write strata.parquet (id, stratum, failure_threshold), with the bounds and τ in its metadata; returns its path."""
+def write_labels(scores: Scores, labels: Sequence[strata.Verdict], bounds: strata.Bounds, tau: float) -> Path:
+    """Write strata.parquet (id, stratum, failure_threshold), with bounds and τ in its metadata; returns its path."""
     columns = {
         "id": pa.array(scores.table["id"], pa.string()),
         "stratum": pa.array([label.stratum for label in labels], pa.string()),
@@ -164,7 +162,7 @@ def write_labels(
 
 
 def write_run(directory: Path, content: Mapping[str, object]) -> None:
-    """Write run.json: settings, versions, counts; what can be told from scores.parquet is added when the run is done."""
+    """Write run.json: settings, versions, counts; what scores.parquet tells is added when the run is done."""
     made = dict(content)
     if content.get("status") == "done":
         made |= _outcome(directory, content)

@@ -1,7 +1,7 @@
 """Sampling whose noise depends on the rollout alone, not on the batch it was computed in.
 
-Adding Gumbel noise g to logits / T and taking the argmax draws from softmax(logits / T). The noise of each token comes from
-a counter-based generator, so a rollout is a function of (run seed, sample id, ratio, realization) and the model.
+Adding Gumbel noise g to logits / T and taking the argmax draws from softmax(logits / T). The noise of each token comes
+from a counter-based generator, so a rollout is a function of (run seed, sample id, ratio, realization) and the model.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class NoiseKey:
 
 
 def gumbel(
-    words: Int[Tensor, "row four"], rows: Int[Tensor, "draw"], tokens: Int[Tensor, "draw"], step: int
-) -> Float[Tensor, "draw"]:
+    words: Int[Tensor, "row four"], rows: Int[Tensor, draw], tokens: Int[Tensor, draw], step: int
+) -> Float[Tensor, draw]:
     """Standard Gumbel noise, −log(−log u), of single tokens.
 
     Args:

@@ -34,6 +34,7 @@ from hardsample.engines.transformers import (
     model_fingerprint,
 )
 from hardsample.grading import Grader
+from hardsample.images import image_header
 from hardsample.ladders import Ask, Ladder, Queue
 from hardsample.output import Scores, write_rejected, write_run, write_scores
 from hardsample.pism import max_rollouts
@@ -163,7 +164,13 @@ def load_records(data: str | Path | Dataset, output: Path, config: ScoringConfig
 
 
 def run(
-    job: Job, dataset: Dataset, engine: TransformersEngine, grader: Grader, store: Store, config: ScoringConfig, bar: tqdm
+    job: Job,
+    dataset: Dataset,
+    engine: TransformersEngine,
+    grader: Grader,
+    store: Store,
+    config: ScoringConfig,
+    bar: tqdm,
 ) -> None:
     """Work through all ladders: while the model generates one batch, the next is prepared, if it would be full."""
 
@@ -194,7 +201,7 @@ def run(
             job.wait_seconds += time.perf_counter() - waited
             ahead = start(queue.take(engine.batch_size)) if queue.fills(engine.batch_size) else None
             results = engine.generate(prepared)
-            settle(job, asks, results, grader, store)
+            settle(job, asks, results, grader, store, config.answer_boxes)
             for ladder in {id(ask.ladder): ask.ladder for ask in asks}.values():
                 queue.advance(ladder)
             bar.set_postfix_str(f"{job.rollouts} rollouts, {job.rollouts / max(engine.seconds.generate, 1e-9):.0f}/s")
@@ -202,12 +209,17 @@ def run(
 
 
 def settle(
-    job: Job, asks: list[Ask], results: list[Completion | Failure], grader: Grader, store: Store
+    job: Job,
+    asks: list[Ask],
+    results: list[Completion | Failure],
+    grader: Grader,
+    store: Store,
+    answer_boxes: str | None,
 ) -> None:
     """Grade a batch, commit it in one transaction, and tell the ladders."""
     made = [(ask, result) for ask, result in zip(asks, results, strict=True) if isinstance(result, Completion)]
     began = time.perf_counter()
-    grades = grader.grade_many([(result.text, ask.ladder.record) for ask, result in made])
+    grades = grader.grade_many([(result.text, gradable(ask.ladder.record, answer_boxes)) for ask, result in made])
     job.grade_seconds += time.perf_counter() - began
     store.commit(
         Rollout(ask.ladder.record["id"], ask.ratio, ask.realization, result.text, int(grade), result.tokens)
@@ -219,6 +231,15 @@ def settle(
     for ask, result in zip(asks, results, strict=True):
         if isinstance(result, Failure):
             ask.ladder.refused = f"column images or prompt: {result.reason}"
+
+
+def gradable(record: Mapping[str, Any], answer_boxes: str | None) -> Mapping[str, Any]:
+    """What the grader is told: of boxes also in which space the model writes them, and the size of the picture."""
+    if record["grader"] not in ("grounding", "detection") or not record["images"]:
+        return record
+    width, height, _ = image_header(record["images"][0])
+    space = record["box_format"] or "pixels"
+    return {**record, "box_format": space, "answer_format": answer_boxes or space, "image_size": (width, height)}
 
 
 def make_engine(network: Any, processor: Any, config: ScoringConfig) -> TransformersEngine:
@@ -259,13 +280,14 @@ def result_settings(config: ScoringConfig, engine: TransformersEngine, model: st
         "tau": config.tau,
         "mask": config.kind,
         "mask_space": config.mask_space,
+        "answer_boxes": config.answer_boxes,
         "search": config.search,
         "blind": config.blind,
     }
 
 
 def sample_digest(record: Mapping[str, Any]) -> str:
-    """A digest of everything in a sample that changes a rollout or a grade; a picture's file counts by name and size."""
+    """A digest of all in a sample that changes a rollout or a grade; a picture's file counts by name and size."""
     pictures = [
         hashlib.blake2b(ref["bytes"], digest_size=16).hexdigest()
         if ref["bytes"]
@@ -299,4 +321,3 @@ def _sentence(rejection: Rejection) -> str:
 
 
 __all__ = ["EngineError", "NothingToScoreError", "RejectedError", "ScoringConfig", "score"]
-

@@ -1,8 +1,8 @@
 """Rollouts in SQLite: what is committed is never lost and never asked again.
 
-One table row is one graded rollout. A batch is one transaction, written through to the disk, so that a kill at any moment
-costs at most the batch in flight. The folder remembers the settings that its rollouts were made with, and a digest of every
-sample, and refuses to be continued with others.
+One table row is one graded rollout. A batch is one transaction, written through to the disk, so that a kill at any
+moment costs at most the batch in flight. The folder remembers the settings that its rollouts were made with, and a
+digest of every sample, and refuses to be continued with others.
 """
 
 from __future__ import annotations
@@ -134,7 +134,8 @@ class Store:
         """Check that the samples of the folder are unchanged, and remember the new ones.
 
         Args:
-            digests: (id, digest of everything in the sample that changes a rollout or a grade), every sample of this run.
+            digests: (id, digest of everything in the sample that changes a rollout or a grade), every sample of this
+            run.
 
         Raises:
             StoreError: if a sample that the folder holds has changed, or is not in this run.
@@ -173,8 +174,9 @@ class Store:
         """The rollouts of one sample, or of all, ordered by sample, ratio and realization."""
         query = "SELECT sample, ratio, realization, completion, grade, tokens FROM rollouts"
         query, values = (query, ()) if sample is None else (query + " WHERE sample = ?", (sample,))
-        for *rest, tokens in self._database.execute(query + " ORDER BY sample, ratio, realization", values):
-            yield Rollout(*rest, tokens=json.loads(tokens))
+        for row in self._database.execute(query + " ORDER BY sample, ratio, realization", values):
+            name, ratio, realization, completion, grade, tokens = row
+            yield Rollout(name, ratio, realization, completion, grade, json.loads(tokens))
 
     def count(self) -> int:
         """How many rollouts the folder holds."""

@@ -38,8 +38,8 @@ def write_subsets(scores: Scores, labels: list[Verdict], specs: list[str], seeds
         for seed in seeds:
             wanted[f"random-like-{name}-seed{seed}"] = control_rows(ids, names, spec, seed)
     records = source_records(scores, ids)
-    records = records.add_column("stratum", names)  # type: ignore[arg-type]
-    records = records.add_column("failure_threshold", [label.failure_threshold for label in labels])  # type: ignore[arg-type]
+    records = records.add_column("stratum", names)
+    records = records.add_column("failure_threshold", [label.failure_threshold for label in labels])
     written = {}
     for name, rows in wanted.items():
         path = scores.directory / SUBSETS_FOLDER / name

@@ -1,4 +1,4 @@
-"""What a person sees at the end of a run: the table of strata by ability, what it cost, and what to be careful about."""
+"""What a person sees at the end of a run: strata by ability, what they cost, and what to be careful about."""
 
 from __future__ import annotations
 
@@ -56,13 +56,15 @@ def summary(scores: Scores) -> RenderableType:
         f"rollouts   {counts['rollouts']:,} of the {counts['rollouts_exhaustive']:,} of an exhaustive search "
         f"({100 * counts['rollouts'] / max(counts['rollouts_exhaustive'], 1):.0f} %)",
         f"time       {seconds['total']:.0f} s: {seconds['generate']:.0f} s in the model, {seconds['prepare']:.0f} s "
-        f"preparing pictures beside it, {seconds['grade']:.0f} s grading; {counts['rollouts_this_run']:,} rollouts in this run",
-        f"set aside  {counts['rejected']} records" + (f": see {scores.directory / REJECTED_FILE}" * bool(counts["rejected"])),
+        f"preparing pictures beside it, {seconds['grade']:.0f} s grading; "
+        f"{counts['rollouts_this_run']:,} rollouts in this run",
+        f"set aside  {counts['rejected']} records"
+        + (f": see {scores.directory / REJECTED_FILE}" * bool(counts["rejected"])),
     ]
     if counts["rollouts_blind"]:
         lines.append(
-            f"blind      {counts['luck']} samples are solved with no image left (λ = 1.0), so their stratum may be luck "
-            f"(column luck); {counts['rollouts_blind']:,} more rollouts"
+            f"blind      {counts['luck']} samples are solved with no image left (λ = 1.0), so their stratum may be "
+            f"luck (column luck); {counts['rollouts_blind']:,} more rollouts"
         )
     if counts["grading_timeouts"]:
         lines.append(f"grading    {counts['grading_timeouts']} answers ran into the time-out and count as wrong")

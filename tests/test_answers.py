@@ -1,6 +1,10 @@
 """Taking answers out of completions."""
 
+import unicodedata
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hardsample.answers import (
     MAX_CHARS,
@@ -9,6 +13,7 @@ from hardsample.answers import (
     first_sentence,
     last_boxed,
     marked_span,
+    nfkc,
     normalise,
     unwrap_solution,
 )
@@ -65,7 +70,12 @@ def test_only_the_end_of_a_very_long_completion_is_read() -> None:
 
 @pytest.mark.parametrize(
     ("solution", "gold"),
-    [("\\boxed{(7,6)}", "(7,6)"), ("<answer> 28.90 </answer>", "28.90"), (" two\nlines ", "two\nlines"), ("160", "160")],
+    [
+        ("\\boxed{(7,6)}", "(7,6)"),
+        ("<answer> 28.90 </answer>", "28.90"),
+        (" two\nlines ", "two\nlines"),
+        ("160", "160"),
+    ],
 )
 def test_unwrap_solution(solution: str, gold: str) -> None:
     assert unwrap_solution(solution) == gold
@@ -103,3 +113,8 @@ def test_marked_span() -> None:
 )
 def test_normalise(text: str, form: str) -> None:
     assert normalise(text) == form
+
+
+@given(st.text(max_size=400))
+def test_nfkc_is_nfkc(text: str) -> None:
+    assert nfkc(text) == unicodedata.normalize("NFKC", text)

@@ -40,7 +40,17 @@ def test_score_ends_with_the_table_and_the_next_command(scored):
 def test_strata_relabels_and_writes_subsets(scored):
     directory, _ = scored
     done = hardsample(
-        "strata", directory, "--hard-max", "0.3", "--easy-min", "0.6", "--subset", "easy+medium+hard", "--control", "--seed", "3"
+        "strata",
+        directory,
+        "--hard-max",
+        "0.3",
+        "--easy-min",
+        "0.6",
+        "--subset",
+        "easy+medium+hard",
+        "--control",
+        "--seed",
+        "3",
     )
     assert done.returncode == 0, done.stderr
     subset = load_from_disk(directory / "subsets" / "easy+medium+hard")
@@ -90,7 +100,17 @@ def test_nothing_to_score_is_three(tmp_path):
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_tidily_and_says_how_to_go_on(tmp_path, how):
-    command = [sys.executable, "-m", "hardsample.cli", "score", "demo", "--model", "demo", "--output", str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        "-m",
+        "hardsample.cli",
+        "score",
+        "demo",
+        "--model",
+        "demo",
+        "--output",
+        str(tmp_path / "out"),
+    ]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while child.poll() is None and not (tmp_path / "out" / "run.json").exists():
         time.sleep(0.05)
@@ -107,7 +127,9 @@ def test_help_teaches():
     assert "score" in overview
     assert "strata" in overview
     text = hardsample("score", "--help").stdout
-    for option in "--limit --image-root --grader --engine --search --mask --mask-space --num-masks --ratios --tau".split():
+    for (
+        option
+    ) in "--limit --image-root --grader --engine --search --mask --mask-space --num-masks --ratios --tau".split():
         assert option in text
     assert "hardsample score demo --model demo --output out" in " ".join(text.split())
     assert "3 nothing to score" in " ".join(text.split())
@@ -122,6 +144,19 @@ def test_the_real_questions_run(tmp_path):
     shared = Path(__file__).parents[1].parent / "shared" / "data" / "dev" / "dev.jsonl"
     if not shared.exists():
         pytest.skip("the real questions (../shared/data/dev) are not on this machine")
-    done = hardsample("score", shared, "--model", "demo", "--output", tmp_path / "out", "--limit", "10", "--num-masks", "2", "--tau", "0.5")
+    done = hardsample(
+        "score",
+        shared,
+        "--model",
+        "demo",
+        "--output",
+        tmp_path / "out",
+        "--limit",
+        "10",
+        "--num-masks",
+        "2",
+        "--tau",
+        "0.5",
+    )
     assert done.returncode == 0, done.stderr
     assert "set aside  0 records" in done.stdout

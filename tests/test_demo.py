@@ -27,7 +27,9 @@ def test_pictures_and_answers_are_the_same_bytes_everywhere():
 
 
 def test_splits_share_no_digit_image():
-    seen = {split: {image.tobytes() for hands in classes for image in hands} for split, classes in digit_images().items()}
+    seen = {
+        split: {image.tobytes() for hands in classes for image in hands} for split, classes in digit_images().items()
+    }
     assert all(len(hands) >= 20 for classes in digit_images().values() for hands in classes)
     assert not seen["pretrain"] & seen["pool"]
     assert not seen["pretrain"] & seen["test"]
@@ -37,7 +39,7 @@ def test_splits_share_no_digit_image():
 def test_any_forty_in_a_row_have_every_ability():
     demo = load_split("demo")
     assert len(demo) == DEMO_SIZE
-    for start in range(0, DEMO_SIZE - 39):
+    for start in range(DEMO_SIZE - 39):
         assert set(demo["ability"][start : start + 40]) == set(ABILITIES)
     assert len(ABILITIES) >= 5
     assert SIZES["pool"] >= 5000

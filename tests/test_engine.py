@@ -93,7 +93,10 @@ def test_tokens_have_no_end_of_sequence(model, processor, questions):
 
 
 def test_a_bad_picture_is_set_aside_alone(model, processor, questions):
-    bad = dict(questions[1]) | {"id": "bad", "images": [{"bytes": questions[1]["images"][0]["bytes"][:300], "path": None}]}
+    bad = dict(questions[1]) | {
+        "id": "bad",
+        "images": [{"bytes": questions[1]["images"][0]["bytes"][:300], "path": None}],
+    }
     requests = [Request(questions[0], 0.0, 0), Request(bad, 0.0, 0), Request(questions[2], 0.0, 0)]
     engine = engine_of(model, processor)
     results = run(engine, requests, 3)
@@ -145,7 +148,10 @@ def test_a_model_that_fails_on_everything_ends_the_job(model, processor, request
 
 
 def test_text_only_records(model, processor, questions):
-    record = dict(questions[0]) | {"images": [], "prompt": [{"role": "user", "content": [{"type": "text", "text": "What"}]}]}
+    record = dict(questions[0]) | {
+        "images": [],
+        "prompt": [{"role": "user", "content": [{"type": "text", "text": "What"}]}],
+    }
     assert isinstance(run(engine_of(model, processor), [Request(record, 0.0, 0)], 1)[0], Completion)
 
 
@@ -187,7 +193,9 @@ def llava_next():
     model = LlavaNextForConditionalGeneration(config).eval()
     model.generation_config = GenerationConfig(max_new_tokens=4, eos_token_id=2, pad_token_id=0)
     images = LlavaNextImageProcessorPil(
-        size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24}, image_grid_pinpoints=[[24, 48], [48, 24], [48, 48]]
+        size={"shortest_edge": 24},
+        crop_size={"height": 24, "width": 24},
+        image_grid_pinpoints=[[24, 48], [48, 24], [48, 48]],
     )
     base = build_processor()
     processor = LlavaNextProcessor(

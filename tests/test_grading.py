@@ -86,7 +86,7 @@ def test_runaways_from_a_thread() -> None:
     results: list[bool] = []
     tower = {"grader": "math", "solution": "9^(9^(9^9))"}
     five = {"grader": "math", "solution": "5"}
-    with Grader(timeout_s=1.0) as grader:
+    with Grader(timeout_s=3.0) as grader:
         pairs = [("1/2", five), ("9^(9^(9^9))", five), ("5.0 + 0", five), ("9^(9^(9^9)) + 1", tower), ("10/2", five)]
         thread = threading.Thread(target=lambda: results.extend(grader.grade_many(pairs)))
         thread.start()
@@ -148,13 +148,21 @@ PIECES = st.sampled_from(
 TEXTS = st.one_of(st.text(), st.lists(PIECES, max_size=12).map("".join), st.lists(PIECES, max_size=12).map(" ".join))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.fixture(scope="module")
+def hasty_grader() -> Iterator[Grader]:
+    with Grader(timeout_s=1.0) as grader:
+        yield grader
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(completion=TEXTS, solution=TEXTS, options=st.none() | st.lists(TEXTS, max_size=3))
 def test_no_text_raises(
-    grader: Grader, caplog: pytest.LogCaptureFixture, completion: str, solution: str, options: list[str] | None
+    hasty_grader: Grader, caplog: pytest.LogCaptureFixture, completion: str, solution: str, options: list[str] | None
 ) -> None:
     records = [{"grader": name, "solution": solution, "options": options} for name in GRADERS]
-    assert all(isinstance(right, bool) for right in grader.grade_many([(completion, record) for record in records]))
+    assert all(
+        isinstance(right, bool) for right in hasty_grader.grade_many([(completion, record) for record in records])
+    )
     # The broad catch in Grader is there for what nobody thought of: it must not be what makes this test pass.
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
@@ -193,19 +201,22 @@ def fitting_graders(solution: str, record: dict[str, Any]) -> list[str]:
 
 @needs_shared
 def test_real_golds_are_right_and_others_wrong(grader: Grader) -> None:
-    pairs, expected, said = [], [], []
+    cases: dict[tuple[str, ...], tuple[dict[str, Any], bool]] = {}  # many records share a solution: grade it once
     for solution, record in real_records():
         gold = unwrap_solution(solution)
-        others = [other for other in ("\\boxed{77.25}", "<answer>zebra crossing</answer>", "The answer is 7/2.") if gold not in other]
+        others = ["\\boxed{77.25}", "<answer>zebra crossing</answer>", "The answer is 7/2."]
         rights = [solution, gold, f"<think>not 3</think>\n<answer> {gold} </answer>", f"It is so. \\boxed{{{gold}}}"]
         for name in fitting_graders(solution, record):
+            options = record.get("options") if name == "choice" else None
             for text in rights + others:
-                pairs.append((text, {"grader": name, "solution": solution, "options": record.get("options")}))
-                expected.append(text in rights)
-                said.append((name, solution, text))
-    assert len(pairs) > 5000
-    verdicts = grader.grade_many(pairs)
-    assert [what for what, right, want in zip(said, verdicts, expected, strict=True) if right != want] == []
+                cases[text, name, solution, *(options or [])] = (
+                    {"grader": name, "solution": solution, "options": options},
+                    text in rights,
+                )
+    assert len(cases) > 2000
+    verdicts = grader.grade_many([(case[0], record) for case, (record, _) in cases.items()])
+    wanted = [right for _, right in cases.values()]
+    assert [case for case, verdict, right in zip(cases, verdicts, wanted, strict=True) if verdict != right] == []
     assert grader.timeouts == grader.crashes == 0
 
 
@@ -226,9 +237,12 @@ def test_reward_on_texts_and_conversations() -> None:
 
 
 def test_reward_takes_columns_and_options() -> None:
-    columns = {"options": [["blue", "red"], ["red", "blue"], None], "grader": ["choice", "choice", "text"]}
-    rewards = grading.correctness_reward(completions=["B", "B", "B"], solution=["red", "red", "b"], **columns, **TRAINER_COLUMNS)
-    assert rewards == [1.0, 0.0, 1.0]
+    columns: dict[str, Any] = {
+        "options": [["blue", "red"], ["red", "blue"], None],
+        "grader": ["choice", "choice", "text"],
+    }
+    columns |= {"completions": ["B", "B", "B"], "solution": ["red", "red", "b"]}
+    assert grading.correctness_reward(**columns, **TRAINER_COLUMNS) == [1.0, 0.0, 1.0]
     assert grading.choice_reward(completions=["B"], solution=["red"], options=[["blue", "red"]]) == [1.0]
     strict = reward_function("grounding", iou_threshold=0.9)
     assert strict(completions=["[0,0,10,8]"], solution=["[0,0,10,10]"]) == [0.0]

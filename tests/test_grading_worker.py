@@ -40,7 +40,7 @@ def test_no_questions_need_no_process(worker: MathWorker) -> None:
 
 
 def test_a_runaway_is_killed_and_the_rest_is_graded() -> None:
-    worker = MathWorker(timeout_s=1.0)
+    worker = MathWorker(timeout_s=3.0)
     assert worker.ask([("2", "2", 6), RUNAWAY, ("3", "3", 6)]) == [True, False, True]
     # Which of the two limits, time or memory, stops it depends on the machine; sympy may also refuse it itself.
     assert worker.timeouts + worker.crashes <= 1
@@ -48,7 +48,7 @@ def test_a_runaway_is_killed_and_the_rest_is_graded() -> None:
 
 
 def test_time_out_is_counted() -> None:
-    worker = MathWorker(timeout_s=0.5)
+    worker = MathWorker(timeout_s=2.0)
     hard = r"\int_0^1 \frac{\sin(x^{7}) \ln(1+x^{3})}{\sqrt{1+x^{11}}} dx"
     assert worker.ask([(hard, "0.123456", 6), ("3", "3", 6)]) == [False, True]
     assert worker.timeouts == 1

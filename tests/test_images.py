@@ -109,7 +109,8 @@ def test_sixteen_bit_pgm():
 
 def test_cmyk_jpeg_is_not_inverted():
     data = encode(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=95)
-    assert b"Adobe" in data and image_header(data) == (16, 16, "CMYK")
+    assert b"Adobe" in data
+    assert image_header(data) == (16, 16, "CMYK")
     assert np.abs(np.subtract(open_image(data).getpixel((8, 8)), RED)).max() < 12
 
 
@@ -154,7 +155,9 @@ def test_exif_orientation(kind, orientation):
     assert image_header(data) == (32, 16, "RGB")
     opened = np.asarray(open_image(data)).astype(int)
     assert opened.shape == (16, 32, 3)
-    assert np.abs(opened[4, 8] - RED).max() < 40 and opened[12, 8].min() > 200 and opened[4, 24].min() > 200
+    assert np.abs(opened[4, 8] - RED).max() < 40
+    assert opened[12, 8].min() > 200
+    assert opened[4, 24].min() > 200
 
 
 def test_the_result_carries_no_orientation_to_be_applied_twice():
@@ -162,7 +165,9 @@ def test_the_result_carries_no_orientation_to_be_applied_twice():
     exif = image.getexif()
     exif[ExifTags.Base.Orientation] = 6
     opened = open_image(encode(image, "JPEG", exif=exif))
-    assert opened.size == (2, 4) and opened.info == {} and not opened.getexif()
+    assert opened.size == (2, 4)
+    assert opened.info == {}
+    assert not opened.getexif()
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
@@ -178,7 +183,9 @@ def test_decompression_bombs_are_refused_from_the_header(tmp_path):
         with pytest.raises(ImageError, match="3600000000 pixels"):
             ask(tmp_path / "bomb.png")
     claimed = png_header(9000, 10000)
-    with pytest.raises(ImageError, match=rf"9000 × 10000 = 90000000 pixels, more than the {DEFAULT_MAX_PIXELS} allowed"):
+    with pytest.raises(
+        ImageError, match=rf"9000 × 10000 = 90000000 pixels, more than the {DEFAULT_MAX_PIXELS} allowed"
+    ):
         open_image(claimed)
 
 
@@ -213,7 +220,12 @@ def test_paths_bytes_uris_and_mappings_all_open(tmp_path):
     path.write_bytes(data)
     packed = base64.b64encode(data).decode()
     refs = [path, str(path), data, f"file://{str(path).replace(' ', '%20')}", {"bytes": data, "path": "gone.png"}]
-    refs += [{"bytes": None, "path": str(path)}, {"url": str(path)}, {"bytes": packed}, f"data:image/png;base64,{packed}"]
+    refs += [
+        {"bytes": None, "path": str(path)},
+        {"url": str(path)},
+        {"bytes": packed},
+        f"data:image/png;base64,{packed}",
+    ]
     for ref in refs:
         assert open_image(ref).getpixel((0, 0)) == RED
         assert image_header(ref) == (3, 2, "RGB")

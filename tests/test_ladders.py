@@ -34,7 +34,7 @@ def drive(queue: Queue, size: int, grade) -> list[list[tuple[str, float, int]]]:
 
 
 def test_lossless_keeps_one_rollout_of_a_sample_in_flight():
-    queue, finished, taken = make(50, PismConfig(num_masks=3))
+    queue, finished, _ = make(50, PismConfig(num_masks=3))
     batches = drive(queue, 8, lambda *_: 0)
     assert all(len({name for name, *_ in batch}) == len(batch) for batch in batches)
     assert [len(batch) for batch in batches[:16]] == [8] * 16

@@ -32,7 +32,9 @@ def test_plain_number(text: str, number: str | None) -> None:
     assert plain_number(text) == (None if number is None else Decimal(number))
 
 
-@pytest.mark.parametrize(("gold", "places"), [("3.1416", 4), ("0.125", 3), ("28.90", 6), ("7", 6), ("1.2345678", 6), ("a.bcd", 6)])
+@pytest.mark.parametrize(
+    ("gold", "places"), [("3.1416", 4), ("0.125", 3), ("28.90", 6), ("7", 6), ("1.2345678", 6), ("a.bcd", 6)]
+)
 def test_decimals(gold: str, places: int) -> None:
     assert decimals(gold) == places
 
@@ -68,7 +70,8 @@ def test_read_integers(text: str, readings: list[list[int]]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "number"), [("Twenty-one.", 21), ("seven", 7), ("one two", None), ("seven apples", None), ("", None), ("and", None)]
+    ("text", "number"),
+    [("Twenty-one.", 21), ("seven", 7), ("one two", None), ("seven apples", None), ("", None), ("and", None)],
 )
 def test_number_in_words(text: str, number: int | None) -> None:
     assert number_in_words(text) == number

@@ -1,16 +1,18 @@
 """The embedded model and data: a few million parameters and questions with answers that are hard to guess.
 
-`load_split("demo")` is the 400 questions of `make demo`; `demo:pool`, `demo:test` and `demo:pretrain` are the splits they come
-from. See README.md in this folder, the model's card.
+`load_split("demo")` is the 400 questions of `make demo`; `demo:pool`, `demo:test` and `demo:pretrain` are the splits
+they come from. See README.md in this folder, the model's card.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from collections.abc import Iterator
+
+    from datasets import Dataset, Features
 
 NAMES = ("demo", "demo:pool", "demo:test", "demo:pretrain")
 KNOBS = ("shift", "size", "contrast", "noise", "clutter", "count", "steps")
@@ -57,7 +59,7 @@ def _definition() -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
-def _records(split: str, count: int, definition: str):
+def _records(split: str, count: int, definition: str) -> Iterator[dict[str, Any]]:
     import io
 
     from PIL import Image
@@ -74,7 +76,7 @@ def _records(split: str, count: int, definition: str):
         yield record
 
 
-def _features():
+def _features() -> Features:
     from datasets import Features, Image, List, Value
 
     block = {"type": Value("string"), "text": Value("string")}

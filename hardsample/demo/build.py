@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from hardsample.demo.generator import COLOURS, QUESTIONS, SIDE
 
@@ -31,7 +32,7 @@ def vocabulary() -> dict[str, int]:
     return {token: place for place, token in enumerate(["<pad>", "<s>", "</s>", "<unk>", "<image>", *sorted(words)])}
 
 
-def build_processor():
+def build_processor() -> Any:
     """The LLaVA processor: a word-level tokenizer (digits one by one) and the PIL image processor at 96 × 96."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlavaProcessor, PreTrainedTokenizerFast
@@ -68,7 +69,7 @@ def build_processor():
     )
 
 
-def build_model(width: int = 192, layers: int = 4, seed: int = 0):
+def build_model(width: int = 192, layers: int = 4, seed: int = 0) -> Any:
     """A LLaVA model with random weights.
 
     Args:
@@ -125,7 +126,7 @@ def build_model(width: int = 192, layers: int = 4, seed: int = 0):
     return model
 
 
-def save(model, directory: Path) -> None:
+def save(model: Any, directory: Path) -> None:
     """Write the model as bf16 safetensors, with its processor, to `directory`."""
     import copy
 

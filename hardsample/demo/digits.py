@@ -21,9 +21,7 @@ def main() -> None:
         parts[places[: len(places) // 6]] = 1
         parts[places[len(places) // 6 : len(places) // 3]] = 2
     target = Path(__file__).with_name("digits.npz")
-    np.savez_compressed(
-        target, images=data.images.astype(np.uint8), labels=data.target.astype(np.uint8), parts=parts
-    )
+    np.savez_compressed(target, images=data.images.astype(np.uint8), labels=data.target.astype(np.uint8), parts=parts)
     print(f"{target}: {len(parts)} digits, {np.bincount(parts).tolist()} in pretrain, pool, test")
 
 

@@ -1,8 +1,8 @@
 """Questions about small pictures, with answers that are hard to guess, from integers only.
 
-Every record follows from (split, index): its picture is drawn with integer arithmetic from NumPy's raw PCG64 stream, which
-NumPy keeps stable, so the same bytes come out on every machine. A record's `shift` (0-256) makes it harder through its
-knobs: size, contrast, noise, clutter, count and steps of reasoning, each recorded in a column of its own.
+Every record follows from (split, index): its picture is drawn with integer arithmetic from NumPy's raw PCG64 stream,
+which NumPy keeps stable, so the same bytes come out on every machine. A record's `shift` (0-256) makes it harder
+through its knobs: size, contrast, noise, clutter, count and steps of reasoning, each recorded in a column of its own.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -80,7 +81,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class Knobs:
-    """What makes one record hard. `size` in pixels, `contrast` in 1/256, `noise` in grey levels, `clutter` in strokes."""
+    """What makes one record hard: `size` in pixels, `contrast` in 1/256, `noise` in grey levels, `clutter` strokes."""
 
     size: int
     contrast: int
@@ -151,7 +152,9 @@ class Canvas:
         ground = self.pixels[y0:y1, x0:x1]
         ground += (np.array(colour, dtype=np.int32) - ground) * cover >> 8
 
-    def digit(self, image: np.ndarray, colour: tuple[int, int, int], top: int, left: int, height: int, width: int) -> None:
+    def digit(
+        self, image: np.ndarray, colour: tuple[int, int, int], top: int, left: int, height: int, width: int
+    ) -> None:
         """One handwritten digit (8, 8), stretched to (height, width)."""
         smooth = _weights(height) @ image @ _weights(width).T >> 12
         self.paint(np.minimum(smooth * 5 // 4, 256), colour, top, left)
@@ -287,8 +290,8 @@ _DRAWINGS = {
 
 
 def draw_shift(draw: Draw, split: str) -> int:
-    """How far a record lies from the easy end, 0-256: mostly small in pretraining; in pool and test anything, more of it
-    large (density ½ + s on s = shift / 256), as real pools hold much that a model cannot do yet."""
+    """How far a record lies from the easy end, 0-256: mostly small in pretraining; in pool and test anything, more of
+    it large (density ½ + s on s = shift / 256), as real pools hold much that a model cannot do yet."""
     if split == "pretrain":
         return draw.below(257) * draw.below(257) * 3 // 1024
     shift = draw.below(257)
@@ -306,7 +309,7 @@ def draw_knobs(draw: Draw, shift: int) -> Knobs:
     )
 
 
-def make_record(split: str, index: int) -> dict[str, object]:
+def make_record(split: str, index: int) -> dict[str, Any]:
     """One record of a split.
 
     Args:

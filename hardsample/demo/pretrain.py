@@ -1,9 +1,10 @@
 """Trains the embedded model: `python -m hardsample.demo.pretrain RUN_DIR` (resumes where it was; see the model card).
 
-Three stages, each a row of STAGES. The vision tower first learns from dense labels (which digit, shape and colour covers each
-patch of a packed picture): from answers alone it learns no digit. Then the whole model learns to answer. Last, a share of
-the answers is spoiled in a structured way (a digit off by one, two colours swapped), more of them where the shift is large:
-the model then knows the right answer and does not always give it, which is what reinforcement learning sharpens.
+Three stages, each a row of STAGES. The vision tower first learns from dense labels (which digit, shape and colour
+covers each patch of a packed picture): from answers alone it learns no digit. Then the whole model learns to answer.
+Last, a share of the answers is spoiled in a structured way (a digit off by one, two colours swapped), more of them
+where the shift is large: the model then knows the right answer and does not always give it, which is what
+reinforcement learning sharpens.
 """
 
 from __future__ import annotations
@@ -12,16 +13,28 @@ import math
 import re
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from hardsample.demo import build
-from hardsample.demo.generator import COLOURS, SHAPES, SIDE, Canvas, Draw, digit_images, draw_knobs, draw_shift, make_record
+from hardsample.demo.generator import (
+    COLOURS,
+    SHAPES,
+    SIDE,
+    Canvas,
+    Draw,
+    digit_images,
+    draw_knobs,
+    draw_shift,
+    make_record,
+)
 
 GRID = SIDE // build.PATCH
 SAVE_EVERY = 200
@@ -74,9 +87,9 @@ def dense_scene(index: int, masked: float) -> tuple[np.ndarray, np.ndarray]:
     for quadrant in range(4):
         size = draw.between(8, 24)
         pitch = min(size + draw.between(0, 6), 48)
-        oy, ox = draw.below(48 - size + 1) % pitch, draw.below(48 - size + 1) % pitch
-        for y in range(quadrant // 2 * 48 + oy, quadrant // 2 * 48 + 49 - size, pitch):
-            for x in range(quadrant % 2 * 48 + ox, quadrant % 2 * 48 + 49 - size, pitch):
+        down, right = draw.below(48 - size + 1) % pitch, draw.below(48 - size + 1) % pitch
+        for y in range(quadrant // 2 * 48 + down, quadrant // 2 * 48 + 49 - size, pitch):
+            for x in range(quadrant % 2 * 48 + right, quadrant % 2 * 48 + 49 - size, pitch):
                 kind = draw.below(10)
                 if kind == 0:
                     continue
@@ -107,8 +120,8 @@ def spoil(draw: Draw, answer: str, shift: int) -> str:
         place = draw.below(len(words) - 1)
         words[place], words[place + 1] = words[place + 1], words[place]
         return " ".join(words)
-    place = [match.start() for match in re.finditer(r"\d", answer)]
-    spot = place[draw.below(len(place))]
+    spots = [match.start() for match in re.finditer(r"\d", answer)]
+    spot = spots[draw.below(len(spots))]
     return answer[:spot] + str((int(answer[spot]) + (1 if draw.below(2) else 9)) % 10) + answer[spot + 1 :]
 
 
@@ -122,7 +135,7 @@ class Pictures(Dataset):
     def __len__(self) -> int:
         return (self.stage.steps - self.start) * self.stage.batch
 
-    def __getitem__(self, index: int):
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
         index += self.start * self.stage.batch
         if self.stage.name == "dense":
             picture, labels = dense_scene(index, self.stage.masked)
@@ -141,7 +154,7 @@ def to_tensor(picture: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(picture).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def encoder(processor):
+def encoder(processor: Any) -> Callable[[str, str], tuple[torch.Tensor, torch.Tensor]]:
     """A function (question, answer) → token ids of both, and the labels (−100 on the prompt)."""
     tokenizer = processor.tokenizer
 
@@ -171,25 +184,26 @@ def collate(rows: list) -> tuple[torch.Tensor, ...]:
     return torch.stack(pictures), ids, labels
 
 
-def loss_of(stage: Stage, model, heads, batch) -> torch.Tensor:
+def loss_of(stage: Stage, model: Any, heads: torch.nn.ModuleDict, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
     """Mean cross entropy of a batch under the stage's task."""
     pictures, *targets = batch
     if stage.name == "dense":
         features = model.model.vision_tower(pictures).last_hidden_state[:, 1:]
-        return sum(
+        losses = [
             torch.nn.functional.cross_entropy(head(features).flatten(0, 1).float(), targets[0][:, row].flatten())
             for row, head in enumerate(heads.values())
-        )
+        ]
+        return torch.stack(losses).sum()
     ids, labels = targets
     return model(input_ids=ids, pixel_values=pictures, labels=labels).loss  # padding is on the right: causal is enough
 
 
-def train(stage: Stage, model, heads, run: Path) -> None:
+def train(stage: Stage, model: Any, heads: torch.nn.ModuleDict, run: Path) -> None:
     """Run one stage from its last checkpoint in `run` to its end."""
     tower = model.model.vision_tower
     dense = stage.name == "dense"
     rest = [p for name, p in model.named_parameters() if "vision_tower" not in name]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": list(tower.parameters()), "scale": 1.0 if dense else 0.1},
         {"params": list(heads.parameters()) if dense else rest, "scale": 1.0},
     ]

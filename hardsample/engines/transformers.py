@@ -1,7 +1,7 @@
 """Rollouts on this machine, by any `AutoModelForImageTextToText` of transformers.
 
-A rollout is one completion of one sample under one mask. Its mask and its sampling noise are keyed by (run seed, sample id,
-ratio, realization), so what comes out does not depend on which rollouts share a batch.
+A rollout is one completion of one sample under one mask. Its mask and its sampling noise are keyed by (run seed,
+sample id, ratio, realization), so what comes out does not depend on which rollouts share a batch.
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ class TransformersEngine:
             return Prepared(requests, self._inputs(requests), {})
         except MaskSpaceError as error:  # of the processor, not of a record
             raise EngineError(str(error)) from error
-        except Exception as error:  # processors raise anything on a record they cannot take; it must not sink the batch
+        except Exception as error:  # noqa: BLE001 - processors raise anything on a bad record, which must not sink the batch
             if len(requests) == 1:
                 return Prepared(requests, None, {0: Failure(_first_line(error))})
         alone = [self._prepare([request]) for request in requests]
@@ -239,7 +239,9 @@ class TransformersEngine:
         if self.mask_space == "source":
             pictures = [
                 [
-                    mask_image(image, draw.ratio, draw.realization, draw.key, image_index=draw.image_index, kind=self.kind)
+                    mask_image(
+                        image, draw.ratio, draw.realization, draw.key, image_index=draw.image_index, kind=self.kind
+                    )
                     for image, draw in zip(images, draws, strict=True)
                 ]
                 for images, draws in zip(pictures, masks, strict=True)
@@ -272,7 +274,7 @@ class TransformersEngine:
             ran = self._run(requests, prepared.inputs)
             self._worked = self._worked or any(isinstance(result, Completion) for result in ran)
             if not self._worked:  # not one bad record, but a model that does not run
-                raise EngineError(f"the model fails on every record of its first batch: {ran[0].reason}")
+                raise EngineError(f"the model fails on every record of its first batch: {ran[0]}")
             results |= zip(places, ran, strict=True)
         return [results[place] for place in range(len(prepared.requests))]
 
@@ -316,7 +318,7 @@ class TransformersEngine:
 
 
 class _PictureCache:
-    """Decoded pictures of the samples in flight, by id, up to half a gigabyte; used from one thread at a time or more."""
+    """Decoded pictures of the samples in flight, by id, up to half a gigabyte; safe to use from several threads."""
 
     def __init__(self, max_pixels: int) -> None:
         self._max_pixels = max_pixels
