@@ -8,9 +8,9 @@ from typing import Any
 from datasets import Dataset
 from PIL import Image
 
-from hardsample.containers import TABLE_BATCH
+from hardsample.columns import BATCH_ROWS
 from hardsample.data import Rejection
-from hardsample.images import DEFAULT_MAX_PIXELS, ImageError, image_header, to_rgb
+from hardsample.images import DEFAULT_MAX_PIXELS, to_rgb
 
 logger = logging.getLogger(__name__)
 
@@ -38,10 +38,14 @@ def check_images(
     verdicts: dict[Header, str | None] = {}
     rejected: list[Rejection] = []
     kept: list[int] = []
-    columns = dataset.select_columns(["record_number", "id", "images"]).with_format("arrow")
-    for index, row in enumerate(row for table in columns.iter(TABLE_BATCH) for row in table.to_pylist()):
-        reasons = (_refusal(ref, prepare, verdicts, max_pixels) for ref in row["images"])
-        reason = next((text for text in reasons if text), None)
+    # the images themselves stay on disk: the headers were read when the record was
+    columns = dataset.select_columns(["record_number", "id", "image_headers"]).with_format("arrow")
+    for index, row in enumerate(row for table in columns.iter(BATCH_ROWS) for row in table.to_pylist()):
+        headers = [(header["width"], header["height"], header["mode"]) for header in row["image_headers"]]
+        for header in headers:
+            if header not in verdicts:
+                verdicts[header] = _verdict(header, prepare, max_pixels)
+        reason = next((verdicts[header] for header in headers if verdicts[header]), None)
         if reason is None:
             kept.append(index)
         else:
@@ -50,19 +54,11 @@ def check_images(
     return (dataset.select(kept) if rejected else dataset), rejected
 
 
-def _refusal(ref: Any, prepare: Any, verdicts: dict[Header, str | None], max_pixels: int) -> str | None:
-    try:
-        header = image_header(ref, max_pixels=max_pixels)
-    except ImageError as error:
-        return str(error)
-    if header not in verdicts:
-        verdicts[header] = _verdict(header, prepare)
-    return verdicts[header]
-
-
-def _verdict(header: Header, prepare: Any) -> str | None:
-    """Why the processor refuses a picture of this size and mode; None: it takes it."""
+def _verdict(header: Header, prepare: Any, max_pixels: int) -> str | None:
+    """Why a picture of this size and mode cannot be taken; None: it can."""
     width, height, mode = header
+    if width * height > max_pixels:
+        return f"{width} × {height} = {width * height} pixels are more than the {max_pixels} allowed; shrink it"
     blank = to_rgb(Image.new(mode, (width, height)))
     try:
         prepare(images=blank, return_tensors="pt")

@@ -208,6 +208,9 @@ def demo(
 def _score(data: str, model: str, output: Path, config: ScoringConfig) -> None:
     """Run the job and print its summary; every known failure ends with its exit code."""
     _say("loading …", err=True)
+    import datasets
+    import transformers
+
     from hardsample.data import DataError
     from hardsample.engines.transformers import EngineError
     from hardsample.scoring import NothingToScoreError
@@ -215,6 +218,8 @@ def _score(data: str, model: str, output: Path, config: ScoringConfig) -> None:
     from hardsample.store import StoreError
     from hardsample.tables import summary
 
+    datasets.disable_progress_bars()  # ours tells what the user waits for
+    transformers.utils.logging.disable_progress_bar()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         with _failing(EngineError, StoreError, DataError, ValueError, nothing=(NothingToScoreError,)):

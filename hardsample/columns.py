@@ -24,6 +24,7 @@ FEATURES = Features(
         "grader": Value("string"),
         "options": List(Value("string")),
         "box_format": Value("string"),
+        "image_headers": List({"width": Value("int32"), "height": Value("int32"), "mode": Value("string")}),
     }
 )
 assert tuple(FEATURES) == CANONICAL_COLUMNS

@@ -27,6 +27,9 @@ __all__ = ["DataError", "Loaded", "NoRecordsError", "Rejection", "load"]
 
 logger = logging.getLogger(__name__)
 
+Header = dict[str, int | str]
+"""What the header says of a picture: `width` and `height` in pixels, once upright, and Pillow's `mode`."""
+
 
 @dataclass(frozen=True)
 class Rejection:
@@ -46,7 +49,8 @@ class Loaded:
     """A dataset of canonical records, what was set aside, and what the data turned out to be.
 
     Columns: `record_number` (int, the record's number in its file), `id`, `prompt`, `images`, `solution`, `ability`,
-    `grader`, `options`, `box_format`, and every column we do not know under its own name.
+    `grader`, `options`, `box_format`, `image_headers` (width, height and mode of each image), and every column we do not
+    know under its own name.
     """
 
     dataset: Dataset
@@ -119,10 +123,10 @@ def load(
     with ArrowFile(folder / "data.arrow", features) as file:
         for number, record in _records(source, grader, limit, strict, seen):
             problem = _duplicate(record, number, seen)
-            images: list[ImageRef] = []
+            checked: list[tuple[ImageRef, Header]] = []
             if problem is None:
                 try:
-                    images = [check(ref) for ref in record.images]
+                    checked = [check(ref) for ref in record.images]
                 except ImageError as error:
                     problem = f"column {record.image_column!r}: {error}"
             if problem is not None:
@@ -130,7 +134,7 @@ def load(
                 continue
             seen.formats[record.format] += 1
             seen.travelled |= record.extra.keys()
-            file.add(_row(record, number, images))
+            file.add(_row(record, number, checked))
     if not seen.formats:
         raise NoRecordsError(_nothing_fits(source, seen), seen.rejected)
     dataset = Dataset.from_file(str(folder / "data.arrow"))
@@ -168,29 +172,30 @@ def _duplicate(record: Record, number: int, seen: _Pass) -> str | None:
     return None if first == number else f"column 'id': {record.id!r} is record {first}'s already; give it another"
 
 
-def _image_checker(root: Path | None, max_pixels: int) -> Callable[[Any], ImageRef]:
+def _image_checker(root: Path | None, max_pixels: int) -> Callable[[Any], tuple[ImageRef, Header]]:
     """What makes a reference absolute and reads the picture's header, once for each path."""
 
-    def check(ref: Any) -> ImageRef:
+    def check(ref: Any) -> tuple[ImageRef, Header]:
         resolved = as_ref(ref, root)
-        image_header(resolved, max_pixels=max_pixels)
-        return resolved
+        width, height, mode = image_header(resolved, max_pixels=max_pixels)
+        return resolved, {"width": width, "height": height, "mode": mode}
 
     once = lru_cache(maxsize=2**16)(check)
     return lambda ref: once(ref) if isinstance(ref, str) and len(ref) < 4096 else check(ref)
 
 
-def _row(record: Record, number: int, images: list[ImageRef]) -> dict[str, Any]:
+def _row(record: Record, number: int, images: list[tuple[ImageRef, Header]]) -> dict[str, Any]:
     return record.extra | {
         "record_number": number,
         "id": record.id,
         "prompt": record.prompt,
-        "images": images,
+        "images": [ref for ref, _ in images],
         "solution": record.solution,
         "ability": record.ability,
         "grader": record.grader,
         "options": record.options,
         "box_format": record.box_format,
+        "image_headers": [header for _, header in images],
     }
 
 

@@ -33,6 +33,7 @@ CANONICAL_COLUMNS = (
     "grader",
     "options",
     "box_format",
+    "image_headers",
 )
 IMAGE_COLUMNS = ("decoded_image", "images", "image", "image_paths", "image_path")
 OPTION_COLUMNS = ("options", "choices")
@@ -106,7 +107,8 @@ def canonical(raw: Mapping[str, Any], number: int, grader: str | None = None) ->
     solution, gold_column = _gold(raw, known, talk)
     verifier = _verifier(raw)
     options, option_column = _options(raw, talk.prompt, solution)
-    used = {known.asks, image_column, gold_column, option_column, "id", "record_number", "ability", "box_format"}
+    used = {known.asks, image_column, gold_column, option_column}
+    used |= {"id", "record_number", "ability", "box_format", "image_headers"}
     used |= {"grader"} if verifier is not None and verifier == raw.get("grader") else set()
     used |= {name for name in OPTION_COLUMNS if absent(raw.get(name))}
     used |= {name for name in IMAGE_COLUMNS if not _as_list(raw.get(name))}

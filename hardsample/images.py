@@ -14,7 +14,6 @@ import re
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypedDict
 from urllib.parse import unquote, unquote_to_bytes
@@ -75,13 +74,12 @@ def image_header(
     Raises:
         ImageError: missing, outside the root, too large or not a picture.
     """
-    if isinstance(ref, Image.Image):
-        return _header(ref, max_pixels, root)
-    ref = as_ref(ref, root)
-    if ref["bytes"] is not None or ref["path"] is None:
-        return _header(ref, max_pixels, None)
-    status = os.stat(ref["path"])
-    return _file_header(ref["path"], status.st_mtime_ns, status.st_size, max_pixels)
+    with _opened(ref, max_pixels, root) as image:
+        width, height = image.size
+        # Pillow gives a TIFF's size upright already
+        if image.format != "TIFF" and _orientation(image) >= 5:
+            width, height = height, width
+        return width, height, image.mode
 
 
 def as_ref(ref: Any, root: str | Path | None = None) -> ImageRef:
@@ -170,21 +168,6 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # noqa: BLE001 - a broken EXIF block raises nearly anything, and the pixels are good
         return 1
-
-
-def _header(ref: Any, max_pixels: int, root: str | Path | None) -> tuple[int, int, str]:
-    with _opened(ref, max_pixels, root) as image:
-        width, height = image.size
-        # Pillow gives a TIFF's size upright already
-        if image.format != "TIFF" and _orientation(image) >= 5:
-            width, height = height, width
-        return width, height, image.mode
-
-
-@lru_cache(maxsize=2**16)
-def _file_header(path: str, _changed_ns: int, _size: int, max_pixels: int) -> tuple[int, int, str]:
-    """`_header` of a file, once for as long as the file does not change."""
-    return _header({"bytes": None, "path": path}, max_pixels, None)
 
 
 @contextmanager

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from hardsample.ladders import Ladder
 
 SCORES_FILE, STRATA_FILE = "scores.parquet", "strata.parquet"
+IN_MEMORY = "datasets.Dataset"
+"""What run.json says of data that was handed over in memory."""
 RUN_FILE, REJECTED_FILE = "run.json", "rejected.jsonl"
 
 SCHEMA = pa.schema(

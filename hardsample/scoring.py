@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +22,7 @@ from tqdm import tqdm
 
 from hardsample.checks import check_images
 from hardsample.config import ScoringConfig
+from hardsample.containers import DEMO_NAMES
 from hardsample.data import Loaded, NoRecordsError, Rejection, load
 from hardsample.engines.transformers import (
     Completion,
@@ -36,7 +38,7 @@ from hardsample.engines.transformers import (
 from hardsample.grading import Grader
 from hardsample.images import image_header
 from hardsample.ladders import Ask, Ladder, Queue
-from hardsample.output import Scores, write_rejected, write_run, write_scores
+from hardsample.output import IN_MEMORY, Scores, write_rejected, write_run, write_scores
 from hardsample.pism import max_rollouts
 from hardsample.store import Rollout, Store
 
@@ -115,7 +117,14 @@ def score(
         store.agree_on_samples((record["id"], sample_digest(record)) for record in dataset)
         info = describe(data, model, loaded, config, engine)
         write_run(output, info | {"status": "running"})
-        bar = tqdm(total=len(dataset), unit="sample", disable=not progress, smoothing=0.05, desc="scoring")
+        bar = tqdm(
+            total=len(dataset),
+            unit="sample",
+            desc="scoring",
+            disable=not progress,
+            smoothing=0.05,
+            mininterval=0.2 if sys.stderr.isatty() else 10.0,  # a log file wants few lines
+        )
         with bar, Grader() as grader:
             run(job, dataset, engine, grader, store, config, bar)
         job.rejected.sort(key=lambda rejection: rejection.number)
@@ -305,15 +314,23 @@ def describe(
     settings = {name: value for name, value in vars(config).items() if name not in ("image_root",)}
     settings |= {"max_new_tokens": engine.max_new_tokens, "ratios": list(config.ratios)}
     return {
-        "data": data if isinstance(data, str) else str(data) if isinstance(data, Path) else "datasets.Dataset",
+        "data": data_name(data),
         "data_format": loaded.format,
-        "image_root": config.image_root,
+        "image_root": str(Path(config.image_root).resolve()) if config.image_root else None,
         "model": model,
         "device": str(engine.model.device),
         "dtype": str(engine.model.dtype).removeprefix("torch."),
         "mask_space": config.mask_space,
         "settings": settings,
     }
+
+
+def data_name(data: str | Path | Dataset) -> str:
+    """What run.json calls the data, so that it is found again from another working directory."""
+    if isinstance(data, Dataset):
+        return IN_MEMORY
+    known = str(data) in DEMO_NAMES or not Path(data).exists()
+    return str(data) if known else str(Path(data).resolve())
 
 
 def _sentence(rejection: Rejection) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from datasets import Dataset, Image, List
 
 from hardsample.data import load
-from hardsample.output import OutputError, Scores
+from hardsample.output import IN_MEMORY, OutputError, Scores
 from hardsample.strata import Verdict, control_rows, parse_subset, subset_rows
 
 SUBSETS_FOLDER = "subsets"
@@ -51,9 +51,12 @@ def write_subsets(scores: Scores, labels: list[Verdict], specs: list[str], seeds
 def source_records(scores: Scores, ids: list[str]) -> Dataset:
     """The records of a run, in the order of its scores, images decoded when read."""
     data = scores.run["data"]
-    if data == "datasets.Dataset":
+    if data == IN_MEMORY:
         raise OutputError("the run scored a Dataset from memory: select its rows with the ids of Scores.subset instead")
-    loaded = load(data, image_root=scores.run["image_root"], grader=scores.run["settings"]["grader"])
+    settings = scores.run["settings"]
+    loaded = load(
+        data, image_root=scores.run["image_root"], grader=settings["grader"], max_pixels=settings["max_pixels"]
+    )
     place = {sample: row for row, sample in enumerate(loaded.dataset["id"])}
     missing = [sample for sample in ids if sample not in place]
     if missing:

@@ -193,5 +193,6 @@ def test_demo_names_go_to_the_demo(monkeypatch):
         "grader": "counting",
         "options": None,
         "box_format": None,
+        "image_headers": [{"width": 4, "height": 3, "mode": "RGB"}],
         "knob_size": 7,
     }
