@@ -186,7 +186,7 @@ def strata(
         if specs:
             for path, size in write_subsets(scores, labels, specs, seeds).items():
                 _say(f"subset     {path}  ({size} samples)")
-            _say(f'next: datasets.load_from_disk("{directory}/subsets/…") is what TRL\'s GRPOTrainer trains on')
+            _say("read one with datasets.load_from_disk: its columns are what TRL's GRPOTrainer trains on")
 
 
 @app.command(epilog=EXIT_CODES)

@@ -213,7 +213,8 @@ def run(
             settle(job, asks, results, grader, store, config.answer_boxes)
             for ladder in {id(ask.ladder): ask.ladder for ask in asks}.values():
                 queue.advance(ladder)
-            bar.set_postfix_str(f"{job.rollouts} rollouts, {job.rollouts / max(engine.seconds.generate, 1e-9):.0f}/s")
+            rate = job.rollouts / max(engine.seconds.generate, 1e-9)
+            bar.set_postfix_str(f"{job.rollouts} rollouts, {rate:.0f}/s", refresh=False)
             current = ahead or start(queue.take(engine.batch_size))
 
 

@@ -12,12 +12,14 @@ import time
 
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from hardsample.config import ScoringConfig
 from hardsample.data import load
 from hardsample.demo import load_split
+from hardsample.grading import Grader
 from hardsample.output import OutputError, Scores
-from hardsample.scoring import NothingToScoreError, RejectedError, score
+from hardsample.scoring import NothingToScoreError, RejectedError, gradable, score
 from hardsample.store import Store, StoreError
 
 FAST = {"limit": 12, "num_masks": 3, "tau": 0.3, "ratios": (0.0, 0.3, 0.6), "progress": False}
@@ -240,3 +242,23 @@ def test_demo_names_are_data():
     loaded = load("demo", limit=6)
     assert loaded.dataset["ability"] == list(load_split("demo", 6)["ability"])
     assert set(loaded.dataset["grader"]) == {"math", "counting", "text"}
+
+
+@pytest.mark.parametrize(
+    ("answer_boxes", "completion", "right"),
+    [
+        (None, "[10, 20, 60, 80]", True),
+        ("relative_1000", "[10, 20, 60, 80]", False),
+        ("relative_1000", "[50, 200, 300, 800]", True),
+        ("pixels", "[50, 200, 300, 800]", False),
+    ],
+)
+def test_boxes_are_compared_in_the_space_the_model_writes_them(answer_boxes, completion, right):
+    record = {
+        "grader": "grounding",
+        "solution": "[10, 20, 60, 80]",
+        "images": [Image.new("RGB", (200, 100))],
+        "box_format": None,
+    }
+    with Grader() as grader:
+        assert grader.grade(completion, gradable(record, answer_boxes)) is right
