@@ -27,7 +27,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 RESULTS = Path(__file__).parent / "results" / "embedded"
-GROUP, GROUPS = 8, 2_400
+GROUP, SAMPLED = 8, 1_200
 
 
 def graded(directory: Path) -> dict[str, list[int]]:
@@ -114,18 +114,9 @@ def measure(model: str, runs: Path, limit: int | None) -> dict:
     common = {"limit": limit, "batch_size": 256}
     one_level = {"ratios": (0.0,), "search": "exhaustive"}
     score("demo:pool", model, runs / "accuracy", num_masks=1, **one_level, **common)
-    groups_limit = min(limit or GROUPS, GROUPS)
-    score(
-        "demo:pool",
-        model,
-        runs / "groups",
-        num_masks=GROUP,
-        temperature=1.0,
-        batch_size=256,
-        limit=groups_limit,
-        **one_level,
-    )
-    score("demo:pool", model, runs / "greedy", num_masks=1, temperature=0.0, **one_level, **common)
+    fewer = {"limit": min(limit or SAMPLED, SAMPLED), "batch_size": 256}
+    score("demo:pool", model, runs / "groups", num_masks=GROUP, temperature=1.0, **one_level, **fewer)
+    score("demo:pool", model, runs / "greedy", num_masks=1, temperature=0.0, **one_level, **fewer)
     score("demo:test", model, runs / "test", num_masks=1, ratios=(0.0,), search="exhaustive", batch_size=256)
     score("demo", model, runs / "blind", num_masks=25, ratios=(0.0,), blind=True, batch_size=256, limit=limit)
     pool = score("demo:pool", model, runs / "strata", **common)

@@ -60,10 +60,10 @@ picture left, T = 0.7, {blind_rollouts} rollouts an ability.
 | | {abilities} | all |
 |---|{rules}---|
 | accuracy on the pool, T = 0.7 | {t07} |
-| accuracy on the pool, T = 1 | {t1} |
-| accuracy on the pool, greedy | {greedy} |
+| accuracy on its first 1,200, T = 1 | {t1} |
+| accuracy on its first 1,200, greedy | {greedy} |
 
-On the test split at T = 0.7: {test}. At T = 1, {spread} of the groups of eight (first 2,400 of the pool) have no
+On the test split at T = 0.7: {test}. At T = 1, {spread} of the groups of eight (first 1,200 of the pool) have no
 spread (all right or all wrong).
 
 Strata of the pool under the paper's thresholds (`hardsample score demo:pool --model demo`, {used} of the rollouts of an
