@@ -27,7 +27,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 RESULTS = Path(__file__).parent / "results" / "embedded"
-GROUP, SAMPLED = 8, 1_200
+GROUP, SAMPLED, SCORED = 8, 1_200, 3_000
 
 
 def graded(directory: Path) -> dict[str, list[int]]:
@@ -119,7 +119,7 @@ def measure(model: str, runs: Path, limit: int | None) -> dict:
     score("demo:pool", model, runs / "greedy", num_masks=1, temperature=0.0, **one_level, **fewer)
     score("demo:test", model, runs / "test", num_masks=1, ratios=(0.0,), search="exhaustive", batch_size=256)
     score("demo", model, runs / "blind", num_masks=25, ratios=(0.0,), blind=True, batch_size=256, limit=limit)
-    pool = score("demo:pool", model, runs / "strata", **common)
+    pool = score("demo:pool", model, runs / "strata", batch_size=256, limit=min(limit or SCORED, SCORED))
     demo = score("demo", model, runs / "demo", batch_size=256, limit=limit)
 
     records = load_split("demo:pool", limit)
@@ -154,6 +154,7 @@ def measure(model: str, runs: Path, limit: int | None) -> dict:
         "test_accuracy_T0.7": round(float(np.mean(test)), 4),
         "pool_accuracy_T1": per_ability({name: float(np.mean(g)) for name, g in groups.items()}),
         "groups_without_spread_T1": round(float(np.mean([sum(g) in (0, GROUP) for g in groups.values()])), 4),
+        "pool_scored": len(pool),
         "pool_strata": strata_by_ability(pool.table),
         "pool_rollouts_of_exhaustive": round(
             pool.run["counts"]["rollouts"] / pool.run["counts"]["rollouts_exhaustive"], 4

@@ -30,7 +30,7 @@ FEATURES = Features(
 assert tuple(FEATURES) == CANONICAL_COLUMNS
 
 BATCH_ROWS = 1000
-BATCH_BYTES = 64 << 20
+BATCH_BYTES = 16 << 20
 
 Shape = str | tuple[str, Any] | None
 """Type of the values seen: None (only null), a name, ("list", Shape) or ("dict", {name: Shape}); "json" fits all."""

@@ -48,8 +48,8 @@ class Rejection:
 class Loaded:
     """A dataset of canonical records, what was set aside, and what the data turned out to be.
 
-    Columns: `record_number` (int, the record's number in its file), `id`, `prompt`, `images`, `solution`, `ability`,
-    `grader`, `options`, `box_format`, `image_headers` (width, height and mode of each image), and every column we do not
+    Columns: `record_number` (its number in the file, from 0), `id`, `prompt`, `images`, `solution`, `ability`,
+    `grader`, `options`, `box_format`, `image_headers` (each image's width, height and mode), and every column we do not
     know under its own name.
     """
 

@@ -76,4 +76,4 @@ def test_pictures_inside_a_file_pass_through_in_batches(tmp_path):
             writer.write_table(table)
     result = run(tmp_path / "data.parquet")
     assert (result["kept"], result["asked"], result["path"]) == (600, 1, None)
-    assert result["peak_bytes"] < 500 * 10**6, result
+    assert result["peak_bytes"] < 600 * 10**6, result
