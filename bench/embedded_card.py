@@ -27,7 +27,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 RESULTS = Path(__file__).parent / "results" / "embedded"
-GROUP, SAMPLED, SCORED = 8, 1_200, 3_000
+GROUP, SAMPLED = 8, 1_200
 
 
 def graded(directory: Path) -> dict[str, list[int]]:
@@ -61,9 +61,10 @@ def plot_knobs(accuracy: dict[str, dict[str, list[float]]], path: Path) -> None:
     """Accuracy against each knob, by ability."""
     figure, axes = plt.subplots(2, 4, figsize=(14, 6.2), sharey=True, layout="constrained")
     for axis, knob in zip(axes.flat, KNOBS, strict=False):
-        for name, (places, values) in accuracy[knob].items():
+        for colour, (name, (places, values)) in enumerate(accuracy[knob].items()):
             if len(places) > 1:
-                axis.plot(places, values, marker="o", markersize=3, label=name, linewidth=2.5 if name == "all" else 1)
+                width = 2.5 if name == "all" else 1
+                axis.plot(places, values, marker="o", markersize=3, label=name, linewidth=width, color=f"C{colour}")
         axis.set_xlabel(knob)
         axis.grid(alpha=0.3)
     handles, names = axes.flat[0].get_legend_handles_labels()
@@ -73,6 +74,15 @@ def plot_knobs(accuracy: dict[str, dict[str, list[float]]], path: Path) -> None:
     axes[1, 0].set_ylabel("accuracy at T = 0.7")
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def binned(values: np.ndarray, bins: int) -> np.ndarray:
+    """The bin of each value: the value itself where there are few, else equal shares."""
+    distinct, place = np.unique(values, return_inverse=True)
+    if len(distinct) <= bins:
+        return place
+    edges = np.unique(np.quantile(values, np.linspace(0, 1, bins + 1)))
+    return np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
 
 
 def by_knob(records, right: dict[str, float], bins: int = 6) -> tuple[dict, dict]:
@@ -86,11 +96,10 @@ def by_knob(records, right: dict[str, float], bins: int = 6) -> tuple[dict, dict
         curves[knob] = {}
         for name in ("all", *ABILITIES):
             chosen = np.full(len(hits), True) if name == "all" else abilities == name
-            mine, edges = values[chosen], np.unique(np.quantile(values[chosen], np.linspace(0, 1, bins + 1)))
-            place = np.clip(np.searchsorted(edges, mine, side="right") - 1, 0, max(len(edges) - 2, 0))
-            used = [b for b in range(max(len(edges) - 1, 1)) if (place == b).sum() >= 20]
+            place = binned(values[chosen], bins)
+            used = [b for b in np.unique(place) if (place == b).sum() >= 20]
             curves[knob][name] = (
-                [round(float(mine[place == b].mean()), 2) for b in used],
+                [round(float(values[chosen][place == b].mean()), 2) for b in used],
                 [round(float(hits[chosen][place == b].mean()), 4) for b in used],
             )
         within = np.zeros(len(hits))
@@ -119,7 +128,7 @@ def measure(model: str, runs: Path, limit: int | None) -> dict:
     score("demo:pool", model, runs / "greedy", num_masks=1, temperature=0.0, **one_level, **fewer)
     score("demo:test", model, runs / "test", num_masks=1, ratios=(0.0,), search="exhaustive", batch_size=256)
     score("demo", model, runs / "blind", num_masks=25, ratios=(0.0,), blind=True, batch_size=256, limit=limit)
-    pool = score("demo:pool", model, runs / "strata", batch_size=256, limit=min(limit or SCORED, SCORED))
+    pool = score("demo:pool", model, runs / "strata", **common)
     demo = score("demo", model, runs / "demo", batch_size=256, limit=limit)
 
     records = load_split("demo:pool", limit)
@@ -154,7 +163,6 @@ def measure(model: str, runs: Path, limit: int | None) -> dict:
         "test_accuracy_T0.7": round(float(np.mean(test)), 4),
         "pool_accuracy_T1": per_ability({name: float(np.mean(g)) for name, g in groups.items()}),
         "groups_without_spread_T1": round(float(np.mean([sum(g) in (0, GROUP) for g in groups.values()])), 4),
-        "pool_scored": len(pool),
         "pool_strata": strata_by_ability(pool.table),
         "pool_rollouts_of_exhaustive": round(
             pool.run["counts"]["rollouts"] / pool.run["counts"]["rollouts_exhaustive"], 4

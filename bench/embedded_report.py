@@ -66,8 +66,7 @@ picture left, T = 0.7, {blind_rollouts} rollouts an ability.
 On the test split at T = 0.7: {test}. At T = 1, {spread} of the groups of eight (first 1,200 of the pool) have no
 spread (all right or all wrong).
 
-Strata of the first {scored:,} of the pool under the paper's thresholds (`hardsample score demo:pool --model demo
---limit {scored}`, {used} of the rollouts of an
+Strata of the pool under the paper's thresholds (`hardsample score demo:pool --model demo`, {used} of the rollouts of an
 exhaustive search):
 
 {pool_strata}
@@ -161,7 +160,6 @@ def main() -> None:
         greedy=cells(card["pool_accuracy_greedy"], "all"),
         test=percent(card["test_accuracy_T0.7"]),
         spread=percent(card["groups_without_spread_T1"]),
-        scored=card["pool_scored"],
         used=percent(card["pool_rollouts_of_exhaustive"]),
         pool_strata=strata_rows(card["pool_strata"]),
         demo_strata=strata_rows(card["demo_strata"]),
