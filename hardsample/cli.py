@@ -220,7 +220,8 @@ def _score(data: str, model: str, output: Path, config: ScoringConfig) -> None:
 
     datasets.disable_progress_bars()  # ours tells what the user waits for
     transformers.utils.logging.disable_progress_bar()
-    signal.signal(signal.SIGTERM, _interrupt)
+    for name in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell's background jobs are started to ignore it
+        signal.signal(name, _interrupt)
     try:
         with _failing(EngineError, StoreError, DataError, ValueError, nothing=(NothingToScoreError,)):
             scores = run(data, model, output, config)
