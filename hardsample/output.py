@@ -16,6 +16,7 @@ from datasets import Dataset
 from datasets.table import InMemoryTable
 
 from hardsample import __version__, pism, strata
+from hardsample.config import ScoringConfig
 from hardsample.pism import PismConfig
 from hardsample.signatures import flat_curve
 
@@ -44,6 +45,18 @@ SCHEMA = pa.schema(
 )
 """scores.parquet: one row a scored sample. `successes` and `attempts` follow `ratios` of run.json; `rollouts` is all
 that the sample used, the blind level's included; a sample without an image has no stratum (null)."""
+
+_OPTIONS = {
+    "limit": "--limit",
+    "num_masks": "--num-masks",
+    "kind": "--mask",
+    "mask_space": "--mask-space",
+    "seed": "--seed",
+    "temperature": "--temperature",
+    "max_new_tokens": "--max-new-tokens",
+    "grader": "--grader",
+}
+"""Settings that a suggested command must repeat, and their options."""
 
 _PACKAGES = ("torch", "transformers", "datasets", "accelerate", "numpy", "pillow", "math-verify")
 
@@ -100,6 +113,13 @@ class Scores:
         """
         config = self.config()
         run = self.run
+        given = "".join(
+            f" {option} {run['settings'][name]}"
+            for name, option in _OPTIONS.items()
+            if run["settings"][name] != getattr(ScoringConfig, name)
+        )
+        if config.ratios != PismConfig.ratios:
+            given += f" --ratios {','.join(map(str, config.ratios))}"
         root = f" --image-root {run['image_root']}" if run["image_root"] else ""
         return strata.relabel(
             list(self.table["stratum"]),
@@ -109,7 +129,7 @@ class Scores:
             config.num_masks,
             tau if tau is not None else config.tau,
             bounds or config.bounds,
-            f"hardsample score {run['data']} --model {run['model']}{root} --output {self.directory}-2",
+            f"hardsample score {run['data']} --model {run['model']}{root}{given} --output {self.directory}-2",
         )
 
     def subset(self, spec: str) -> Dataset:

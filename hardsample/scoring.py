@@ -40,7 +40,7 @@ from hardsample.images import image_header
 from hardsample.ladders import Ask, Ladder, Queue
 from hardsample.output import IN_MEMORY, Scores, write_rejected, write_run, write_scores
 from hardsample.pism import max_rollouts
-from hardsample.store import Rollout, Store
+from hardsample.store import Rollout, Store, StoreError
 
 GRADED_COLUMNS = ("prompt", "solution", "grader", "options", "box_format")
 UPGRADES = {"search": ("lossless", "exhaustive"), "blind": (False, True)}
@@ -99,6 +99,10 @@ def score(
     began = time.time()
     config = config or ScoringConfig(**settings)
     output = Path(output)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"the folder {output} cannot be made ({error.strerror}): choose another --output") from error
     loaded = load_records(data, output, config)
     name = demo_model(model)
     processor = load_processor(name, config.trust_remote_code)
@@ -106,7 +110,6 @@ def score(
     job = Job([*loaded.rejected, *refused])
     if refused and config.strict:
         raise RejectedError(_sentence(refused[0]))
-    output.mkdir(parents=True, exist_ok=True)
     write_rejected(output, job.rejected)
     if not len(dataset):
         raise NothingToScoreError(f"all {len(job.rejected)} records were set aside: see {output / 'rejected.jsonl'}")
@@ -167,7 +170,6 @@ def load_records(data: str | Path | Dataset, output: Path, config: ScoringConfig
             max_pixels=config.max_pixels,
         )
     except NoRecordsError as error:
-        output.mkdir(parents=True, exist_ok=True)
         write_rejected(output, error.rejected)
         raise NothingToScoreError(f"{error}. See {output / 'rejected.jsonl'}") from error
 

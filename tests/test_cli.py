@@ -67,6 +67,8 @@ def test_strata_refuses_a_tau_that_is_not_decided(scored):
     done = hardsample("strata", directory, "--tau", "1.0")
     assert done.returncode == 1
     assert "do not decide tau = 1.0" in done.stderr
+    assert "--limit 12 --num-masks 3" in done.stderr
+    assert "--ratios 0.0,0.3,0.6" in done.stderr
     assert "--search exhaustive" in done.stderr
 
 
@@ -80,6 +82,8 @@ def test_strata_refuses_a_tau_that_is_not_decided(scored):
         (["score", "demo", "--output", "out"], 2, "--model"),
         (["score", "none.jsonl", "--model", "demo", "--output", "out"], 1, "none.jsonl"),
         (["score", "demo", "--model", "no/such/model/here", "--output", "out"], 1, "no/such/model/here"),
+        (["score", "demo", "--model", "demo", "--output", "out", "--device", "foo"], 1, "there is no device 'foo'"),
+        (["score", "demo", "--model", "demo", "--output", "/proc/x"], 1, "cannot be made"),
         (["strata", "nothing"], 1, "holds no finished run"),
         (["strata", "nothing", "--control"], 2, "--subset"),
     ],

@@ -113,14 +113,17 @@ def load_model(
     Raises:
         EngineError: if it cannot be loaded.
     """
-    place = torch.device(device or default_device())
+    try:
+        place = torch.device(device or default_device())
+    except RuntimeError as error:
+        raise EngineError(f"there is no device {device!r}: give one such as cpu, cuda or cuda:1") from error
     wanted = dtype or ("float32" if place.type == "cpu" else "auto")
     try:
         loaded = AutoModelForImageTextToText.from_pretrained(
             model, dtype=wanted, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code
         )
         return loaded.to(place).eval()
-    except (OSError, ValueError, ImportError, KeyError, AttributeError, RuntimeError) as error:
+    except (OSError, ValueError, ImportError, KeyError, AttributeError, RuntimeError, AssertionError) as error:
         raise EngineError(f"the model {model!r} cannot be loaded on {place}: {_first_line(error)}") from error
 
 
