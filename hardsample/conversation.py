@@ -87,7 +87,7 @@ def user_text(prompt: list[Turn]) -> str:
 
 def _role(turn: Any, column: str) -> str:
     name = (turn.get("role") or turn.get("from")) if isinstance(turn, dict) else None
-    if name not in ROLES:
+    if not isinstance(name, str) or name not in ROLES:
         raise RecordError(f"column {column!r}: role {name!r} is unknown; use one of {', '.join(ROLES)}")
     return ROLES[name]
 

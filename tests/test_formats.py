@@ -1,7 +1,7 @@
 """Every known format and every odd detail of one, from raw record to canonical record, without files."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hardsample.conversation import RecordError
@@ -204,6 +204,7 @@ COLUMNS = ["prompt", "messages", "conversations", "query", "question", "problem"
 COLUMNS += ["response", "images", "image", "options", "choices", "reward_model", "id", "ability", "grader", "system"]
 
 
+@example({"prompt": [{"role": None, "from": []}]})
 @settings(max_examples=100, deadline=None)
 @given(st.dictionaries(st.sampled_from([*COLUMNS, "history", "extra_info", "level"]), JSON, max_size=7))
 def test_any_record_is_canonical_or_refused(raw):
