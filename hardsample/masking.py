@@ -13,7 +13,8 @@ from jaxtyping import Bool
 from PIL import Image
 from torch import Tensor
 
-from hardsample.kernels.reference import FULL_RATIO, Key, check_mask, mask_pixels, philox, pixel_mask, ratio_units
+from hardsample.kernels.ops import mask_pixels
+from hardsample.kernels.reference import FULL_RATIO, Key, check_mask, philox, pixel_mask, ratio_units
 
 BLACK = (0, 0, 0)
 

@@ -20,14 +20,13 @@ from collections.abc import Sequence
 from fractions import Fraction
 from hashlib import blake2b
 from math import isqrt
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Int64, Shaped
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
 KINDS = ("pixel", "patch", "rectangle")
-LAYOUTS = ("hwc", "chw", "patches")
 ROUNDS = 7
 """Philox rounds of every stream of hardsample; passes BigCrush by its authors, 10 is their default."""
 PATCH_SIZE = 14
@@ -229,153 +228,50 @@ def pixel_mask(
 
 
 def mask_pixels(
-    images: Shaped[Tensor, "*image"],
-    ratios: Sequence[float | Fraction],
-    realizations: Sequence[int],
-    keys: Sequence[Key],
-    *,
-    fill: float | Sequence[float] = 0.0,
-    kind: str = "pixel",
-    layout: str = "hwc",
-    image_index: int | Sequence[int] = 0,
-    out: Shaped[Tensor, "variants *image"] | None = None,
-    grid_thw: Sequence[int] | None = None,
-    patch_size: int = 14,
-    merge_size: int = 2,
-    temporal_patch_size: int = 2,
-) -> Shaped[Tensor, "variants *image"]:
-    """Masks one image, or one image for each variant, with each (ratio, realization, key).
-
-    Layouts, for one image:
-
-        hwc      (H, W, C), as pictures are decoded: uint8 in `source` space
-        chw      (C, H, W), as image processors give it: fp32, fp16 or bf16
-        patches  (gh·gw, C·T·p·p), Qwen2-VL's pixel_values: rows are p × p patches, the m × m patches that the model
-                 merges next to each other (order gh/m, gw/m, m, m), features in the order channel, frame, row, column
-                 with the frame repeated T times; the masked space has H = gh·p and W = gw·p pixels
+    images: Tensor,
+    variants: Tensor,
+    fill: Sequence[float],
+    kind: str,
+    layout: str,
+    geometry: Sequence[int],
+    out: Tensor,
+) -> None:
+    """Masks each variant of a checked call; the definition of the op `hardsample::mask_pixels`.
 
     Args:
-        images: one image, or a stack of images of one size: the dimensions of the layout with one more in front, of
-            size 1 or len(ratios). Any dtype that holds the fill values.
-        ratios: λ of each variant, 0 … 1.
-        realizations: k of each variant.
-        keys: Philox key of each variant, see `mask_key`.
-        fill: value that masked pixels take: one for all channels or one a channel, in the images' own unit (black is
-            0 in uint8 and (0 − mean) / std after normalization). Rounded to fp32, then to the images' dtype.
-        kind: see `pixel_mask`.
+        images: (1 or more, *image), contiguous; layouts as in `hardsample.kernels.ops.mask_pixels`.
+        variants: the table of `hardsample.kernels.variants.variant_table`, int64 (variants, 10), on the CPU.
+        fill: one value a channel.
+        kind: `pixel`, `patch` or `rectangle`.
         layout: `hwc`, `chw` or `patches`.
-        image_index: index of the image in its record, for all variants or for each.
-        out: contiguous buffer for the result, reused by callers that mask many pictures: the first touch of fresh
-            memory costs far more than masking.
-        grid_thw: (1, gh, gw) of the image, for layout `patches` only.
-        patch_size: p, pixels (layout `patches`).
-        merge_size: m, patches (layout `patches`).
-        temporal_patch_size: T, frames (layout `patches`).
-
-    Returns:
-        The masked variants, (len(ratios), *shape of one image), dtype and device of the images; `out` if given.
-
-    Raises:
-        ValueError: shapes, lengths, kind, layout or a value do not fit; the message names it.
+        geometry: height, width, channels, patch size, merge size, frames (the last three 0 but for `patches`).
+        out: (variants, *image), contiguous; written.
     """
-    count = len(ratios)
-    if not len(realizations) == len(keys) == count:
-        raise ValueError(
-            f"{count} ratios, {len(realizations)} realizations, {len(keys)} keys: give one of each a variant"
-        )
-    indices = [image_index] * count if isinstance(image_index, int) else list(image_index)
-    if len(indices) != count:
-        raise ValueError(
-            f"image_index has {len(indices)} entries for {count} variants: give one number, or one a variant"
-        )
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout is {layout!r}, must be one of {', '.join(LAYOUTS)}")
-    dims = 2 if layout == "patches" else 3
-    if images.ndim == dims:
-        images = images.unsqueeze(0)
-    if images.ndim != dims + 1 or images.shape[0] not in (1, count):
-        raise ValueError(
-            f"images have shape {tuple(images.shape)}: layout {layout!r} takes one image ({dims} dimensions), "
-            f"or a stack of 1 or {count} (one a variant)"
-        )
-    shape = (count, *images.shape[1:])
-    if out is None:
-        out = torch.empty(shape, dtype=images.dtype, device=images.device)
-    elif (out.shape, out.dtype, out.device) != (torch.Size(shape), images.dtype, images.device):
-        raise ValueError(
-            f"out is {tuple(out.shape)} {out.dtype} on {out.device}, must be {shape} {images.dtype} on {images.device}"
-        )
-    elif not out.is_contiguous():
-        raise ValueError("out is not contiguous: give a contiguous buffer")
-
-    geometry = _geometry(tuple(images.shape[1:]), layout, grid_thw, patch_size, merge_size, temporal_patch_size)
-    channels = geometry.fill_shape[0]
-    values = [fill] * channels if isinstance(fill, (int, float)) else list(fill)
-    if len(values) != channels:
-        raise ValueError(f"fill has {len(values)} values for {channels} channels: give one number, or one a channel")
-    if not images.is_floating_point() and not all(0 <= v <= 255 and v == int(v) for v in values):
-        raise ValueError(f"fill is {values}, must be integers in 0 … 255 for {images.dtype} images")
-    fills = torch.tensor(values, dtype=torch.float32, device=images.device).to(images.dtype).view(geometry.fill_shape)
-    for i in range(count):
-        mask = pixel_mask(
-            geometry.height, geometry.width, ratios[i], realizations[i], keys[i], indices[i], kind, images.device
-        )
-        mask = mask.view(geometry.mask_shape).permute(geometry.mask_order)
-        image = images[i if images.shape[0] == count else 0].reshape(geometry.image_shape)
-        torch.where(mask, fills, image, out=out[i].view(geometry.image_shape))
-    return out
+    height, width, *_ = geometry
+    image_shape, fill_shape, mask_shape, mask_order = _views(layout, geometry)
+    fills = torch.tensor(fill, dtype=torch.float32, device=images.device).to(images.dtype).view(fill_shape)
+    for row, (key0, key1, image_index, realization, units, source, *_) in enumerate(variants.tolist()):
+        ratio = Fraction(units, FULL_RATIO)
+        mask = pixel_mask(height, width, ratio, realization, (key0, key1), image_index, kind, images.device)
+        mask = mask.view(mask_shape).permute(mask_order)
+        torch.where(mask, fills, images[source].view(image_shape), out=out[row].view(image_shape))
 
 
-class _Geometry(NamedTuple):
-    """How one image is viewed so that its values, the fill and the mask broadcast."""
-
-    height: int
-    width: int
-    image_shape: tuple[int, ...]
-    fill_shape: tuple[int, ...]
-    mask_shape: tuple[int, ...]
-    mask_order: tuple[int, ...]
-
-
-def _geometry(
-    shape: tuple[int, ...],
-    layout: str,
-    grid_thw: Sequence[int] | None,
-    patch_size: int,
-    merge_size: int,
-    temporal_patch_size: int,
-) -> _Geometry:
-    """Finds the masked space and the broadcasting views of one image of a layout; see `mask_pixels`."""
+def _views(
+    layout: str, geometry: Sequence[int]
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Shapes in which one image, the fill and the mask broadcast, and the order of the mask's dimensions."""
+    height, width, channels, patch, merge, frames = geometry
     if layout == "hwc":
-        height, width, channels = shape
-        return _Geometry(height, width, shape, (channels,), (height, width, 1), (0, 1, 2))
+        return (height, width, channels), (channels,), (height, width, 1), (0, 1, 2)
     if layout == "chw":
-        channels, height, width = shape
-        return _Geometry(height, width, shape, (channels, 1, 1), (1, height, width), (0, 1, 2))
-    rows, features = shape
-    if grid_thw is None or len(grid_thw) != 3 or grid_thw[0] != 1 or grid_thw[1] * grid_thw[2] != rows:
-        raise ValueError(
-            f"grid_thw is {grid_thw}, must be (1, gh, gw) of one still image with gh · gw = {rows} patches"
-        )
-    if grid_thw[1] % merge_size or grid_thw[2] % merge_size:
-        raise ValueError(f"grid_thw is {grid_thw}, must have sides that are multiples of merge_size {merge_size}")
-    channels, rest = divmod(features, temporal_patch_size * patch_size**2)
-    if rest or not channels:
-        raise ValueError(
-            f"a patch has {features} values, must be channels · {temporal_patch_size} · {patch_size}²: "
-            "pass the processor's patch_size and temporal_patch_size"
-        )
-    blocks_y, blocks_x = grid_thw[1] // merge_size, grid_thw[2] // merge_size
-    return _Geometry(
-        height=grid_thw[1] * patch_size,
-        width=grid_thw[2] * patch_size,
-        image_shape=(
-            *(blocks_y, blocks_x, merge_size, merge_size),
-            *(channels, temporal_patch_size, patch_size, patch_size),
-        ),
-        fill_shape=(channels, 1, 1, 1),
-        mask_shape=(blocks_y, merge_size, patch_size, blocks_x, merge_size, patch_size, 1, 1),
-        mask_order=(0, 3, 1, 4, 6, 7, 2, 5),
+        return (channels, height, width), (channels, 1, 1), (1, height, width), (0, 1, 2)
+    blocks_y, blocks_x = height // (patch * merge), width // (patch * merge)
+    return (
+        (blocks_y, blocks_x, merge, merge, channels, frames, patch, patch),
+        (channels, 1, 1, 1),
+        (blocks_y, merge, patch, blocks_x, merge, patch, 1, 1),
+        (0, 3, 1, 4, 6, 7, 2, 5),
     )
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from hardsample.kernels.ops import mask_pixels
 from hardsample.kernels.reference import (
     FULL_RATIO,
     KINDS,
     mask_key,
-    mask_pixels,
     mask_rectangle,
     philox,
     pixel_mask,
