@@ -16,7 +16,7 @@ help:
 	@echo "make demo    score the embedded questions with the embedded model"
 	@echo "make test    all tests"
 	@echo "make style   linter, formatter (check only) and type checker"
-	@echo "make bench   the benchmarks, as tables and JSON"
+	@echo "make bench   the kernels' benchmarks; python bench/run.py prints their ratios to the baselines"
 
 setup: $(READY)
 
@@ -44,4 +44,4 @@ style: $(READY)
 	cd $(TYPES) && ../bin/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p hardsample
 
 bench: $(READY)
-	$(BIN)/python bench/run.py $(ARGS)
+	$(BIN)/python -m pytest bench/bench_kernels.py --benchmark-group-by=group --benchmark-columns=min,median,max,rounds $(ARGS)

@@ -18,7 +18,7 @@ from .backends import Backend, BackendError, choose, names, reasons, register
 from .reference import Key
 from .reference_attention import IMAGE, OTHER, TEXT, visible_keys
 from .variants import fill_values, geometry_of, variant_table
-from .vendor import attention_with_lse, why_not_backward, why_not_flash, why_not_sdpa
+from .vendor import attention_with_lse, why_not_flash, why_not_sdpa
 
 __all__ = [
     "IMAGE",
@@ -228,7 +228,7 @@ def attention_with_mass(
     start, stop = rows if rows is not None else (0, q.shape[2])
     _check_attention(q, k, v, kinds, mask, start, stop)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    name = backend or _default_attention(q, v)
+    name = backend or _default_attention(q.device, q.dtype, q.shape[-1])
     if "+" not in name:
         arguments = (mask, causal, query_offset, scale, start, stop, name)
         output, mass, lse = torch.ops.hardsample.fused_attention(q, k, v, kinds, *arguments)
@@ -422,19 +422,21 @@ def _backward(ctx, grad, grad_mass, grad_lse):  # type: ignore[no-untyped-def]
 _fused_attention.register_autograd(_backward, setup_context=_save)
 
 
-def _default_attention(q: Tensor, v: Tensor) -> str:
+@torch.compiler.assume_constant_result
+def _default_attention(device: torch.device, dtype: torch.dtype, dim: int) -> str:
     """PyTorch's attention with the fastest mass-only kernel that can run; the reference where that is not to be had."""
-    if why_not_sdpa(q, v) is None:
-        return f"sdpa+{choose('attention_mass', q).name}"
-    return choose("fused_attention", q, "reference").name
+    probe = torch.empty((1, 1, 1, dim), dtype=dtype, device=device)
+    if why_not_sdpa(probe) is None:
+        return f"sdpa+{choose('attention_mass', probe).name}"
+    return "reference"
 
 
 def chosen(tensor: Tensor) -> dict[str, str]:
     """The backends that calls on tensors of this device and dtype take if none is named: op → backend."""
-    return {
-        "mask_pixels": choose("mask_pixels", tensor).name,
-        "attention_with_mass": _default_attention(tensor, tensor),
-    }
+    found = {"mask_pixels": choose("mask_pixels", tensor).name}
+    if tensor.is_floating_point():
+        found["attention_with_mass"] = _default_attention(tensor.device, tensor.dtype, 64)
+    return found
 
 
 def backends(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, dict[str, str]]:
@@ -446,7 +448,7 @@ def backends(device: str | torch.device = "cpu", dtype: torch.dtype = torch.floa
     probe = torch.empty((1, 1, 1, 16), dtype=dtype, device=device)
     found = {"mask_pixels": reasons("mask_pixels", probe)}
     masses = reasons("attention_mass", probe)
-    vendors = {"sdpa": why_not_sdpa(probe, probe), "flash-attn": why_not_flash(probe)}
+    vendors = {"sdpa": why_not_sdpa(probe), "flash-attn": why_not_flash(probe)}
     found["attention_with_mass"] = {
         **{
             f"{vendor}+{mass}": no or masses[mass] for vendor, no in vendors.items() for mass in names("attention_mass")
@@ -491,6 +493,6 @@ register(
 )
 register(
     "attention_backward",
-    Backend("vendor", "vendor", "attention_backward", why_not_backward),
+    Backend("vendor", "vendor", "attention_backward", why_not_sdpa),
     Backend("reference", "reference_attention", "attention_backward"),
 )

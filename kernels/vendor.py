@@ -158,8 +158,8 @@ def _flash_attn(
     return output.transpose(1, 2), lse
 
 
-def why_not_sdpa(q: Tensor, v: Tensor) -> str | None:
-    """Why PyTorch's attention gives no lse for these tensors; None if it does."""
+def why_not_sdpa(q: Tensor) -> str | None:
+    """Why PyTorch's attention gives no lse for this tensor; None if it does."""
     if q.device.type == "cpu":
         return None
     if q.device.type != "cuda":
@@ -178,8 +178,3 @@ def why_not_flash(q: Tensor) -> str | None:
     if torch.cuda.get_device_capability(q.device) < (8, 0):
         return "flash-attn needs compute capability 8.0"
     return None if q.dtype in (torch.float16, torch.bfloat16) else f"flash-attn takes no {q.dtype}"
-
-
-def why_not_backward(q: Tensor) -> str | None:
-    """Why PyTorch's backward kernels cannot run on this tensor; None if they can."""
-    return why_not_sdpa(q, q)
