@@ -91,6 +91,22 @@ def test_the_source_archive_can_build_and_test_itself(dist):
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
 
 
+def test_what_was_installed_without_a_compiler_runs_on_the_reference(dist, tmp_path):
+    (wheel,) = dist.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    code = (
+        "import torch\n"
+        "from hardsample.kernels import ops\n"
+        "masked = ops.mask_pixels(torch.ones(8, 8, 3, dtype=torch.uint8), [1.0], [0], [(0, 0)])\n"
+        "q, kinds = torch.ones(1, 2, 4, 8), torch.tensor([[1, 1, 2, 0]], dtype=torch.int8)\n"
+        "print(ops.chosen(q), masked.sum().item(), ops.attention_with_mass(q, q, q, kinds).image.mul(100).round().tolist())\n"
+    )
+    done = run("-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
+    assert done.returncode == 0, done.stderr
+    chosen = "{'mask_pixels': 'reference', 'attention_with_mass': 'sdpa+reference'}"
+    assert done.stdout.strip() == f"{chosen} 0 [[50.0, 50.0, 50.0, 50.0]]"
+
+
 @needs_compiler
 def test_a_native_library_lands_beside_native_py(tmp_path):
     pytest.importorskip("build", reason="'build' makes the packages, and is not installed")
