@@ -27,6 +27,17 @@ CREATE TABLE IF NOT EXISTS rollouts (
     tokens TEXT NOT NULL,
     PRIMARY KEY (sample, ratio, realization)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS attention (
+    definition TEXT NOT NULL,
+    sample TEXT NOT NULL,
+    ratio REAL NOT NULL,
+    realization INTEGER NOT NULL,
+    balance REAL,
+    profile TEXT NOT NULL,
+    left_out INTEGER NOT NULL,
+    reason TEXT,
+    PRIMARY KEY (definition, sample, ratio, realization)
+) WITHOUT ROWID;
 """
 ROLLOUTS_FILE = "rollouts.sqlite"
 
@@ -54,6 +65,29 @@ class Rollout:
     completion: str
     grade: int
     tokens: list[int]
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The attention balance of one stored completion.
+
+    Attributes:
+        sample: the sample's id.
+        ratio: mask ratio λ of the rollout.
+        realization: its realization.
+        balance: ρ̄; None if it has none, and then `reason` says why.
+        profile: mean over tokens of log ρ of each layer; None where a layer has none.
+        left_out: rows of a layer that saw no image or no text key and were left out.
+        reason: why there is no balance.
+    """
+
+    sample: str
+    ratio: float
+    realization: int
+    balance: float | None
+    profile: list[float | None]
+    left_out: int = 0
+    reason: str | None = None
 
 
 class Store:
@@ -177,6 +211,29 @@ class Store:
         for row in self._database.execute(query + " ORDER BY sample, ratio, realization", values):
             name, ratio, realization, completion, grade, tokens = row
             yield Rollout(name, ratio, realization, completion, grade, json.loads(tokens))
+
+    def commit_attention(self, definition: str, rows: Iterable[Attention]) -> None:
+        """Write the attention balances of a batch in one transaction.
+
+        Args:
+            definition: what the balances depend on beside the rollout (variant, layers, text, dtype).
+            rows: of rollouts that have none by this definition yet.
+        """
+        values = [
+            (definition, a.sample, a.ratio, a.realization, a.balance, json.dumps(a.profile), a.left_out, a.reason)
+            for a in rows
+        ]
+        with self._transaction():
+            self._database.executemany("INSERT INTO attention VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
+
+    def attention(self, definition: str, sample: str) -> list[Attention]:
+        """The attention balances of a sample's rollouts by one definition, in order."""
+        query = (
+            "SELECT sample, ratio, realization, balance, profile, left_out, reason FROM attention "
+            "WHERE definition = ? AND sample = ? ORDER BY ratio, realization"
+        )
+        rows = self._database.execute(query, (definition, sample))
+        return [Attention(name, *rest[:3], json.loads(rest[3]), *rest[4:]) for name, *rest in rows]
 
     def count(self) -> int:
         """How many rollouts the folder holds."""

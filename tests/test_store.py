@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from hardsample.store import ROLLOUTS_FILE, Rollout, Store, StoreError
+from hardsample.store import ROLLOUTS_FILE, Attention, Rollout, Store, StoreError
 
 SETTINGS = {"seed": 0, "ratios": [0.0, 0.1], "model": "abc"}
 
@@ -88,3 +88,20 @@ def test_a_file_that_is_no_store_is_refused(tmp_path):
     (tmp_path / ROLLOUTS_FILE).write_text("no database, and long enough to be read as a header of one " * 20)
     with pytest.raises(StoreError, match="is no store of hardsample"):
         Store(tmp_path)
+
+
+def test_attention_balances_come_back_by_definition_and_sample(tmp_path):
+    rows = [
+        Attention("a", 0.0, 0, 0.5, [None, -0.7, -0.6, None], 2),
+        Attention("a", 0.0, 1, None, [], 0, "no text before the image"),
+    ]
+    with Store(tmp_path) as store:
+        store.commit([rollout("a", 0.0, 0), rollout("a", 0.0, 1)])
+        store.commit_attention("paper", [*rows, Attention("b", 0.0, 0, 1.5, [])])
+        store.commit_attention("released", [Attention("a", 0.0, 0, 0.25, [])])
+    with Store(tmp_path) as store:
+        assert store.attention("paper", "a") == rows
+        assert [one.balance for one in store.attention("released", "a")] == [0.25]
+        with pytest.raises(sqlite3.IntegrityError):
+            store.commit_attention("paper", [Attention("c", 0.0, 0, 1.0, []), rows[0]])
+        assert store.attention("paper", "c") == []
