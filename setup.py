@@ -22,8 +22,13 @@ CSRC = Path("csrc")  # relative: setuptools runs this file from its own folder, 
 
 # x86-64-v2 is the baseline; bodies for AVX2 and AVX-512 carry target attributes and are chosen at run time.
 CXX_FLAGS = "-O3 -std=c++17 -fopenmp -fvisibility=hidden -march=x86-64-v2 -fPIC -shared -Wall -Wextra".split()
-NVCC_FLAGS = "-O3 -std=c++17 -arch=all-major -cudart static -shared --threads 0".split()
-NVCC_FLAGS += ["-Xcompiler", "-fPIC,-fvisibility=hidden"]
+# Code for every generation from Ampere on (the tensor-core products need compute capability 8.0), and PTX for later
+# ones; `all-major` would add Turing, where they do not compile. compute_100 asks for CUDA 12.8 or newer.
+NVCC_FLAGS = "-O3 -std=c++17 -cudart static -shared --threads 0".split()
+NVCC_FLAGS += [f"-gencode=arch=compute_{cc},code=sm_{cc}" for cc in (80, 90, 100)]
+NVCC_FLAGS += ["-gencode=arch=compute_100,code=compute_100"]
+# The host runs the kernels too, to show that they are right, and reads 16-byte words as what they hold.
+NVCC_FLAGS += ["-Xcompiler", "-fPIC,-fvisibility=hidden,-fno-strict-aliasing"]
 
 # One line each: does the compiler work here with our flags, and are OpenMP and the CUDA headers there?
 CXX_PROBE = "#include <omp.h>\nint probe() { return omp_get_max_threads(); }\n"
