@@ -9,16 +9,16 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
 from hardsample.kernels.ops import mask_pixels
-from hardsample.kernels.reference import FULL_RATIO, Key, check_mask, philox, pixel_mask, ratio_units
+from hardsample.kernels.reference import Key
 
 BLACK = (0, 0, 0)
 
-_BLOCK = 16384  # Philox calls at a time: temporaries stay in the cache
+_STACKED_BYTES = 3 * 512 * 512  # up to here a copy costs less than a call, so pictures of one size share a call
 
 # Settings of image processors under which one picture becomes several views or tiles.
 _VIEW_SETTINGS = (
@@ -78,47 +78,61 @@ def mask_image(
     """
     if image.mode != "RGB":
         raise ValueError(f"picture has mode {image.mode}, must be RGB: load it through hardsample.data")
-    mask = picture_mask(image.height, image.width, ratio, realization, key, image_index, kind)
-    masked = image.copy()
-    masked.paste(fill, mask=Image.fromarray(mask.view(np.uint8) * np.uint8(255)))
-    return masked
+    pixels = torch.from_numpy(np.array(image))
+    masked = mask_pixels(pixels, [ratio], [realization], [key], fill=fill, kind=kind, image_index=image_index)
+    return Image.fromarray(masked[0].numpy())
 
 
-def picture_mask(
-    height: int, width: int, ratio: float, realization: int, key: Key, image_index: int = 0, kind: str = "pixel"
-) -> Bool[np.ndarray, "height width"]:
-    """Draws the mask of `hardsample.kernels.reference.pixel_mask` for a picture in memory, two to four times faster.
-
-    NumPy has unsigned words and little cost a call, which is what counts at the sizes of pictures; kinds with few
-    draws are left to the reference.
+def mask_pictures(
+    pictures: Sequence[UInt8[Tensor, "height width 3"]],
+    masks: Sequence[MaskDraw],
+    *,
+    kind: str = "pixel",
+    fill: tuple[int, int, int] = BLACK,
+    buffer: UInt8[Tensor, " values"] | None = None,
+) -> list[UInt8[Tensor, "height width 3"]]:
+    """Masks the pictures of a batch (`source` space), all masks of a picture in one pass.
 
     Args:
-        height: pixels.
-        width: pixels.
-        ratio: λ, 0 … 1.
-        realization: k, 0 … 2³²−1.
-        key: the sample's Philox key.
-        image_index: index of the image in its record.
+        pictures: one for each mask, on one device; the same tensor where a picture gets several masks.
+        masks: the mask of each picture.
         kind: `pixel`, `patch` or `rectangle`.
+        fill: colour of masked pixels, 0 … 255 a channel.
+        buffer: memory for the result, of at least as many values as the pictures have together.
 
     Returns:
-        True where the picture is masked, shape (height, width); equal to the reference bit for bit.
+        The masked pictures, in order; parts of `buffer` if it was given.
 
     Raises:
         ValueError: an argument is out of range.
     """
-    check_mask(height, width, realization, image_index, kind)
-    units = ratio_units(ratio)
-    if kind != "pixel" or units in (0, FULL_RATIO):
-        return pixel_mask(height, width, ratio, realization, key, image_index, kind).numpy()
-    draws = height * width
-    calls = -(-draws // 8)
-    words = np.empty((calls, 4), dtype="<u4")  # little-endian, so that the low half of a word is its first lane
-    for start in range(0, calls, _BLOCK):
-        counter = np.arange(start, min(start + _BLOCK, calls), dtype=np.uint64)
-        for i, word in enumerate(philox((counter, image_index, realization, units), key)):
-            words[start : start + _BLOCK, i] = word
-    return (words.view("<u2").reshape(-1)[:draws] < units).reshape(height, width)
+    if buffer is None:
+        device = pictures[0].device if pictures else None
+        buffer = torch.empty(sum(picture.numel() for picture in pictures), dtype=torch.uint8, device=device)
+    passes: dict[object, list[int]] = {}
+    for place, picture in enumerate(pictures):
+        small = picture.numel() <= _STACKED_BYTES
+        passes.setdefault(picture.shape if small else id(picture), []).append(place)
+    masked: dict[int, Tensor] = {}
+    used = 0
+    for places in passes.values():
+        picture = pictures[places[0]]
+        out = buffer[used : used + len(places) * picture.numel()].view(len(places), *picture.shape)
+        used += out.numel()
+        several = len({id(pictures[place]) for place in places}) > 1
+        ratios, realizations, keys, indices = zip(*(masks[place] for place in places), strict=True)
+        mask_pixels(
+            torch.stack([pictures[place] for place in places]) if several else picture,
+            ratios,
+            realizations,
+            keys,
+            fill=fill,
+            kind=kind,
+            image_index=indices,
+            out=out,
+        )
+        masked |= zip(places, out, strict=True)
+    return [masked[place] for place in range(len(pictures))]
 
 
 def mask_model_inputs(

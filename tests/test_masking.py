@@ -16,6 +16,7 @@ from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImag
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
+from hardsample import masking
 from hardsample.kernels.reference import KINDS, mask_key, pixel_mask
 from hardsample.masking import (
     MaskDraw,
@@ -23,8 +24,8 @@ from hardsample.masking import (
     check_model_space,
     mask_image,
     mask_model_inputs,
+    mask_pictures,
     model_fill,
-    picture_mask,
 )
 
 
@@ -35,15 +36,14 @@ def picture(width, height, seed=0):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 5), (96, 96), (97, 131), (700, 601)])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 5), (97, 131), (700, 601)])
 @pytest.mark.parametrize("ratio", [0.0, 0.3, 0.9, 1.0])
-def test_picture_masks_equal_the_reference(height, width, ratio, kind):
-    key = mask_key(1, "picture")
+def test_picture_masks_are_those_of_the_reference(height, width, ratio, kind):
+    key, white = mask_key(1, "picture"), Image.new("RGB", (width, height), "white")
     for realization, image_index in ((0, 0), (7, 1), (2**32 - 1, 2**32 - 1)):
-        fast = picture_mask(height, width, ratio, realization, key, image_index, kind)
-        assert fast.dtype == bool
+        masked = np.array(mask_image(white, ratio, realization, key, image_index=image_index, kind=kind))
         reference = pixel_mask(height, width, ratio, realization, key, image_index, kind)
-        np.testing.assert_array_equal(fast, reference.numpy())
+        np.testing.assert_array_equal((masked == 0).all(-1), reference.numpy())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -80,6 +80,48 @@ def test_mask_image_masks_the_share_it_was_asked_for():
 def test_mask_image_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
         mask_image(*arguments)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_of_pictures_is_masked_as_each_alone(kind):
+    """Pictures of one size, the same picture with several masks, a large one, and one of its own size, mixed up."""
+    pictures = [picture(*size, seed) for seed, size in enumerate([(30, 20), (30, 20), (900, 700), (20, 30)])]
+    order = [0, 2, 1, 0, 3, 2, 0]
+    tensors = [torch.from_numpy(np.array(one)) for one in pictures]
+    masks = [MaskDraw(place / 6, place, mask_key(0, str(place)), place % 3) for place in range(len(order))]
+    expected = [
+        np.array(
+            mask_image(pictures[i], m.ratio, m.realization, m.key, image_index=m.image_index, kind=kind, fill=(1, 2, 3))
+        )
+        for i, m in zip(order, masks, strict=True)
+    ]
+    buffer = torch.full((sum(values.size for values in expected) + 10,), 77, dtype=torch.uint8)
+    for out in (None, buffer):
+        given = [tensors[i] for i in order]
+        found = mask_pictures(given, masks, kind=kind, fill=(1, 2, 3), buffer=out)
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(one.numpy(), other)
+    inside = {one.untyped_storage().data_ptr() for one in found}
+    assert inside == {buffer.untyped_storage().data_ptr()}
+    assert buffer[-10:].tolist() == [77] * 10
+    for tensor, image in zip(tensors, pictures, strict=True):
+        np.testing.assert_array_equal(tensor.numpy(), np.array(image))
+    assert mask_pictures([], []) == []
+
+
+def test_pictures_share_passes(monkeypatch):
+    """One pass for small pictures of one size, one for each large picture, whatever their masks."""
+    passes = []
+    monkeypatch.setattr(masking, "mask_pixels", lambda images, ratios, *_, **__: passes.append((images, len(ratios))))
+    small = [torch.zeros(20, 30, 3, dtype=torch.uint8) for _ in range(3)]
+    large = [torch.zeros(700, 900, 3, dtype=torch.uint8) for _ in range(2)]
+    given = [*small, large[0], small[0], large[1], large[0]]
+    mask_pictures(given, [MaskDraw(0.5, 0, (0, 0))] * 7)
+    assert [(tuple(images.shape), count) for images, count in passes] == [
+        ((4, 20, 30, 3), 4),
+        ((700, 900, 3), 2),
+        ((700, 900, 3), 1),
+    ]
 
 
 MASKS = [

@@ -1,8 +1,10 @@
 """The scoring job on the embedded model and data: killed, continued, in any batch size, with bad records."""
 
+import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sqlite3
@@ -12,15 +14,19 @@ import time
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
+from rich.console import Console
 
 from hardsample.config import ScoringConfig
 from hardsample.data import load
 from hardsample.demo import load_split
 from hardsample.grading import Grader
+from hardsample.kernels.ops import chosen
 from hardsample.output import OutputError, Scores
 from hardsample.scoring import NothingToScoreError, RejectedError, gradable, score
 from hardsample.store import Store, StoreError
+from hardsample.tables import summary
 
 FAST = {"limit": 12, "num_masks": 3, "tau": 0.3, "ratios": (0.0, 0.3, 0.6), "progress": False}
 
@@ -35,6 +41,21 @@ def plain(tmp_path_factory):
     """An undisturbed run."""
     directory = tmp_path_factory.mktemp("plain")
     return score("demo", "demo", directory, **FAST)
+
+
+def test_the_summary_shows_mask_processor_and_model_apart(plain):
+    console = Console(width=200, file=io.StringIO())
+    console.print(summary(plain))
+    printed = console.file.getvalue()
+    number = r"\d+(\.\d)? s"
+    assert re.search(
+        rf"time +{number}: {number} in the model, {number} waiting for pictures, {number} grading", printed
+    )
+    assert re.search(
+        rf"pictures +beside the model: {number} decoding, {number} masking \((cpp|reference)\), "
+        rf"{number} in the processor \((pil|torchvision) on cpu\)",
+        printed,
+    )
 
 
 def test_the_folder_holds_what_is_documented(plain):
@@ -57,6 +78,11 @@ def test_the_folder_holds_what_is_documented(plain):
     assert sum(run["counts"]["strata"].values()) == 12
     assert run["settings"]["ratios"] == list(FAST["ratios"])
     assert run["versions"]["torch"]
+    assert run["backends"]["mask_pixels"] == chosen(torch.empty((1, 1, 1, 16), dtype=torch.uint8))["mask_pixels"]
+    assert run["backends"]["image_processor"] in ("pil on cpu", "torchvision on cpu")  # whichever is installed
+    steps = {"decode", "mask", "processor", "generate", "grade"}
+    assert set(run["seconds"]) == steps | {"total", "wait_for_prepare"}
+    assert all(run["seconds"][step] <= run["seconds"]["total"] for step in steps)
     assert (plain.directory / "rejected.jsonl").read_text() == ""
 
 

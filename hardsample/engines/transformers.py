@@ -7,39 +7,24 @@ sample id, ratio, realization), so what comes out does not depend on which rollo
 from __future__ import annotations
 
 import hashlib
-import threading
-import time
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, LogitsProcessorList
 
-from hardsample.images import open_image
-from hardsample.kernels.reference import mask_key
-from hardsample.masking import MaskDraw, MaskSpaceError, mask_image, mask_model_inputs
+from hardsample.engines.preparing import Preparation, Request, Seconds
+from hardsample.masking import MaskSpaceError
 from hardsample.sampling import GumbelNoise, NoiseKey
 
 DEFAULT_NEW_TOKENS = 1024
-_CACHE_BYTES = 512 * 2**20
 _HASHED_WHOLE_BYTES = 64 * 2**20
 
 
 class EngineError(RuntimeError):
     """The model cannot be loaded or does not run; the message says what to do."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """One rollout to make: a record (`id`, `prompt`, `images`), a mask ratio λ and a realization k."""
-
-    record: Mapping[str, Any]
-    ratio: float
-    realization: int
 
 
 @dataclass(frozen=True)
@@ -59,20 +44,12 @@ class Failure:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A batch ready for the model: the processor's output on the CPU, or None if nothing is left to run."""
+    """A batch ready for the model: the processor's output, or None if nothing is left to run."""
 
     requests: list[Request]
     inputs: dict[str, Any] | None
     failures: dict[int, Failure]
     """Place in `requests` → why this one is not in `inputs`."""
-
-
-@dataclass
-class Seconds:
-    """Where the time went, in seconds; preparing overlaps with generating."""
-
-    prepare: float = 0.0
-    generate: float = 0.0
 
 
 def load_processor(model: str, trust_remote_code: bool = False) -> Any:
@@ -191,38 +168,33 @@ class TransformersEngine:
         ends = old.eos_token_id if old.eos_token_id is not None else tokenizer.eos_token_id
         self._ends = {ends} if isinstance(ends, int) else set(ends or ())
         pad = old.pad_token_id if old.pad_token_id is not None else tokenizer.pad_token_id
+        self.pad_token_id: int = pad if pad is not None else min(self._ends)
         self.model.generation_config = GenerationConfig(
             max_new_tokens=self.max_new_tokens,
             do_sample=False,
             eos_token_id=sorted(self._ends),
-            pad_token_id=pad if pad is not None else min(self._ends),
+            pad_token_id=self.pad_token_id,
             bos_token_id=old.bos_token_id,
             cache_implementation=old.cache_implementation,
         )
-        self._pictures = _PictureCache(self.max_pixels)
+        self._inputs = Preparation(
+            self.processor,
+            self.model.device,
+            seed=self.seed,
+            kind=self.kind,
+            mask_space=self.mask_space,
+            max_pixels=self.max_pixels,
+            seconds=self.seconds,
+            notice=lambda text: self.notice(text),
+        )
         self._worked = False
 
     def prepare(self, requests: Sequence[Request]) -> Prepared:
-        """Mask the pictures and run the processor, on the CPU; safe in a thread beside `generate`.
+        """Mask the pictures and run the processor; safe in a thread beside `generate`.
 
         A request that the processor refuses is in `failures`; the others go on.
         """
-        began = time.perf_counter()
-        try:
-            prepared = self._prepare(list(requests))
-        finally:
-            self.seconds.prepare += time.perf_counter() - began
-        return prepared
-
-    def generate(self, prepared: Prepared) -> list[Completion | Failure]:
-        """Complete a batch; one result for each request, in order."""
-        began = time.perf_counter()
-        try:
-            return self._results(prepared)
-        finally:
-            self.seconds.generate += time.perf_counter() - began
-
-    def _prepare(self, requests: list[Request]) -> Prepared:
+        requests = list(requests)
         try:
             return Prepared(requests, self._inputs(requests), {})
         except MaskSpaceError as error:  # of the processor, not of a record
@@ -230,46 +202,13 @@ class TransformersEngine:
         except Exception as error:  # noqa: BLE001 - processors raise anything on a bad record, which must not sink the batch
             if len(requests) == 1:
                 return Prepared(requests, None, {0: Failure(_first_line(error))})
-        alone = [self._prepare([request]) for request in requests]
+        alone = [self.prepare([request]) for request in requests]
         failures = {place: one.failures[0] for place, one in enumerate(alone) if one.failures}
         good = [request for place, request in enumerate(requests) if place not in failures]
         return Prepared(requests, self._inputs(good) if good else None, failures)
 
-    def _inputs(self, requests: list[Request]) -> dict[str, Any]:
-        texts = [self._prompt(request.record["prompt"]) for request in requests]
-        masks = [self._masks(request) for request in requests]
-        pictures = [self._pictures(request.record) for request in requests]
-        if self.mask_space == "source":
-            pictures = [
-                [
-                    mask_image(
-                        image, draw.ratio, draw.realization, draw.key, image_index=draw.image_index, kind=self.kind
-                    )
-                    for image, draw in zip(images, draws, strict=True)
-                ]
-                for images, draws in zip(pictures, masks, strict=True)
-            ]
-        images = {"images": pictures} if any(pictures) else {}
-        inputs = dict(self.processor(text=texts, **images, padding=True, return_tensors="pt"))
-        if self.mask_space == "model" and images:
-            draws = [draw for one in masks for draw in one]
-            inputs = mask_model_inputs(inputs, draws, self.processor, kind=self.kind)
-        return inputs
-
-    def _masks(self, request: Request) -> list[MaskDraw]:
-        key = mask_key(self.seed, request.record["id"])
-        count = len(request.record["images"])
-        return [MaskDraw(request.ratio, request.realization, key, index) for index in range(count)]
-
-    def _prompt(self, messages: list[dict[str, Any]]) -> str:
-        """The prompt as the model's chat template writes it; without one, the texts in order."""
-        if getattr(self.processor, "chat_template", None):
-            return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        image = getattr(self.processor, "image_token", "<image>")
-        blocks = [block for message in messages for block in message["content"]]
-        return "".join(image if block["type"] == "image" else block["text"] for block in blocks)
-
-    def _results(self, prepared: Prepared) -> list[Completion | Failure]:
+    def generate(self, prepared: Prepared) -> list[Completion | Failure]:
+        """Complete a batch; one result for each request, in order."""
         places = [place for place in range(len(prepared.requests)) if place not in prepared.failures]
         results: dict[int, Completion | Failure] = dict(prepared.failures)
         if prepared.inputs is not None:
@@ -281,34 +220,49 @@ class TransformersEngine:
             results |= zip(places, ran, strict=True)
         return [results[place] for place in range(len(prepared.requests))]
 
+    def backends(self) -> dict[str, str]:
+        """Who did the work, for run.json: op or step → backend."""
+        return self._inputs.backends()
+
     def _run(self, requests: list[Request], inputs: dict[str, Any]) -> list[Completion | Failure]:
         """Run the model; halve the batch when memory runs out, and find the record that the model refuses."""
         try:
-            return list(self._complete(requests, inputs))
+            with self.seconds.timed("generate"):
+                return list(self._complete(requests, inputs))
         except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
-            full = _is_out_of_memory(error)
-            reason = _first_line(error)
+            reason = self.refusal(error, len(requests))
         if len(requests) == 1:
-            return [Failure(f"does not fit into memory alone: {reason}" if full else f"the model refuses it: {reason}")]
-        if full:
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            self.batch_size = max(1, len(requests) // 2)
-            self.notice(f"out of memory with {len(requests)} rollouts in a batch: going on with {self.batch_size}")
+            return [Failure(reason)]
         middle = len(requests) // 2
         halves = (requests[:middle], requests[middle:])
         return [result for half in halves for result in self._run(half, self._inputs(half))]
+
+    def refusal(self, error: BaseException, size: int) -> str:
+        """Why a batch of this size failed; where memory ran out, later batches are half as large.
+
+        Call it after the failed call is over: what it held is let go of by then.
+        """
+        reason = _first_line(error)
+        if not _is_out_of_memory(error):
+            return f"the model refuses it: {reason}"
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if size > 1:
+            self.batch_size = max(1, size // 2)
+            self.notice(f"out of memory with {size} rollouts in a batch: going on with {self.batch_size}")
+        return f"does not fit into memory alone: {reason}"
 
     @torch.inference_mode()
     def _complete(self, requests: list[Request], inputs: dict[str, Any]) -> list[Completion]:
         length = inputs["input_ids"].shape[1]
         keys = [NoiseKey(self.seed, r.record["id"], r.ratio, r.realization) for r in requests]
         noise = GumbelNoise(keys, self.temperature, length)
-        moved = {name: self._moved(value) for name, value in inputs.items()}
+        moved = {name: self.moved(value) for name, value in inputs.items()}
         output = self.model.generate(**moved, logits_processor=LogitsProcessorList([noise]))
         return [self._completion(row) for row in output[:, length:].tolist()]
 
-    def _moved(self, value: Any) -> Any:
+    def moved(self, value: Any) -> Any:
+        """A value of the processor's output on the model's device, numbers with a fraction in its dtype."""
         if not isinstance(value, torch.Tensor):
             return value
         floating = value.is_floating_point()
@@ -318,34 +272,6 @@ class TransformersEngine:
         end = next((place for place, token in enumerate(ids) if token in self._ends), len(ids))
         tokens = ids[:end]
         return Completion(self.processor.tokenizer.decode(tokens, skip_special_tokens=True), tokens)
-
-
-class _PictureCache:
-    """Decoded pictures of the samples in flight, by id, up to half a gigabyte; safe to use from several threads."""
-
-    def __init__(self, max_pixels: int) -> None:
-        self._max_pixels = max_pixels
-        self._held: OrderedDict[str, list[Image.Image]] = OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()
-
-    def __call__(self, record: Mapping[str, Any]) -> list[Image.Image]:
-        with self._lock:
-            if record["id"] in self._held:
-                self._held.move_to_end(record["id"])
-                return self._held[record["id"]]
-        pictures = [open_image(ref, max_pixels=self._max_pixels) for ref in record["images"]]
-        with self._lock:
-            if record["id"] not in self._held:
-                self._held[record["id"]] = pictures
-                self._bytes += _size(pictures)
-            while self._bytes > _CACHE_BYTES and len(self._held) > 1:
-                self._bytes -= _size(self._held.popitem(last=False)[1])
-        return pictures
-
-
-def _size(pictures: list[Image.Image]) -> int:
-    return sum(3 * image.width * image.height for image in pictures)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -1,0 +1,145 @@
+"""An image processor whose pictures are shared out among worker threads, with the outputs of one call.
+
+Processors on PIL and NumPy take one picture after the other on one core. Both let other threads run while they resize
+and compute, so threads suffice: pictures need not travel to other processes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MAX_WORKERS = 8
+WORTH_PIXELS = 256 * 256
+"""Smaller pictures stay in one call: their time is Python's own, of which one thread runs at a time."""
+
+Pictures = Sequence[Tensor | Sequence[Tensor]]
+
+
+def default_workers() -> int:
+    """The processor cores this process may use, at most 8."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MAX_WORKERS)
+
+
+class ImageWorkers:
+    """Stands in for an image processor of transformers that works on PIL and NumPy (`backend` is `pil`).
+
+    Some processors number or pack what they make through the whole batch, so that no two calls can be joined. The
+    first batch of each case (pictures of one size or of several, joined with or without padding) is therefore made
+    both ways and compared bit for bit; where the two differ, batches of that case go to the processor whole.
+
+    Args:
+        image_processor: takes a list of pictures, or of one list for each text, and gives a mapping of tensors.
+        workers: number of threads.
+        worth_pixels: pictures of fewer pixels, on average over a batch, are not shared out.
+    """
+
+    def __init__(self, image_processor: Any, workers: int, worth_pixels: int = WORTH_PIXELS) -> None:
+        self._inner = image_processor
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="pictures")
+        self._workers, self._worth_pixels = workers, worth_pixels
+        self._joins: dict[tuple[bool, bool], bool] = {}
+        self.shared_out = 0
+        """Calls whose outputs came from several workers."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything but the call is the image processor's own; its settings, above all."""
+        return getattr(self._inner, name)
+
+    def __call__(self, images: Pictures, *args: Any, **kwargs: Any) -> Any:
+        """What the image processor makes of these pictures in one call."""
+
+        def call(pictures: Pictures) -> Any:
+            return self._inner(pictures, *args, **kwargs)
+
+        sizes = _sizes(images)
+        mixed = len(set(sizes)) > 1
+        worth = sum(height * width for height, width in sizes) >= self._worth_pixels * max(len(sizes), 1)
+        fails = not all(joins for case, joins in self._joins.items() if case[0] == mixed)
+        if self._workers < 2 or len(images) < 2 or not sizes or not worth or fails:
+            return call(images)
+        try:
+            outputs = list(self._pool.map(call, _parts(images, self._workers)))
+            joined, padded = join_outputs(outputs)
+        except Exception:  # noqa: BLE001 - a bad picture, of which the one call tells, or a part that it does not take
+            joined, padded = None, False
+        if joined is None or (mixed, padded) not in self._joins:
+            whole = call(images)
+            self._joins[mixed, padded] = joined is not None and _equal(joined, whole)
+            return whole
+        self.shared_out += 1
+        return type(outputs[0])(joined)
+
+
+def join_outputs(outputs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any] | None, bool]:
+    """Put the outputs of several calls behind one another.
+
+    Tensors whose other dimensions differ are filled up with zeros, as processors do that pad to the largest picture of
+    a batch.
+
+    Args:
+        outputs: of the calls, in order.
+
+    Returns:
+        The joined output, or None if it has parts that cannot be joined; and whether something was filled up.
+    """
+    joined: dict[str, Any] = {}
+    filled = False
+    if any(output.keys() != outputs[0].keys() for output in outputs):
+        return None, False
+    for name in outputs[0]:
+        values = [output[name] for output in outputs]
+        if all(isinstance(value, list) for value in values):
+            joined[name] = [item for value in values for item in value]
+        elif all(isinstance(value, Tensor) and value.ndim == values[0].ndim > 0 for value in values):
+            shapes = {value.shape[1:] for value in values}
+            if len(shapes) > 1:
+                filled = True
+                common = [max(sizes) for sizes in zip(*shapes, strict=True)]
+                values = [_fill_up(value, common) for value in values]
+            joined[name] = torch.cat(values)
+        else:
+            return None, filled
+    return joined, filled
+
+
+def _fill_up(value: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Zeros at the end of each dimension but the first, up to these sizes."""
+    made = value.new_zeros((len(value), *sizes))
+    made[tuple(slice(size) for size in value.shape)] = value
+    return made
+
+
+def _sizes(images: Pictures) -> list[tuple[int, ...]]:
+    """Height and width of every picture; none if something else than lists of channels-first tensors was given."""
+    if not isinstance(images, list | tuple):
+        return []
+    pictures = [picture for item in images for picture in (item if isinstance(item, list | tuple) else [item])]
+    return [tuple(picture.shape[-2:]) for picture in pictures] if all(map(torch.is_tensor, pictures)) else []
+
+
+def _parts(images: Pictures, workers: int) -> list[Pictures]:
+    """Consecutive pictures, equally many for each worker."""
+    count = min(workers, len(images))
+    bounds = [place * len(images) // count for place in range(count + 1)]
+    return [images[start:stop] for start, stop in pairwise(bounds)]
+
+
+def _equal(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return one.keys() == other.keys() and all(_equal_values(one[name], other[name]) for name in one)
+
+
+def _equal_values(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor):
+        return isinstance(other, Tensor) and (one.shape, one.dtype) == (other.shape, other.dtype) and one.equal(other)
+    if isinstance(one, list | tuple):
+        same = type(one) is type(other) and len(one) == len(other)
+        return same and all(map(_equal_values, one, other))
+    return type(one) is type(other) and bool(one == other)

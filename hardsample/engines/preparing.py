@@ -1,0 +1,234 @@
+"""From rollouts to a model's inputs: pictures are decoded once, masked in few passes, and processed in one batch.
+
+Pictures are uint8 tensors from the file to the processor. A processor whose backend is torchvision gets them on the
+model's device, where they are masked too; one on PIL and NumPy is shared out among worker threads.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from hardsample.engines.image_workers import ImageWorkers, default_workers
+from hardsample.images import open_image
+from hardsample.kernels.ops import chosen
+from hardsample.kernels.reference import mask_key
+from hardsample.masking import MaskDraw, mask_model_inputs, mask_pictures
+
+_CACHE_BYTES = 512 * 2**20
+_BUFFER_BYTES = 512 * 2**20
+
+Picture = UInt8[Tensor, "height width 3"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One rollout to make: a record (`id`, `prompt`, `images`), a mask ratio λ and a realization k."""
+
+    record: Mapping[str, Any]
+    ratio: float
+    realization: int
+
+
+@dataclass
+class Seconds:
+    """Where the time went, in seconds; all but `generate` overlaps with generating.
+
+    On an accelerator a step that does not wait for the device counts the time of launching only.
+    """
+
+    decode: float = 0.0
+    mask: float = 0.0
+    processor: float = 0.0
+    """The image processor and the tokenizer, with the chat template."""
+    generate: float = 0.0
+
+    @contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        """Add the time inside to a step."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self, step, getattr(self, step) + time.perf_counter() - began)
+
+
+class Preparation:
+    """Makes the inputs of a batch of rollouts; safe to use from several threads, one batch at a time.
+
+    Args:
+        processor: from `load_processor`; not changed.
+        device: of the model.
+        seed: of the masks.
+        kind: `pixel`, `patch` or `rectangle`.
+        mask_space: `source` or `model`.
+        max_pixels: pictures beyond it are refused.
+        seconds: to which the time of each step is added.
+        notice: is told what went another way than planned.
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        device: torch.device,
+        *,
+        seed: int,
+        kind: str,
+        mask_space: str,
+        max_pixels: int,
+        seconds: Seconds,
+        notice: Callable[[str], None],
+    ) -> None:
+        self._given, self._processor = processor, processor
+        self._seed, self._kind, self._mask_space = seed, kind, mask_space
+        self._seconds, self._notice = seconds, notice
+        self._pictures = PictureCache(max_pixels)
+        self._buffer: Tensor | None = None
+        self._lock = threading.Lock()
+        self.backend = getattr(processor.image_processor, "backend", None)
+        self.device = device if self.backend == "torchvision" else torch.device("cpu")
+        self._workers: ImageWorkers | None = None
+        if self.backend == "pil":
+            self._workers = ImageWorkers(processor.image_processor, default_workers())
+            self._processor = copy.copy(processor)
+            self._processor.image_processor = self._workers
+
+    def __call__(self, requests: Sequence[Request]) -> dict[str, Any]:
+        """The processor's output for these rollouts, masked.
+
+        Raises:
+            Exception: what a processor raises on a record that it cannot take.
+            MaskSpaceError: the processor's output has no single masked space (`model` space).
+        """
+        with self._lock:  # one buffer for the masked pictures
+            try:
+                return self._inputs(requests)
+            except Exception as error:
+                if self.device.type == "cpu":
+                    raise
+                return self._on_the_cpu(requests, error)
+
+    def _on_the_cpu(self, requests: Sequence[Request], error: Exception) -> dict[str, Any]:
+        """Once more without the device: it may be full, or the processor may not run there."""
+        device, self.device, self._buffer = self.device, torch.device("cpu"), None
+        try:
+            inputs = self._inputs(requests)
+        except Exception:
+            self.device, self._buffer = device, None  # it was the record
+            raise
+        self._notice(f"pictures are prepared on the CPU from here on: {type(error).__name__} on {device} ({error})")
+        return inputs
+
+    def backends(self) -> dict[str, str]:
+        """Who did the work: the backend of `mask_pixels`, and how the image processor was run."""
+        dtype = torch.uint8 if self._mask_space == "source" else torch.float32
+        masking = chosen(torch.empty((1, 1, 1, 16), dtype=dtype, device=self.device))["mask_pixels"]
+        how = f"{self.backend or type(self._given.image_processor).__name__} on {self.device}"
+        if self._workers and self._workers.shared_out:
+            how += f", {default_workers()} threads"
+        return {"mask_pixels": masking, "image_processor": how}
+
+    def _inputs(self, requests: Sequence[Request]) -> dict[str, Any]:
+        with self._seconds.timed("decode"):
+            pictures = [self._pictures(request.record) for request in requests]
+            # the same picture of several rollouts travels once
+            moved = {id(one): one.to(self.device) for images in pictures for one in images}
+        draws = [draw for request in requests for draw in self._draws(request)]
+        flat = [moved[id(one)] for images in pictures for one in images]
+        if self._mask_space == "source":
+            with self._seconds.timed("mask"):
+                flat = mask_pictures(flat, draws, kind=self._kind, buffer=self._room(flat))
+        with self._seconds.timed("processor"):
+            inputs = self._processed(requests, flat)
+        if self._mask_space == "model" and flat:
+            with self._seconds.timed("mask"):
+                inputs = mask_model_inputs(inputs, draws, self._given, kind=self._kind)
+        if self._buffer is not None and (len(self._buffer) > _BUFFER_BYTES or _shares(inputs, self._buffer)):
+            self._buffer = None
+        return inputs
+
+    def _processed(self, requests: Sequence[Request], pictures: Sequence[Picture]) -> dict[str, Any]:
+        texts = [self._prompt(request.record["prompt"]) for request in requests]
+        left = map(self._as_the_processor_takes_it, pictures)
+        nested = [[next(left) for _ in request.record["images"]] for request in requests]
+        images = {"images": nested} if pictures else {}
+        return dict(self._processor(text=texts, **images, padding=True, return_tensors="pt"))
+
+    def _as_the_processor_takes_it(self, picture: Picture) -> Tensor | Image.Image:
+        """Channels first, where no height or width is taken for the number of channels; PIL for processors of old."""
+        if self.backend in ("pil", "torchvision"):
+            return picture.permute(2, 0, 1)
+        return Image.fromarray(picture.numpy())
+
+    def _draws(self, request: Request) -> list[MaskDraw]:
+        key = mask_key(self._seed, request.record["id"])
+        count = len(request.record["images"])
+        return [MaskDraw(request.ratio, request.realization, key, index) for index in range(count)]
+
+    def _prompt(self, messages: list[dict[str, Any]]) -> str:
+        """The prompt as the model's chat template writes it; without one, the texts in order."""
+        if getattr(self._given, "chat_template", None):
+            return self._given.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        image = getattr(self._given, "image_token", "<image>")
+        blocks = [block for message in messages for block in message["content"]]
+        return "".join(image if block["type"] == "image" else block["text"] for block in blocks)
+
+    def _room(self, pictures: Sequence[Picture]) -> Tensor:
+        """The buffer, large enough: the first touch of fresh memory costs far more than masking into it."""
+        size = sum(picture.numel() for picture in pictures)
+        if self._buffer is None or len(self._buffer) < size:
+            self._buffer = torch.empty(size, dtype=torch.uint8, device=self.device)
+        return self._buffer
+
+
+class PictureCache:
+    """Decoded pictures of the samples in flight, by id, up to half a gigabyte; safe to use from several threads."""
+
+    def __init__(self, max_pixels: int) -> None:
+        self._max_pixels = max_pixels
+        self._held: OrderedDict[str, list[Picture]] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, record: Mapping[str, Any]) -> list[Picture]:
+        """The record's pictures, the same tensors as long as they are held."""
+        with self._lock:
+            if record["id"] in self._held:
+                self._held.move_to_end(record["id"])
+                return self._held[record["id"]]
+        opened = [open_image(ref, max_pixels=self._max_pixels) for ref in record["images"]]
+        pictures = [torch.from_numpy(np.array(image)) for image in opened]
+        with self._lock:
+            if record["id"] not in self._held:
+                self._held[record["id"]] = pictures
+                self._bytes += _size(pictures)
+            while self._bytes > _CACHE_BYTES and len(self._held) > 1:
+                self._bytes -= _size(self._held.popitem(last=False)[1])
+        return pictures
+
+
+def _size(pictures: Sequence[Picture]) -> int:
+    return sum(picture.numel() for picture in pictures)
+
+
+def _shares(value: Any, buffer: Tensor) -> bool:
+    """Whether an output holds the buffer's own memory, which must then not be written again."""
+    if isinstance(value, Mapping):
+        return any(_shares(item, buffer) for item in value.values())
+    if isinstance(value, list | tuple):
+        return any(_shares(item, buffer) for item in value)
+    if isinstance(value, np.ndarray):
+        return np.may_share_memory(value, buffer.numpy(force=True))
+    return isinstance(value, Tensor) and value.untyped_storage().data_ptr() == buffer.untyped_storage().data_ptr()
