@@ -1,4 +1,4 @@
-"""The command line: `hardsample score`, `hardsample strata`, `hardsample demo`."""
+"""The command line: `hardsample score`, `hardsample strata`, `hardsample explain`, `hardsample demo`."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ app = typer.Typer(
 
 Search = StrEnum("Search", ("lossless", "exhaustive"))
 MaskKind = StrEnum("MaskKind", ("pixel", "patch", "rectangle"))
+CmabVariant = StrEnum("CmabVariant", ("paper", "released"))
 MaskSpace = StrEnum("MaskSpace", ("source", "model"))
 EngineName = StrEnum("EngineName", ("transformers",))
 GraderName = StrEnum("GraderName", ("math", "ocr", "counting", "grounding", "detection", "choice", "text"))
@@ -81,6 +82,11 @@ def score(
     ],
     model: Annotated[str, typer.Option(help="Folder or hub id of a vision-language model, or `demo`.")],
     output: Annotated[Path, typer.Option(help="Folder of the results; an unfinished run in it goes on.")],
+    metric: Annotated[str, typer.Option(help=help_of("metric") + ": pism or pism,cmab")] = "pism",
+    cmab_variant: Annotated[
+        CmabVariant,
+        typer.Option(help="paper (all layers but the first and last) or released (one layer, mean per token)"),
+    ] = CmabVariant.paper,
     limit: Annotated[int | None, _option("limit", min=1)] = None,
     image_root: Annotated[Path | None, _option("image_root")] = None,
     grader: Annotated[GraderName | None, _option("grader")] = None,
@@ -106,9 +112,16 @@ def score(
 ) -> None:
     """Score how hard each sample is for a model, with PISM: mask random pixels until the model fails.
 
+    With `--metric pism,cmab` also with CMAB: where the attention of its answers goes. The same command with the other
+    metric added goes on in the same folder.
+
     Try it: `hardsample score demo --model demo --output out`. Stop it whenever you like: the same command goes on.
     """
+    from hardsample.cmab import CmabConfig
+
     settings: dict[str, Any] = {
+        "metric": tuple(part.strip() for part in metric.split(",")),
+        "cmab": CmabConfig(variant=cmab_variant.value),
         "limit": limit,
         "image_root": str(image_root) if image_root else None,
         "grader": grader.value if grader else None,
@@ -146,6 +159,13 @@ def strata(
     hard_max: Annotated[float | None, typer.Option(help="hard if λ* is at most this (default: the run's)")] = None,
     easy_min: Annotated[float | None, typer.Option(help="easy if λ* is at least this (default: the run's)")] = None,
     tau: Annotated[float | None, typer.Option(help="another τ; refused where the rollouts do not decide it")] = None,
+    cmab_bounds: Annotated[
+        str | None,
+        typer.Option(
+            help="show CMAB strata with these bounds on the attention balance: four ascending numbers such as "
+            "0.1,0.4,1.6,1.9, or shares of the samples such as quantile:0.1,0.3,0.7,0.9"
+        ),
+    ] = None,
     subset: Annotated[
         list[str] | None, typer.Option(help="write these strata as a dataset, such as medium+hard; may be repeated")
     ] = None,
@@ -181,12 +201,61 @@ def strata(
         used_tau = tau if tau is not None else scores.config().tau
         title = f"Strata of {directory}: hard λ* ≤ {bounds.hard_max}, easy λ* ≥ {bounds.easy_min}, τ = {used_tau}"
         _OUT.print(strata_table(list(scores.table["ability"]), [label.stratum for label in labels], title))
-        _say(f"labels     {write_labels(scores, labels, bounds, used_tau)}")
+        cmab = _cmab_strata(scores, cmab_bounds) if cmab_bounds else None
+        _say(f"labels     {write_labels(scores, labels, bounds, used_tau, cmab)}")
         seeds = (seed or [0]) if control or seed else []
         if specs:
             for path, size in write_subsets(scores, labels, specs, seeds).items():
                 _say(f"subset     {path}  ({size} samples)")
             _say("read one with datasets.load_from_disk: its columns are what TRL's GRPOTrainer trains on")
+
+
+def _cmab_strata(scores: Any, spec: str) -> list[str | None]:
+    """CMAB strata with other bounds, shown beside PISM's."""
+    from hardsample.cmab import balance_stratum, parse_bounds
+    from hardsample.output import OutputError
+    from hardsample.tables import cross_table
+
+    balances, old = list(scores.table["attention_balance"]), list(scores.table["cmab_stratum"])
+    if not any(old):
+        raise OutputError(
+            f"{scores.directory} has no attention balances: run its `hardsample score` again with --metric pism,cmab"
+        )
+    bounds = parse_bounds(spec, balances)
+    labels = [
+        None if label is None else balance_stratum(balance, label != "unsolved", bounds)
+        for balance, label in zip(balances, old, strict=True)
+    ]
+    values = f"{bounds.easy_below:.3g}, {bounds.hard_min:.3g}, {bounds.hard_max:.3g}, {bounds.easy_above:.3g}"
+    _OUT.print(cross_table(list(scores.table["stratum"]), labels, f"PISM and CMAB, bounds on ρ̄: {values}"))
+    return labels
+
+
+@app.command(epilog=EXIT_CODES)
+def explain(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The --output of a finished `hardsample score`.")],
+    sample: Annotated[str, typer.Option("--id", help="Id of the sample, as in scores.parquet.")],
+    model: Annotated[str | None, typer.Option(help="Where the model is now (default: as scored).")] = None,
+    device: Annotated[str | None, _option("device")] = None,
+) -> None:
+    """Draw one sample: its picture, question and completions, its mask ladder, and where its answer's attention went.
+
+    The PNG goes to DIR/explain. The attention of one completion is computed anew, so the model is loaded.
+    """
+    _say("loading …", err=True)
+    import datasets
+    import transformers
+
+    from hardsample.engines.transformers import EngineError
+    from hardsample.explain import explain as draw
+    from hardsample.figures import FiguresError
+    from hardsample.output import OutputError
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    with _failing(OutputError, EngineError, FiguresError, ValueError):
+        path = draw(directory, sample, model=model, device=device)
+    _say(f"figure     {path}")
 
 
 @app.command(epilog=EXIT_CODES)
@@ -197,10 +266,13 @@ def demo(
     limit: Annotated[int | None, _option("limit", min=1)] = None,
     seed: Annotated[int, _option("seed", min=0)] = 0,
 ) -> None:
-    """Score the 400 demo questions with the embedded model, then write medium+hard and its random control."""
+    """Score the 400 demo questions with the embedded model by both metrics, then write medium+hard and its control."""
     _say("A 3.4-million-parameter LLaVA model answers questions about small pictures; more and more pixels are masked")
-    _say("until it fails. The mask ratio at which it fails is the difficulty of the question for this model.\n")
-    _score("demo", "demo", output, ScoringConfig(limit=limit, seed=seed))
+    _say(
+        "until it fails: the mask ratio at which it fails is the question's difficulty for this model (PISM). Then its"
+    )
+    _say("answers to the whole picture are run once more, to see how much attention went to image and text (CMAB).\n")
+    _score("demo", "demo", output, ScoringConfig(limit=limit, seed=seed, metric=("pism", "cmab")))
     strata(output, subset=["medium+hard"], control=True)
     _say("next: hardsample score YOUR_DATA.jsonl --model YOUR_MODEL --output runs/mine")
 

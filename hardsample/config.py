@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 
+from hardsample.cmab import CmabConfig
 from hardsample.images import DEFAULT_MAX_PIXELS
 from hardsample.pism import PismConfig
 
+METRICS = ("pism", "cmab")
 ENGINES = ("transformers",)
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 BOX_FORMATS = ("pixels", "relative_1000")
@@ -20,6 +22,14 @@ class ScoringConfig(PismConfig):
         ValueError: names the field, its value, the bound and the fix.
     """
 
+    metric: tuple[str, ...] = field(
+        default=("pism",),
+        metadata={
+            "help": "pism (mask pixels until the model fails), and cmab (does the answer attend to the image, the "
+            "text, or both; one forward for each completion at λ = 0)"
+        },
+    )
+    cmab: CmabConfig = field(default=CmabConfig(), metadata={"help": "settings of the metric cmab"})
     limit: int | None = field(default=None, metadata={"help": "score the first N records only, at least 1"})
     image_root: str | None = field(
         default=None,
@@ -67,6 +77,16 @@ class ScoringConfig(PismConfig):
     def __post_init__(self) -> None:
         """Check every field."""
         super().__post_init__()
+        object.__setattr__(self, "metric", tuple(self.metric))
+        if (
+            "pism" not in self.metric
+            or not set(self.metric) <= set(METRICS)
+            or len(set(self.metric)) < len(self.metric)
+        ):
+            raise ValueError(
+                f"metric is {','.join(self.metric)!r}, must be pism or pism,cmab: cmab reads the completions that pism "
+                "makes"
+            )
         for name in ("limit", "max_new_tokens", "batch_size", "max_pixels"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):

@@ -149,7 +149,8 @@ def token_weights(axes: Axes, tokens: Sequence[str], weights: Sequence[float], p
     for place, (token, weight) in enumerate(zip(tokens, weights, strict=True)):
         row, column = divmod(place, per_line)
         colour = colormaps["YlOrRd"](0.85 * weight / top)
-        shown = token if len(token) <= 12 else token[:11] + "…"
+        shown = token.replace("\n", "⏎").strip() or "␣"
+        shown = shown if len(shown) <= 12 else shown[:11] + "…"
         axes.text(
             (column + 0.5) / per_line,
             1 - (row + 0.5) / lines,

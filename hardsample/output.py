@@ -16,6 +16,8 @@ from datasets import Dataset
 from datasets.table import InMemoryTable
 
 from hardsample import __version__, pism, strata
+from hardsample.attending import SampleAttention
+from hardsample.cmab import BalanceBounds, CmabConfig, balance_stratum, piled_up
 from hardsample.config import ScoringConfig
 from hardsample.pism import PismConfig
 from hardsample.signatures import flat_curve
@@ -41,10 +43,15 @@ SCHEMA = pa.schema(
         ("blind_successes", pa.int32()),
         ("blind_attempts", pa.int32()),
         ("luck", pa.bool_()),
+        ("attention_balance", pa.float64()),
+        ("attention_balance_wrong", pa.float64()),
+        ("cmab_stratum", pa.string()),
+        ("attention_profile", pa.list_(pa.float64())),
     ]
 )
 """scores.parquet: one row a scored sample. `successes` and `attempts` follow `ratios` of run.json; `rollouts` is all
-that the sample used, the blind level's included; a sample without an image has no stratum (null)."""
+that the sample used, the blind level's included; a sample without an image has no stratum (null). The last four are
+CMAB's, null without it: ρ̄ over the correct and over the wrong completions at λ = 0, its stratum, ρ of each layer."""
 
 _OPTIONS = {
     "limit": "--limit",
@@ -105,6 +112,12 @@ class Scores:
         settings = self.run["settings"]
         return PismConfig(**{name: settings[name] for name in PismConfig.__dataclass_fields__})
 
+    def cmab_config(self) -> CmabConfig:
+        """The settings of CMAB; the defaults if the run did not ask for it."""
+        settings = dict((self.run.get("cmab") or {}).get("settings") or {})
+        bounds = BalanceBounds(**settings.pop("bounds", {}))
+        return CmabConfig(**settings, bounds=bounds)
+
     def labels(self, bounds: strata.Bounds | None = None, tau: float | None = None) -> list[strata.Verdict]:
         """λ* and stratum of every row, with other bounds or another τ where the rollouts decide it.
 
@@ -141,8 +154,22 @@ class Scores:
         return self.table.select(strata.control_rows(list(self.table["id"]), list(self.table["stratum"]), spec, seed))
 
 
-def write_scores(directory: Path, ladders: Sequence[Ladder], config: PismConfig) -> None:
-    """Write scores.parquet, in the order of the data."""
+def write_scores(
+    directory: Path,
+    ladders: Sequence[Ladder],
+    config: PismConfig,
+    attention: Mapping[str, SampleAttention] | None = None,
+    bounds: BalanceBounds | None = None,
+) -> None:
+    """Write scores.parquet, in the order of the data.
+
+    Args:
+        directory: of the run.
+        ladders: the finished samples.
+        config: settings of the PISM search.
+        attention: what CMAB says of each sample, by id; None if it was not asked for.
+        bounds: of the CMAB strata.
+    """
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     for ladder in sorted(ladders, key=lambda one: one.row):
         verdict = pism.verdict(ladder.grades, config, ladder.has_image)
@@ -161,6 +188,7 @@ def write_scores(directory: Path, ladders: Sequence[Ladder], config: PismConfig)
             counted.blind_successes,
             counted.blind_attempts,
             luck,
+            *_cmab_columns(attention, ladder, bounds or BalanceBounds()),
         )
         for name, value in zip(SCHEMA.names, values, strict=True):
             columns[name].append(value)
@@ -169,12 +197,42 @@ def write_scores(directory: Path, ladders: Sequence[Ladder], config: PismConfig)
     path.with_suffix(".new").replace(path)
 
 
-def write_labels(scores: Scores, labels: Sequence[strata.Verdict], bounds: strata.Bounds, tau: float) -> Path:
-    """Write strata.parquet (id, stratum, failure_threshold), with bounds and τ in its metadata; returns its path."""
+def _cmab_columns(
+    attention: Mapping[str, SampleAttention] | None, ladder: Ladder, bounds: BalanceBounds
+) -> tuple[float | None, float | None, str | None, list[float | None] | None]:
+    """ρ̄ over correct and wrong completions, stratum and profile of a sample."""
+    if attention is None or not ladder.has_image:
+        return None, None, None, None
+    found = attention.get(ladder.record["id"], SampleAttention())
+    solved = any(grade == 1 for grade in ladder.grades[0])
+    label = balance_stratum(found.balance, solved, bounds)
+    return found.balance, found.wrong, label, list(found.profile) or None
+
+
+def write_labels(
+    scores: Scores,
+    labels: Sequence[strata.Verdict],
+    bounds: strata.Bounds,
+    tau: float,
+    cmab: Sequence[str | None] | None = None,
+) -> Path:
+    """Write strata.parquet (id, stratum, failure_threshold, cmab_stratum), with bounds and τ in its metadata.
+
+    Args:
+        scores: the run.
+        labels: λ* and PISM stratum of each row.
+        bounds: on λ*.
+        tau: τ.
+        cmab: CMAB strata by other bounds; the run's own if not given.
+
+    Returns:
+        The file's path.
+    """
     columns = {
         "id": pa.array(scores.table["id"], pa.string()),
         "stratum": pa.array([label.stratum for label in labels], pa.string()),
         "failure_threshold": pa.array([label.failure_threshold for label in labels], pa.float64()),
+        "cmab_stratum": pa.array(list(scores.table["cmab_stratum"]) if cmab is None else cmab, pa.string()),
     }
     said = {"hard_max": bounds.hard_max, "easy_min": bounds.easy_min, "tau": tau}
     table = pa.table(columns).replace_schema_metadata({"hardsample": json.dumps(said)})
@@ -218,7 +276,15 @@ def _outcome(directory: Path, content: Mapping[str, Any]) -> dict[str, object]:
         table["attempts"],
         content["settings"]["search"],
     )
-    return {"counts": counts, "signatures": [flat] if flat else []}
+    signatures = [flat] if flat else []
+    if content.get("cmab") and not content["cmab"].get("reason"):
+        labels = table["cmab_stratum"]
+        counts["cmab_strata"] = {name: labels.count(name) for name in strata.STRATA}
+        balances = [value for value in table["attention_balance"] if value is not None]
+        bounds = BalanceBounds(**content["cmab"]["settings"]["bounds"])
+        piled = piled_up(balances, bounds)
+        signatures += [piled] if piled else []
+    return {"counts": counts, "signatures": signatures}
 
 
 def _versions() -> dict[str, str]:

@@ -20,6 +20,8 @@ from typing import Any
 from datasets import Dataset
 from tqdm import tqdm
 
+from hardsample.attending import SampleAttention, attend, definition, sample_attention, settings_of
+from hardsample.attention import why_not_attention_mass
 from hardsample.checks import check_images
 from hardsample.config import ScoringConfig
 from hardsample.containers import DEMO_NAMES
@@ -130,15 +132,16 @@ def score(
         )
         with bar, Grader() as grader:
             run(job, dataset, engine, grader, store, config, bar)
+        attention, attended = attend_to(job, dataset, engine, store, config, progress)
         job.rejected.sort(key=lambda rejection: rejection.number)
         write_rejected(output, job.rejected)
-        write_scores(output, job.finished, config)
+        write_scores(output, job.finished, config, attention, config.cmab.bounds)
         seconds = {
             "total": round(time.time() - began, 2),
-            "prepare": round(engine.seconds.prepare, 2),
-            "generate": round(engine.seconds.generate, 2),
+            **{step: round(seconds, 2) for step, seconds in vars(engine.seconds).items()},
             "grade": round(job.grade_seconds, 2),
             "wait_for_prepare": round(job.wait_seconds, 2),
+            **({} if attended is None else {"cmab": attended["seconds"]}),
         }
         counted = {
             "samples": len(job.finished),
@@ -147,7 +150,10 @@ def score(
             "rollouts_this_run": job.rollouts,
             "rollouts_exhaustive": sum(max_rollouts(config, ladder.has_image) for ladder in job.finished),
         }
-        write_run(output, info | {"status": "done", "counts": counted, "seconds": seconds})
+        if attended is not None:
+            info |= {"cmab": attended}
+        done = {"status": "done", "backends": engine.backends(), "counts": counted, "seconds": seconds}
+        write_run(output, info | done)
     if not job.finished:
         raise NothingToScoreError(f"all {len(job.rejected)} records were set aside: see {output / 'rejected.jsonl'}")
     return Scores(output)
@@ -218,6 +224,55 @@ def run(
             rate = job.rollouts / max(engine.seconds.generate, 1e-9)
             bar.set_postfix_str(f"{job.rollouts} rollouts, {rate:.0f}/s", refresh=False)
             current = ahead or start(queue.take(engine.batch_size))
+
+
+def attend_to(
+    job: Job, dataset: Dataset, engine: TransformersEngine, store: Store, config: ScoringConfig, progress: bool
+) -> tuple[dict[str, SampleAttention] | None, dict[str, Any] | None]:
+    """CMAB, if it is asked for: the balances of the finished samples, and what run.json says of it.
+
+    A model that has no attention masses keeps its PISM scores; the reason is said, and written to run.json.
+    """
+    if "cmab" not in config.metric:
+        return None, None
+    told: dict[str, Any] = {"settings": settings_of(config.cmab), "seconds": 0.0, "completions": 0}
+    reason = why_not_attention_mass(engine.model)
+    if reason:
+        engine.notice(f"no attention balance: {reason}")
+        return None, told | {"reason": reason}
+    rows = sorted(ladder.row for ladder in job.finished if ladder.has_image)
+    ids = [ladder.record["id"] for ladder in job.finished if ladder.has_image]
+    name = definition(config.cmab, str(engine.model.dtype).removeprefix("torch."))
+    bar = tqdm(total=store.count_unattended(name), unit="completion", desc="attention", disable=not progress)
+    began = time.perf_counter()
+    with bar:
+        attend((dataset[row] for row in rows), engine, store, config.cmab, bar.update)
+        told["completions"] = bar.n
+    attention = {sample: sample_attention(sample, store, name) for sample in ids}
+    told["seconds"] = round(time.perf_counter() - began, 2)
+    told["without_balance"] = sum(one.reason is not None for one in attention.values())
+    return attention, told
+
+
+def reopened_engine(scores: Scores, model: str | None = None, device: str | None = None) -> TransformersEngine:
+    """The engine of a finished run, loaded again.
+
+    Args:
+        scores: the run.
+        model: where the model is now, if not where run.json says.
+        device: torch device; default as for a new run.
+
+    Raises:
+        EngineError: the model cannot be loaded.
+    """
+    settings = scores.run["settings"]
+    name = demo_model(model or scores.run["model"])
+    config = ScoringConfig(
+        **{key: settings[key] for key in ("seed", "temperature", "max_new_tokens", "kind", "mask_space", "max_pixels")}
+    )
+    processor = load_processor(name, settings["trust_remote_code"])
+    network = load_model(name, device, scores.run["dtype"], None, settings["trust_remote_code"])
+    return make_engine(network, processor, config)
 
 
 def settle(
@@ -314,7 +369,8 @@ def describe(
     data: str | Path | Dataset, model: str, loaded: Loaded, config: ScoringConfig, engine: TransformersEngine
 ) -> dict[str, object]:
     """What run.json says of a run apart from its outcome."""
-    settings = {name: value for name, value in vars(config).items() if name not in ("image_root",)}
+    settings = {name: value for name, value in vars(config).items() if name not in ("image_root", "cmab")}
+    settings |= {"metric": list(config.metric)}
     settings |= {"max_new_tokens": engine.max_new_tokens, "ratios": list(config.ratios)}
     return {
         "data": data_name(data),
@@ -324,6 +380,7 @@ def describe(
         "device": str(engine.model.device),
         "dtype": str(engine.model.dtype).removeprefix("torch."),
         "mask_space": config.mask_space,
+        "backends": engine.backends(),
         "settings": settings,
     }
 

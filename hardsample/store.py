@@ -235,6 +235,14 @@ class Store:
         rows = self._database.execute(query, (definition, sample))
         return [Attention(name, *rest[:3], json.loads(rest[3]), *rest[4:]) for name, *rest in rows]
 
+    def count_unattended(self, definition: str) -> int:
+        """How many completions at λ = 0 have no attention balance by a definition."""
+        query = (
+            "SELECT (SELECT count(*) FROM rollouts WHERE ratio = 0) - "
+            "(SELECT count(*) FROM attention WHERE definition = ? AND ratio = 0)"
+        )
+        return int(self._database.execute(query, (definition,)).fetchone()[0])
+
     def count(self) -> int:
         """How many rollouts the folder holds."""
         return self._database.execute("SELECT count(*) FROM rollouts").fetchone()[0]

@@ -48,8 +48,8 @@ def write_subsets(scores: Scores, labels: list[Verdict], specs: list[str], seeds
     return written
 
 
-def source_records(scores: Scores, ids: list[str]) -> Dataset:
-    """The records of a run, in the order of its scores, images decoded when read."""
+def source_records(scores: Scores, ids: list[str], decode: bool = True) -> Dataset:
+    """The records of a run with these ids, in their order; images are decoded when read, or stay as they are."""
     data = scores.run["data"]
     if data == IN_MEMORY:
         raise OutputError("the run scored a Dataset from memory: select its rows with the ids of Scores.subset instead")
@@ -63,4 +63,5 @@ def source_records(scores: Scores, ids: list[str]) -> Dataset:
         raise OutputError(f"{data} has changed: {len(missing)} scored samples are gone (the first: {missing[0]!r})")
     records = loaded.dataset.select([place[sample] for sample in ids])
     clashing = [name for name in ("stratum", "failure_threshold") if name in records.column_names]
-    return records.rename_columns({name: f"source_{name}" for name in clashing}).cast_column("images", List(Image()))
+    records = records.rename_columns({name: f"source_{name}" for name in clashing})
+    return records.cast_column("images", List(Image())) if decode else records

@@ -47,6 +47,28 @@ def strata_table(abilities: Sequence[str | None], strata: Sequence[str | None], 
     return table
 
 
+def cross_table(pism: Sequence[str | None], cmab: Sequence[str | None], title: str) -> Table:
+    """PISM strata against CMAB strata: one row a stratum of PISM, one column a stratum of CMAB.
+
+    Args:
+        pism: stratum of each sample.
+        cmab: likewise; None (no balance, no image) has a column of its own if there is any.
+        title: above the table.
+    """
+    counts = Counter(zip(pism, cmab, strict=True))
+    rows = [name for name in (*STRATA, None) if name in pism]
+    columns = [*STRATA, *([None] if None in cmab else [])]
+    table = Table(title=Text(title), title_justify="left")
+    table.add_column("PISM \\ CMAB")
+    for column in columns:
+        table.add_column(column or "none", justify="right")
+    table.add_column("all", justify="right")
+    for row in rows:
+        found = [counts[row, column] for column in columns]
+        table.add_row(row or "no image", *map(str, found), str(sum(found)))
+    return table
+
+
 def summary(scores: Scores) -> RenderableType:
     """Table, rollouts against an exhaustive search, time, what was set aside, and warnings."""
     run, counts = scores.run, scores.run["counts"]
@@ -55,9 +77,12 @@ def summary(scores: Scores) -> RenderableType:
     lines = [
         f"rollouts   {counts['rollouts']:,} of the {counts['rollouts_exhaustive']:,} of an exhaustive search "
         f"({100 * counts['rollouts'] / max(counts['rollouts_exhaustive'], 1):.0f} %)",
-        f"time       {seconds['total']:.0f} s: {seconds['generate']:.0f} s in the model, {seconds['prepare']:.0f} s "
-        f"preparing pictures beside it, {seconds['grade']:.0f} s grading; "
+        f"time       {_seconds(seconds['total'])}: {_seconds(seconds['generate'])} in the model, "
+        f"{_seconds(seconds['wait_for_prepare'])} waiting for pictures, {_seconds(seconds['grade'])} grading; "
         f"{counts['rollouts_this_run']:,} rollouts in this run",
+        f"pictures   beside the model: {_seconds(seconds['decode'])} decoding, {_seconds(seconds['mask'])} masking "
+        f"({run['backends']['mask_pixels']}), {_seconds(seconds['processor'])} in the processor "
+        f"({run['backends']['image_processor']})",
         f"set aside  {counts['rejected']} records"
         + (f": see {scores.directory / REJECTED_FILE}" * bool(counts["rejected"])),
     ]
@@ -70,6 +95,23 @@ def summary(scores: Scores) -> RenderableType:
         lines.append(f"grading    {counts['grading_timeouts']} answers ran into the time-out and count as wrong")
     if counts["without_stratum"]:
         lines.append(f"no image   {counts['without_stratum']} samples have P_c(0) and no stratum")
+    cmab = run.get("cmab")
+    parts: list[RenderableType] = []
+    if cmab and cmab.get("reason"):
+        lines.append(f"attention  no balance: {cmab['reason']}")
+    elif cmab:
+        balances = [value for value in scores.table["attention_balance"] if value is not None]
+        middle = f"median ρ̄ {sorted(balances)[len(balances) // 2]:.3g} over " if balances else ""
+        lines.append(
+            f"attention  {middle}{len(balances):,} solved samples; {cmab['completions']:,} completions in "
+            f"{_seconds(cmab['seconds'])} ({cmab['settings']['variant']})"
+        )
+        parts.append(cross_table(list(scores.table["stratum"]), list(scores.table["cmab_stratum"]), "PISM and CMAB"))
     warnings = [Text(f"! {sentence}", style="bold yellow") for sentence in run["signatures"]]
     table = strata_table(list(scores.table["ability"]), list(scores.table["stratum"]), title)
-    return Group(table, *map(Text, lines), *warnings, Text(f"results    {scores.directory}"))
+    return Group(table, *parts, *map(Text, lines), *warnings, Text(f"results    {scores.directory}"))
+
+
+def _seconds(value: float) -> str:
+    """Seconds with one decimal where it says something."""
+    return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
