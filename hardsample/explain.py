@@ -212,7 +212,7 @@ def file_name(sample: str) -> str:
     """A file name for a sample, whatever its id holds."""
     name = re.sub(r"[^A-Za-z0-9_.-]+", "_", sample).strip("._")[:80]
     digest = hashlib.blake2b(sample.encode(), digest_size=4).hexdigest()
-    return f"{name}.png" if name == sample else f"{name or 'sample'}-{digest}.png"
+    return f"{name}.png" if name and name == sample else f"{name or 'sample'}-{digest}.png"
 
 
 def explain(directory: str | Path, sample: str, *, model: str | None = None, device: str | None = None) -> Path:

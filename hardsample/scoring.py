@@ -39,6 +39,7 @@ from hardsample.engines.transformers import (
 )
 from hardsample.grading import Grader
 from hardsample.images import image_header
+from hardsample.kernels.ops import chosen
 from hardsample.ladders import Ask, Ladder, Queue
 from hardsample.output import IN_MEMORY, Scores, write_rejected, write_run, write_scores
 from hardsample.pism import max_rollouts
@@ -152,7 +153,12 @@ def score(
         }
         if attended is not None:
             info |= {"cmab": attended}
-        done = {"status": "done", "backends": engine.backends(), "counts": counted, "seconds": seconds}
+        done = {
+            "status": "done",
+            "backends": engine.backends() | attention_backend(engine, attended),
+            "counts": counted,
+            "seconds": seconds,
+        }
         write_run(output, info | done)
     if not job.finished:
         raise NothingToScoreError(f"all {len(job.rejected)} records were set aside: see {output / 'rejected.jsonl'}")
@@ -245,13 +251,24 @@ def attend_to(
     name = definition(config.cmab, str(engine.model.dtype).removeprefix("torch."))
     bar = tqdm(total=store.count_unattended(name), unit="completion", desc="attention", disable=not progress)
     began = time.perf_counter()
+
+    def advance(completions: int) -> None:
+        told["completions"] += completions
+        bar.update(completions)
+
     with bar:
-        attend((dataset[row] for row in rows), engine, store, config.cmab, bar.update)
-        told["completions"] = bar.n
+        attend((dataset[row] for row in rows), engine, store, config.cmab, advance)
     attention = {sample: sample_attention(sample, store, name) for sample in ids}
     told["seconds"] = round(time.perf_counter() - began, 2)
     told["without_balance"] = sum(one.reason is not None for one in attention.values())
     return attention, told
+
+
+def attention_backend(engine: TransformersEngine, attended: Mapping[str, Any] | None) -> dict[str, str]:
+    """Which kernels made the attention masses, for run.json; nothing where there are none."""
+    if attended is None or attended.get("reason"):
+        return {}
+    return {"attention_with_mass": chosen(engine.model.get_input_embeddings().weight)["attention_with_mass"]}
 
 
 def reopened_engine(scores: Scores, model: str | None = None, device: str | None = None) -> TransformersEngine:

@@ -1,0 +1,265 @@
+"""CMAB as a job: what the store holds is attended once, whatever the batch; what it says lands in the scores."""
+
+import json
+
+import pytest
+import torch
+
+from hardsample import attending
+from hardsample.attending import definition, pending, sample_attention, teacher_forced
+from hardsample.attention import collect_attention_mass, use_attention_mass
+from hardsample.cli import app
+from hardsample.cmab import CmabConfig, attention_balance
+from hardsample.config import ScoringConfig
+from hardsample.explain import explain, file_name, image_grids, told_rollout
+from hardsample.figures import balance_histogram, layer_profile
+from hardsample.scoring import score
+from hardsample.store import Rollout, Store
+
+LIMIT = 24
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The first demo questions, scored by both metrics."""
+    folder = tmp_path_factory.mktemp("cmab")
+    return score("demo", "demo", folder, limit=LIMIT, metric=("pism", "cmab"), progress=False)
+
+
+def rows(scores):
+    with Store(scores.directory) as store:
+        name = definition(CmabConfig(), "float32")
+        return [one for sample in scores.table["id"] for one in store.attention(name, sample)]
+
+
+def test_every_completion_at_ratio_zero_has_a_balance(run):
+    with Store(run.directory) as store:
+        asked = [one for one in store.rollouts() if one.ratio == 0]
+    found = rows(run)
+    assert {(one.sample, one.realization) for one in found} == {(one.sample, one.realization) for one in asked}
+    assert all(one.balance > 0 and one.reason is None and len(one.profile) == 4 for one in found)
+    assert run.run["cmab"]["completions"] == len(asked)
+    assert run.run["cmab"]["settings"]["variant"] == "paper"
+
+
+def test_the_table_has_the_mean_over_correct_completions_and_its_stratum(run):
+    with Store(run.directory) as store:
+        grades = {(one.sample, one.realization): one.grade for one in store.rollouts() if one.ratio == 0}
+    for row in run.table:
+        own = [(one.balance, grades[one.sample, one.realization]) for one in rows(run) if one.sample == row["id"]]
+        right = [balance for balance, grade in own if grade]
+        wrong = [balance for balance, grade in own if not grade]
+        if right:
+            assert row["attention_balance"] == pytest.approx(sum(right) / len(right), rel=1e-12)
+            assert row["cmab_stratum"] in ("easy", "medium", "hard")
+        else:
+            assert row["attention_balance"] is None and row["cmab_stratum"] == "unsolved"
+        assert (row["attention_balance_wrong"] is not None) == bool(wrong)
+        assert (row["attention_profile"] is not None) == bool(right)
+
+
+def test_balances_do_not_depend_on_the_batch_and_a_stopped_run_goes_on(run, tmp_path, monkeypatch):
+    score("demo", "demo", tmp_path, limit=LIMIT, progress=False)
+    commit, calls = Store.commit_attention, []
+
+    def once(self, name, found):
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(name)
+        commit(self, name, found)
+
+    settings = {"limit": LIMIT, "metric": ("pism", "cmab"), "batch_size": 7, "progress": False}
+    monkeypatch.setattr(Store, "commit_attention", once)
+    with pytest.raises(KeyboardInterrupt):
+        score("demo", "demo", tmp_path, **settings)
+    monkeypatch.setattr(Store, "commit_attention", commit)
+    with Store(tmp_path) as store:
+        held = store.count_unattended(definition(CmabConfig(), "float32"))
+        total = sum(one.ratio == 0 for one in store.rollouts())
+    assert 0 < held < total
+    again = score("demo", "demo", tmp_path, **settings)
+    assert again.run["cmab"]["completions"] == held
+    assert again.run["counts"]["rollouts_this_run"] == 0
+    wanted = {(one.sample, one.realization): one.balance for one in rows(run)}
+    found = {(one.sample, one.realization): one.balance for one in rows(again)}
+    assert found == pytest.approx(wanted, rel=1e-4)
+
+
+def test_equal_completions_of_a_sample_are_run_once(tmp_path):
+    with Store(tmp_path) as store:
+        store.commit([Rollout("a", 0.0, k, "x", 0, [4, 5] if k != 1 else [4]) for k in range(4)])
+        store.commit([Rollout("a", 0.1, 0, "x", 0, [9]), Rollout("b", 0.0, 0, "x", 0, [4])])
+        records = [{"id": "a", "images": [1]}, {"id": "b", "images": []}]
+        items = list(pending(records, store, "name"))
+        assert [(item.tokens, item.realizations) for item in items] == [((4, 5), (0, 2, 3)), ((4,), (1,))]
+        assert sample_attention("a", store, "name") == attending.SampleAttention()
+
+
+def test_a_balance_is_what_the_models_own_weights_give(run, model, processor, questions):
+    """The job against eager attention of one sample, on the whole path from the store."""
+    record = questions[0]
+    with Store(run.directory) as store:
+        told = told_rollout(list(store.rollouts(record["id"])))
+    text = processor.apply_chat_template(record["prompt"], add_generation_prompt=True, tokenize=False)
+    from hardsample.images import open_image
+
+    inputs = dict(processor(text=[text], images=[[open_image(record["images"][0])]], return_tensors="pt"))
+    fed, _ = teacher_forced(inputs, [told.tokens], 0)
+    old = model.config.text_config._attn_implementation
+    model.set_attn_implementation({"text_config": "eager"})
+    try:
+        with torch.no_grad():
+            weights = torch.stack(model(**fed, output_attentions=True).attentions).mean(2)[:, 0].double()
+    finally:
+        model.set_attn_implementation({"text_config": old})
+    length, tokens = fed["input_ids"].shape[1], len(told.tokens)
+    produced = weights[:, length - tokens - 1 : length - 1]
+    image = fed["input_ids"][0] == model.config.image_token_index
+    prompt = torch.arange(length) < length - tokens
+    masses = [produced[..., side].sum(-1) for side in (image & prompt, ~image & prompt)]
+    sees = torch.ones_like(masses[0], dtype=torch.bool)
+    wanted = attention_balance(*masses, sees, sees).value
+    found = next(one for one in rows(run) if (one.sample, one.realization) == (record["id"], told.realization))
+    assert found.balance == pytest.approx(wanted, rel=1e-5)
+
+
+def test_teacher_forcing_appends_on_the_right_and_marks_what_counts():
+    ids = torch.tensor([[0, 7, 8], [5, 6, 7]])
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": torch.tensor([[0, 1, 1], [1, 1, 1]]),
+        "token_type_ids": torch.tensor([[0, 1, 0], [1, 1, 0]]),
+        "pixel_values": torch.zeros(2, 3, 4, 4),
+    }
+    fed, mask = teacher_forced(inputs, [[1, 2], [3]], 9)
+    assert fed["input_ids"].tolist() == [[0, 7, 8, 1, 2], [5, 6, 7, 3, 9]]
+    assert fed["attention_mask"].tolist() == [[0, 1, 1, 1, 1], [1, 1, 1, 1, 0]]
+    assert fed["token_type_ids"].tolist() == [[0, 1, 0, 0, 0], [1, 1, 0, 0, 0]]
+    assert mask.tolist() == [[True, True], [True, False]]
+    assert fed["pixel_values"] is inputs["pixel_values"]
+
+
+def test_an_empty_completion_has_no_balance_and_sinks_no_batch(model, processor, questions, tmp_path):
+    from hardsample.scoring import make_engine
+
+    engine = make_engine(model, processor, ScoringConfig())
+    with Store(tmp_path) as store:
+        store.commit([Rollout(q["id"], 0.0, 0, "", 0, [] if i == 1 else [10, 11]) for i, q in enumerate(questions[:3])])
+        attending.attend(questions[:3], engine, store, CmabConfig())
+        name = definition(CmabConfig(), "float32")
+        found = [store.attention(name, one["id"])[0] for one in questions[:3]]
+    assert [one.balance is None for one in found] == [False, True, False]
+    assert found[1].reason == "the completion is empty"
+    assert model.config.text_config._attn_implementation != "hardsample"
+
+
+def test_the_released_variant_lies_beside_the_papers(run):
+    again = score(
+        "demo",
+        "demo",
+        run.directory,
+        limit=LIMIT,
+        metric=("pism", "cmab"),
+        cmab=CmabConfig(variant="released"),
+        progress=False,
+    )
+    assert again.run["cmab"]["settings"]["variant"] == "released"
+    assert rows(run)  # the paper's are still there
+    with Store(run.directory) as store:
+        name = definition(CmabConfig(variant="released"), "float32")
+        assert store.count_unattended(name) == 0
+
+
+@pytest.mark.parametrize("metric", [("cmab",), ("pism", "rho"), ("pism", "pism"), ()])
+def test_metrics_that_are_none_are_refused(metric):
+    with pytest.raises(ValueError, match="must be pism or pism,cmab"):
+        ScoringConfig(metric=metric)
+
+
+def test_a_model_without_masses_keeps_its_pism_scores(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("hardsample.scoring.why_not_attention_mass", lambda model: "it is of another kind")
+    scores = score("demo", "demo", tmp_path, limit=3, metric=("pism", "cmab"), progress=False)
+    assert scores.run["cmab"]["reason"] == "it is of another kind"
+    assert scores.table["attention_balance"][:] == [None] * 3
+    assert "no attention balance: it is of another kind" in capsys.readouterr().out
+
+
+def test_explain_draws_a_sample(run):
+    pytest.importorskip("matplotlib", reason="matplotlib draws, and is not installed")
+    path = explain(run.directory, run.table[0]["id"], device="cpu")
+    assert path.parent == run.directory / "explain"
+    assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 20_000
+
+
+def test_explain_names_the_fix_for_an_unknown_id(run):
+    from typer.testing import CliRunner
+
+    done = CliRunner().invoke(app, ["explain", str(run.directory), "--id", "../nothing"])
+    assert done.exit_code == 1
+    assert "has no sample '../nothing': its ids are such as" in done.output
+
+
+def test_other_bounds_from_the_data(run):
+    from typer.testing import CliRunner
+
+    done = CliRunner().invoke(app, ["strata", str(run.directory), "--cmab-bounds", "quantile:0.1,0.3,0.7,0.9"])
+    assert done.exit_code == 0, done.output
+    assert "PISM and CMAB, bounds on ρ̄" in done.output
+    done = CliRunner().invoke(app, ["strata", str(run.directory), "--cmab-bounds", "3,2,1,0"])
+    assert done.exit_code == 1 and "must be four ascending numbers" in done.output
+
+
+@pytest.mark.parametrize("sample", ["a", "a/b", "../x", "ü" * 300, "", "x" * 300])
+def test_a_figures_file_stays_in_its_folder(sample):
+    name = file_name(sample)
+    assert "/" not in name and not name.startswith(".") and len(name) < 120 and name.endswith(".png")
+
+
+def test_ids_that_differ_give_files_that_differ():
+    assert len({file_name(sample) for sample in ("a/b", "a_b", "a:b", "a b")}) == 4
+
+
+def test_image_tokens_are_laid_out_in_their_grids():
+    image = torch.tensor([0, *[1] * 6, 0, *[1] * 4, 0, *[1] * 3]).bool()
+    weights = torch.arange(len(image)).float()
+
+    class Processor:
+        class image_processor:
+            merge_size = 2
+
+    known = {"image_grid_thw": torch.tensor([[1, 4, 6]])}
+    grids = image_grids(weights, image, known, Processor)
+    assert grids[0].tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert grids[1].tolist() == [[8, 9], [10, 11]] and grids[2] is None
+
+
+def test_figures_are_figures(run):
+    matplotlib = pytest.importorskip("matplotlib.figure", reason="matplotlib draws, and is not installed")
+    bands = [
+        (0, 0.1, "easy"),
+        (0.1, 0.4, "medium"),
+        (0.4, 1.6, "hard"),
+        (1.6, 1.9, "medium"),
+        (1.9, float("inf"), "easy"),
+    ]
+    balances = [value for value in run.table["attention_balance"] if value]
+    assert isinstance(balance_histogram(balances, bands), matplotlib.Figure)
+    assert isinstance(balance_histogram([], bands), matplotlib.Figure)
+    profile = {"easy": [[0.1, float("nan"), 0.3], [0.2, float("nan"), 0.1]], "hard": []}
+    assert isinstance(layer_profile(profile), matplotlib.Figure)
+
+
+def test_the_run_file_is_json_that_names_both_metrics(run):
+    told = json.loads((run.directory / "run.json").read_text())
+    assert told["settings"]["metric"] == ["pism", "cmab"]
+    assert set(told["backends"]) >= {"mask_pixels", "image_processor", "attention_with_mass"}
+
+
+def test_collecting_needs_the_switch(model):
+    with (
+        pytest.raises(ValueError, match="call use_attention_mass"),
+        collect_attention_mass(model, torch.ones(1, 3, dtype=torch.long), torch.ones(1, 1)),
+    ):
+        pass
+    with use_attention_mass(model):
+        assert model.config.text_config._attn_implementation == "hardsample"
