@@ -419,3 +419,23 @@ def gpu_differences(case, backend, dtype):
         difference = (one.detach().float().cpu() - other.detach()).abs().max()
         if not difference <= TOLERANCES[dtype][what] * other.detach().abs().max().clamp(min=1.0):
             yield f"{what} differs by {difference:.2e}"
+
+
+def test_masses_add_little_to_the_memory_of_attention():
+    """At the size of the bench: T = 1,500, 1,024 image tokens, 256 rows, 28/4 heads, D = 128: at most 64 MB more."""
+    code = (
+        "import resource, torch\n"
+        "from hardsample.kernels.ops import attention_with_mass\n"
+        "def peak():\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
+        "q, k = torch.randn(1, 28, 1500, 128), torch.randn(1, 4, 1500, 128)\n"
+        "kinds = torch.tensor([[2] * 110 + [1] * 1024 + [2] * 110 + [0] * 256], dtype=torch.int8)\n"
+        "attend = torch.nn.functional.scaled_dot_product_attention\n"
+        "attend(q, k, k, is_causal=True, enable_gqa=True)\n"
+        "before = peak()\n"
+        "attention_with_mass(q, k, k, kinds, causal=True, rows=(1244, 1500))\n"
+        "print(peak() - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) <= 64
