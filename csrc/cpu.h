@@ -2,6 +2,11 @@
 #ifndef HARDSAMPLE_CPU_H
 #define HARDSAMPLE_CPU_H
 
+#pragma GCC diagnostic push  // GCC 12 takes the intrinsics' own undefined operands for mistakes
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+#pragma GCC diagnostic pop
 #include <omp.h>
 
 #include <cstdint>

@@ -8,11 +8,6 @@
 #ifndef HARDSAMPLE_CPU_DRAWS_H
 #define HARDSAMPLE_CPU_DRAWS_H
 
-#pragma GCC diagnostic push /* GCC 12 takes the intrinsics' own undefined operands for mistakes */
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#include <immintrin.h>
-#pragma GCC diagnostic pop
-
 #include <algorithm>
 
 #include "cpu.h"
