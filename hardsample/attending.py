@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from math import exp, log
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hardsample.attention import collect_attention_mass, use_attention_mass
 from hardsample.cmab import Balance, CmabConfig, attention_balance, sample_balance
-from hardsample.engines.preparing import Request
+from hardsample.engines.preparing import Request, preparing_thread
 from hardsample.engines.transformers import Prepared, TransformersEngine
 from hardsample.store import Attention, Store
 
@@ -102,7 +102,7 @@ def attend(
     name = definition(config, str(engine.model.dtype).removeprefix("torch."))
     items = pending(records, store, name)
     seconds = 0.0
-    with use_attention_mass(engine.model), ThreadPoolExecutor(1, thread_name_prefix="prepare") as preparing:
+    with use_attention_mass(engine.model), preparing_thread(engine.model.device) as preparing:
 
         def start() -> tuple[list[Item], Future[Prepared]] | None:
             batch = list(islice(items, engine.batch_size))

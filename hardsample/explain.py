@@ -164,7 +164,8 @@ def explain_figure(
     row = scores.table[list(scores.table["id"]).index(record["id"])]
     figure = new_figure(13, 8)
     pictures = [open_image(ref) for ref in record["images"][:MOST_PICTURES]]
-    upper, lower = figure.subfigures(2, 1, height_ratios=[1.15, 1])
+    halves: Any = figure.subfigures(2, 1, height_ratios=[1.15, 1])
+    upper, lower = halves
     panels = upper.subplots(1, max(1, len(pictures)) + 1, squeeze=False)[0]
     grids = [*(attention.grids if attention else []), *[None] * len(pictures)]
     for axes, picture, grid in zip(panels, pictures, grids, strict=False):

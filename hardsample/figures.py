@@ -62,7 +62,7 @@ def balance_histogram(
             axes.axvspan(left, right, color=STRATUM_COLOURS[stratum], alpha=0.18, lw=0)
             middle = np.sqrt(left * right)
             axes.text(middle, 0.97, stratum, ha="center", va="top", transform=axes.get_xaxis_transform(), fontsize=9)
-    axes.hist(values, bins=np.geomspace(low, high, 41), color="#374151")
+    axes.hist(values, bins=np.geomspace(low, high, 41).tolist(), color="#374151")
     axes.set(xscale="log", xlim=(low, high), xlabel="attention balance ρ̄ = image / text", ylabel="samples", title=title)
     axes.set_ylim(top=axes.get_ylim()[1] * 1.12)
     return figure

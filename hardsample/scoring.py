@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,12 @@ from hardsample.checks import check_images
 from hardsample.config import ScoringConfig
 from hardsample.containers import DEMO_NAMES
 from hardsample.data import Loaded, NoRecordsError, Rejection, load
+from hardsample.engines.preparing import Request, preparing_thread
 from hardsample.engines.transformers import (
     Completion,
     EngineError,
     Failure,
     Prepared,
-    Request,
     TransformersEngine,
     load_model,
     load_processor,
@@ -210,7 +210,7 @@ def run(
 
     ladders = (Ladder(row, record, config, store.grades(record["id"])) for row, record in enumerate(dataset))
     queue = Queue(ladders, finish)
-    with ThreadPoolExecutor(1, thread_name_prefix="prepare") as preparing:
+    with preparing_thread(engine.model.device) as preparing:
 
         def start(asks: list[Ask]) -> tuple[list[Ask], Future[Prepared]] | None:
             requests = [Request(ask.ladder.record, ask.ratio, ask.realization) for ask in asks]

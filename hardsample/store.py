@@ -233,7 +233,10 @@ class Store:
             "WHERE definition = ? AND sample = ? ORDER BY ratio, realization"
         )
         rows = self._database.execute(query, (definition, sample))
-        return [Attention(name, *rest[:3], json.loads(rest[3]), *rest[4:]) for name, *rest in rows]
+        return [
+            Attention(name, ratio, realization, balance, json.loads(profile), left_out, reason)
+            for name, ratio, realization, balance, profile, left_out, reason in rows
+        ]
 
     def count_unattended(self, definition: str) -> int:
         """How many completions at λ = 0 have no attention balance by a definition."""

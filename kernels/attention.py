@@ -328,6 +328,7 @@ def _common_constants(tiles: Tiles, head_dim: int) -> dict[str, Any]:
         "BLOCK_N": tiles.block_n,
         "num_warps": tiles.num_warps,
         "num_stages": tiles.num_stages,
+        "enable_fp_fusion": True,  # Triton's own default changes between versions
     }
 
 

@@ -308,7 +308,7 @@ def values_a_word(layout: str, geometry: Sequence[int], item_size: int, address:
     return gcd(4 // item_size, run, address // item_size)
 
 
-_CELL_GROUPS = 128
+CELL_GROUPS = 128
 _WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32}
 
 
@@ -343,8 +343,8 @@ def mask_pixels(
         sizes = [plane // launch.constants["ALIGN"], height * width, width]
     with torch.cuda.device_of(images):
         if kind == "patch":
-            grid = (count * triton.cdiv(num_cells, _CELL_GROUPS * 8),)
-            draw_cells[grid](cells, table, count, num_cells, GROUPS=_CELL_GROUPS, num_warps=4)
+            grid = (count * triton.cdiv(num_cells, CELL_GROUPS * 8),)
+            draw_cells[grid](cells, table, count, num_cells, GROUPS=CELL_GROUPS, num_warps=4)
         launch.kernel[(count * launch.programs,)](
             *(out.view(-1).view(word), images.view(-1).view(word), table, cells, count, *sizes, num_cells, cells_x),
             **launch.constants,

@@ -98,13 +98,13 @@ def attention_backward(
         bias = None if mask is None else _bias(mask, q.dtype)
         arguments = (grad, q, k, v, output, lse, 0.0, aligned)
         gradients = aten._scaled_dot_product_flash_attention_for_cpu_backward(*arguments, attn_mask=bias, scale=scale)
-        return tuple(tensor.contiguous() for tensor in gradients)  # type: ignore[return-value]
+        return tuple(tensor.contiguous() for tensor in gradients)
     zero = torch.zeros((), dtype=torch.int64, device=q.device)
     if _takes_flash(q, k, mask, aligned):
         gradients = aten._scaled_dot_product_flash_attention_backward(
             *(grad, q, k, v, output, lse, None, None, queries, keys, 0.0, aligned, zero, zero), scale=scale
         )
-        return tuple(tensor.contiguous() for tensor in gradients)  # type: ignore[return-value]
+        return tuple(tensor.contiguous() for tensor in gradients)
     group = q.shape[1] // k.shape[1]
     repeated = [tensor.repeat_interleave(group, 1) if group > 1 else tensor for tensor in (k, v)]
     bias = None if mask is None else _padded_bias(mask, q, keys)

@@ -99,7 +99,8 @@ def test_what_was_installed_without_a_compiler_runs_on_the_reference(dist, tmp_p
         "from hardsample.kernels import ops\n"
         "masked = ops.mask_pixels(torch.ones(8, 8, 3, dtype=torch.uint8), [1.0], [0], [(0, 0)])\n"
         "q, kinds = torch.ones(1, 2, 4, 8), torch.tensor([[1, 1, 2, 0]], dtype=torch.int8)\n"
-        "print(ops.chosen(q), masked.sum().item(), ops.attention_with_mass(q, q, q, kinds).image.mul(100).round().tolist())\n"
+        "image = ops.attention_with_mass(q, q, q, kinds).image\n"
+        "print(ops.chosen(q), masked.sum().item(), image.mul(100).round().tolist())\n"
     )
     done = run("-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
     assert done.returncode == 0, done.stderr

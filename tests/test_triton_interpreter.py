@@ -13,6 +13,7 @@ import sys
 import traceback
 from dataclasses import dataclass
 from functools import partial
+from importlib import metadata
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -35,15 +36,16 @@ CALL = {
     "image_index": [0, 0, 5, 2**32 - 1, 0],
 }
 # Height, width and channels: one pixel, rows narrower than eight pixels, odd sizes, and more than one block.
-SIZES = [(1, 1, 3), (9, 5, 3), (15, 31, 3), (37, 60, 3), (8, 24, 1), (13, 8, 4)]
+SIZES = [(1, 1, 3), (9, 5, 3), (15, 31, 3), (33, 40, 3), (8, 24, 1), (13, 8, 4)]
 # Patches down and across, patch size, merge size, channels, frames: groups of 2, 8, 4 and 1 pixels share a Philox call.
-GRIDS = [(2, 4, 14, 2, 3, 2), (4, 6, 14, 2, 3, 1), (2, 2, 16, 2, 3, 2), (1, 3, 12, 1, 1, 2), (3, 3, 7, 3, 3, 1)]
+GRIDS = [(2, 4, 14, 2, 3, 2), (4, 2, 14, 2, 3, 1), (2, 2, 16, 2, 3, 2), (1, 3, 12, 1, 1, 2), (3, 6, 7, 3, 3, 1)]
 
 
 def check_masks(kind, layout, dtype):
-    """Every size of a layout, bit for bit; two stacked pictures' worth of bytes around the result stay untouched."""
+    """Every size of a layout, bit for bit, in turn from one picture and from one for each variant; no byte around the
+    result changes."""
     generator = torch.Generator().manual_seed(7)
-    for size in GRIDS if layout == "patches" else SIZES:
+    for i, size in enumerate(GRIDS if layout == "patches" else SIZES):
         if layout == "patches":
             down, across, patch, merge, channels, frames = size
             shape = (down * across, channels * frames * patch**2)
@@ -54,16 +56,15 @@ def check_masks(kind, layout, dtype):
             shape = (height, width, channels) if layout == "hwc" else (channels, height, width)
             settings = {}
         images = (torch.rand((len(RATIOS), *shape), generator=generator) * 200 + 20).to(dtype)
-        fill = list(range(1, channels + 1)) if dtype == torch.uint8 else [-1.1 * (i + 1) for i in range(channels)]
+        fill = list(range(1, channels + 1)) if dtype == torch.uint8 else [-1.1 * (c + 1) for c in range(channels)]
         settings |= {"kind": kind, "layout": layout, "fill": fill}
-        for picture in (images[0], images):  # one for all variants, and one for each
-            wanted = mask_pixels(picture, **CALL, backend="reference", **settings)
-            around = torch.full((wanted.numel() + 2 * wanted[0].numel(),), 99).to(dtype)
-            out = around[wanted[0].numel() : -wanted[0].numel()].view(wanted.shape)
-            mask_pixels(picture, **CALL, backend="triton", out=out, **settings)
-            assert torch.equal(out, wanted), f"size {size}: {int((out != wanted).sum())} values differ"
-            edges = torch.cat([around[: wanted[0].numel()], around[-wanted[0].numel() :]])
-            assert edges.eq(99).all(), f"size {size}: wrote outside its result"
+        picture = images if i % 2 else images[0]
+        wanted = mask_pixels(picture, **CALL, backend="reference", **settings)
+        around = torch.full((wanted.numel() + 32,), 99).to(dtype)
+        out = around[16:-16].view(wanted.shape)
+        mask_pixels(picture, **CALL, backend="triton", out=out, **settings)
+        assert torch.equal(out, wanted), f"size {size}: {int((out != wanted).sum())} values differ"
+        assert torch.cat([around[:16], around[-16:]]).eq(99).all(), f"size {size}: wrote outside its result"
 
 
 def check_golden(case):
@@ -266,6 +267,8 @@ def results(request):
     """What went wrong in each collected case, "" where nothing did."""
     if find_spec("triton") is None:
         pytest.skip("triton is not installed")
+    if _version("triton") < (3, 7) and _version("numpy") >= (2, 4):
+        pytest.skip("the interpreter of triton 3.6 needs numpy < 2.4 for loops whose bounds are tensors")
     here = [item for item in request.session.items if item.path == Path(__file__)]
     names = [item.callspec.params["case"] for item in here]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
@@ -280,6 +283,10 @@ def results(request):
 def test_against_the_reference(case, results):
     if results[case]:
         pytest.fail(results[case], pytrace=False)
+
+
+def _version(package):
+    return tuple(int(part) for part in metadata.version(package).split(".")[:2])
 
 
 def main():

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -191,6 +192,29 @@ class Preparation:
         if self._buffer is None or len(self._buffer) < size:
             self._buffer = torch.empty(size, dtype=torch.uint8, device=self.device)
         return self._buffer
+
+
+def preparing_thread(device: torch.device) -> ThreadPoolExecutor:
+    """The thread that prepares the next batch while the model generates.
+
+    Where the model is on the CPU, PyTorch keeps to one core in this thread: with a second team of OpenMP threads there
+    are more than cores, and then the model's own wait asleep for each other (the demo's model lost a quarter of its
+    speed).
+
+    Args:
+        device: of the model.
+    """
+    thread = ThreadPoolExecutor(1, thread_name_prefix="prepare")
+    if device.type == "cpu":
+        threads = torch.get_num_threads()
+        thread.submit(_on_one_core).result()
+        torch.set_num_threads(threads)  # OpenMP's number is each thread's own, MKL's the whole process's
+    return thread
+
+
+def _on_one_core() -> None:
+    torch.get_num_threads()  # a thread's first question sets its number to the process's
+    torch.set_num_threads(1)
 
 
 class PictureCache:
