@@ -222,5 +222,6 @@ def _attention(
     if backend == "triton":
         from hardsample.kernels import attention
 
-        baselines = {"fused without mass": lambda: attention.fused_attention_without_mass(q, k, v, True)} | baselines
+        plain = (q, k, v, kinds, None, True, 0, DIM**-0.5, 0, 0)
+        baselines = {"fused without mass": lambda: attention.fused_attention(*plain, with_mass=False)} | baselines
     return ours, baselines

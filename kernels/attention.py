@@ -343,8 +343,13 @@ def fused_attention(
     scale: float,
     row_start: int,
     row_stop: int,
+    *,
+    with_mass: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The op `hardsample::fused_attention` in Triton; the arguments are those of `reference_attention.attention`."""
+    """The op `hardsample::fused_attention` in Triton; the arguments are those of `reference_attention.attention`.
+
+    Without masses, for benches, it is the same kernel with their part compiled out; `mass` is then not written.
+    """
     q, k, v = _dense_rows(q), _dense_rows(k), _dense_rows(v)
     if scale <= 0:  # the kernel takes the maximum before it scales
         q, scale = (-q, -scale) if scale else (torch.zeros_like(q), 1.0)
@@ -354,7 +359,7 @@ def fused_attention(
     mass = torch.empty((batch, heads, row_stop - row_start, 2), dtype=torch.float32, device=q.device)
     lse = torch.empty((batch, heads, queries), dtype=torch.float32, device=q.device)
     tiles = fused_tiles(q.element_size(), dim, mask is not None, _capability(q))
-    constants = fused_constants(tiles, dim, causal, mask is not None)
+    constants = fused_constants(tiles, dim, causal, mask is not None, with_mass)
     key_tiles, row_tiles = triton.cdiv(keys, tiles.block_n), triton.cdiv(queries, tiles.block_m)
     padded = torch.empty((batch, key_tiles * tiles.block_n), dtype=torch.int8, device=q.device)
     marks = torch.empty((batch, key_tiles), dtype=torch.int32, device=q.device)

@@ -33,9 +33,7 @@ def fused_tiles(item_size: int, head_dim: int, masked: bool, capability: tuple[i
     """
     _check_dim(head_dim)
     if item_size == 4:  # scalar arithmetic: exact fp32 has no matrix units
-        if head_dim <= 64:
-            return Tiles(64, 32, 8, 2)
-        return Tiles(32, 16, 4, 2) if head_dim <= 128 else Tiles(64, 16, 8, 1)
+        return Tiles(64, 32, 8, 2) if head_dim <= 64 else Tiles(32, 16, 8, 2)
     if _operands_in_shared_memory(capability):
         return Tiles(128, 64, 8, 3) if head_dim <= 128 else Tiles(128, 32, 8, 2)
     if head_dim > 128:
@@ -49,7 +47,7 @@ def mass_tiles(item_size: int, head_dim: int, masked: bool, capability: tuple[in
     """Tiles of the kernel `mass_of_columns`; arguments and errors are those of `fused_tiles`."""
     _check_dim(head_dim)
     if item_size == 4:
-        return Tiles(64, 32, 8, 2) if head_dim <= 128 else Tiles(32, 16, 4, 2)
+        return Tiles(64, 32 if head_dim <= 64 else 16, 8, 2)
     narrow = masked or (head_dim > 128 and not _operands_in_shared_memory(capability))
     return Tiles(128, 32 if narrow else 64, 8, 3 if head_dim <= 128 else 2)
 
