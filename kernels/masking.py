@@ -155,8 +155,8 @@ def mask_raster(
     if UNIT == 16:
         low, high = tl.split(tl.reshape(bits & 0xFF, [UNITS, 2]))
         bits = low | (high << 8)
+    WORDS: tl.constexpr = UNIT // PACK * (1 if LAYOUT == "chw" else CHANNELS)  # of a share, in one plane
     if LAYOUT == "chw":
-        WORDS: tl.constexpr = UNIT // PACK
         masked = tl.reshape(words_of(bits, tl.arange(0, WORDS)[None, :], 1, PACK, TYPE), [UNITS * WORDS])
         place = block * (UNITS * WORDS) + tl.arange(0, UNITS * WORDS)
         for c in tl.static_range(CHANNELS):
@@ -165,7 +165,6 @@ def mask_raster(
             value = (value & ~masked) | (fill & masked)
             tl.store(out + (v * CHANNELS + c) * plane + place, value, mask=place < plane)
     else:
-        WORDS: tl.constexpr = UNIT * CHANNELS // PACK
         for start in tl.static_range(0, WORDS, 4):
             word = start + tl.arange(0, 4)[None, :]
             masked = words_of(bits, word, CHANNELS, PACK, TYPE)

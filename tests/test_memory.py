@@ -76,5 +76,5 @@ def test_pictures_inside_a_file_pass_through_in_batches(tmp_path):
             writer.write_table(table)
     result = run(tmp_path / "data.parquet")
     assert (result["kept"], result["asked"], result["path"]) == (600, 1, None)
-    # The peak counts the mapped pages of the 600 MB that lie on disk; a copy in memory would come on top of them.
-    assert result["peak_bytes"] < 1_000 * 10**6, result
+    # The peak counts mapped pages of the 630 MB on disk, up to all of them; a copy in memory would come on top.
+    assert result["peak_bytes"] < 1_150 * 10**6, result

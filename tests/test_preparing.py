@@ -1,6 +1,7 @@
 """Preparing batches: what the model is given is what one call on masked PIL pictures gave, however it was made."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from hardsample.config import ScoringConfig
 from hardsample.engines.image_workers import ImageWorkers, join_outputs
-from hardsample.engines.preparing import PictureCache, Preparation, Request, Seconds
+from hardsample.engines.preparing import PictureCache, Preparation, Request, Seconds, preparing_thread
 from hardsample.kernels.reference import mask_key
 from hardsample.masking import mask_image, model_fill
 from hardsample.scoring import make_engine
@@ -358,6 +359,17 @@ def test_torchvision_processors_in_both_spaces(processor, requests):
     black = torch.tensor(model_fill(given))
     blind = space[-1].flatten(1)
     torch.testing.assert_close(blind, black[:, None].expand_as(blind))
+
+
+def test_preparing_keeps_to_one_core_beside_a_model_on_the_cpu():
+    """Else PyTorch's threads there and the model's outnumber the cores."""
+    threads = torch.get_num_threads()
+    for device, expected in (("cpu", 1), ("meta", threads), ("cpu", 1)):
+        with preparing_thread(torch.device(device)) as thread:
+            assert thread.submit(torch.get_num_threads).result() == expected
+        assert torch.get_num_threads() == threads
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(torch.get_num_threads).result() == threads
 
 
 def test_the_picture_cache_decodes_once_and_forgets_beyond_its_size(monkeypatch):
