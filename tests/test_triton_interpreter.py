@@ -171,10 +171,11 @@ def assert_masses_close(found, truth, dtype):
 
 
 def check_fused(call, dtype):
-    """Output, masses and lse of the fused kernel against the reference in fp32 on the same inputs."""
+    """Output, masses and lse of the fused kernel against the reference in float64 on the same inputs."""
     q, k, v, kinds, settings = call.build(dtype)
-    arguments = [tensor.float() for tensor in (q, k, v)]
-    output, mass, lse = reference_attention.attention(*arguments, kinds, *settings)
+    output, mass, lse = (
+        tensor.float() for tensor in reference_attention.attention(q.double(), k.double(), v.double(), kinds, *settings)
+    )
     found = torch.ops.hardsample.fused_attention(q, k, v, kinds, *settings, "triton")
     bound = 1e-5 if dtype == torch.float32 else 2e-3 * max(1.0, float(output.abs().max()))
     assert found[0].dtype == dtype and found[0].isfinite().all()
@@ -186,12 +187,14 @@ def check_fused(call, dtype):
 
 
 def check_mass_only(call, dtype):
-    """The mass-only kernel, given the reference's lse, with anything for rows that see no key."""
+    """The mass-only kernel against the reference in float64, both given the same lse in fp32, and anything as that of
+    rows that see no key."""
     q, k, v, kinds, settings = call.build(dtype)
-    arguments = [tensor.float() for tensor in (q, k, v)]
-    _, _, lse = reference_attention.attention(*arguments, kinds, *settings)
+    lse = reference_attention.attention(q.float(), k.float(), v.float(), kinds, *settings)[2]
     plan = plan_mass(kinds)
-    wanted = reference_attention.attention_mass(*arguments[:2], lse, plan.columns, plan.counts, *settings)
+    wanted = reference_attention.attention_mass(
+        q.double(), k.double(), lse, plan.columns, plan.counts, *settings
+    ).float()
     for blind in (-torch.inf, 0.0, torch.nan):
         given = torch.where(lse.isinf(), blind, lse)
         found = torch.ops.hardsample.attention_mass(q, k, given, plan.columns, plan.counts, *settings, "triton")
