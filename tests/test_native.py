@@ -39,7 +39,7 @@ def fill_of(dtype, channels):
     return [7 + c for c in range(channels)] if dtype == torch.uint8 else [-1.79 + c / 7 for c in range(channels)]
 
 
-def compare(images, variants, kind, layout, geometry, threads=(1, 2), shift=0):
+def assert_equals_reference(images, variants, kind, layout, geometry, threads=(1, 2), shift=0):
     """Each level against the reference, into a poisoned buffer that starts `shift` elements after an aligned place."""
     fill = fill_of(images.dtype, geometry[2])
     wanted = torch.empty((len(variants), *images.shape[1:]), dtype=images.dtype)
@@ -61,7 +61,7 @@ def test_masks_equal_the_reference_bit_for_bit(layout, kind, dtype):
         shape = (height, width, channels) if layout == "hwc" else (channels, height, width)
         images = (torch.rand((2, *shape), generator=torch.Generator().manual_seed(height)) * 200 + 20).to(dtype)
         geometry, variants = table(shape, layout, kind, sources=2)
-        compare(images, variants, kind, layout, geometry, shift=(height + width) % 4)
+        assert_equals_reference(images, variants, kind, layout, geometry, shift=(height + width) % 4)
 
 
 @needs_library
@@ -72,7 +72,7 @@ def test_any_number_of_channels(layout, channels):
     for dtype in native.DTYPES:
         images = (torch.rand((1, *shape), generator=torch.Generator().manual_seed(0)) * 200).to(dtype)
         geometry, variants = table(shape, layout, "pixel", sources=1)
-        compare(images, variants, "pixel", layout, geometry)
+        assert_equals_reference(images, variants, "pixel", layout, geometry)
 
 
 @needs_library
@@ -86,7 +86,7 @@ def test_patches_equal_the_reference_bit_for_bit(patch, merge, frames, channels,
         shape = (grid[1] * grid[2], channels * frames * patch * patch)
         images = (torch.rand((1, *shape), generator=torch.Generator().manual_seed(rows)) * 200 + 20).to(dtype)
         geometry, variants = table(shape, "patches", kind, 1, grid, patch, merge, frames)
-        compare(images, variants, kind, "patches", geometry, shift=1)
+        assert_equals_reference(images, variants, kind, "patches", geometry, shift=1)
 
 
 @needs_library
@@ -113,7 +113,7 @@ def test_many_variants_are_more_than_one_task():
     geometry = geometry_of(images.shape[1:], "chw")
     count = 50
     variants = variant_table(geometry, [0.5] * count, list(range(count)), [(1, 2)] * count, 0, "pixel", [0] * count)
-    compare(images, variants, "pixel", "chw", list(geometry))
+    assert_equals_reference(images, variants, "pixel", "chw", list(geometry))
 
 
 @needs_library
