@@ -1,0 +1,116 @@
+"""Attention balances of right completions, read inline in the forward that makes the loss, kept until the next draw."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from hardsample.attention import AttentionMasses, collect_attention_mass
+from hardsample.cmab import CmabConfig, attention_balance
+from hardsample.trainer.sumtree import Rows
+
+
+def language_model(model: Any) -> Any:
+    """The model of transformers inside an unwrapped model: that under a PEFT adapter, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+class Balances:
+    """Collects ρ̄ of the loss forwards of a generation, on one rank.
+
+    Args:
+        config: settings of CMAB.
+        ends: ids of end-of-sequence tokens, which are no t of ρ̄.
+    """
+
+    def __init__(self, config: CmabConfig, ends: set[int]) -> None:
+        self.config, self.ends = config, ends
+        self._rows: Tensor | None = None
+        self._waiting: list[tuple[Tensor, AttentionMasses]] = []
+        self._known: list[tuple[int, float]] = []
+
+    @property
+    def armed(self) -> bool:
+        """Whether the next log-prob forward is the one to read."""
+        return self._rows is not None
+
+    @contextmanager
+    def of(self, rows: Tensor) -> Iterator[None]:
+        """Says that the log-prob forward inside is the policy's, with gradients.
+
+        Args:
+            rows: (batch,) the dataset row of each completion, −1 of those that do not count.
+        """
+        self._rows = rows
+        try:
+            yield
+        finally:
+            self._rows = None
+
+    @contextmanager
+    def collect(self, model: Any, call: Mapping[str, Any]) -> Iterator[None]:
+        """Reads the forward inside, which is one over the whole batch.
+
+        Args:
+            model: unwrapped.
+            call: the arguments of `_get_per_token_logps_and_entropies`.
+        """
+        rows, self._rows = self._rows, None
+        assert rows is not None, "of() comes first"
+        ids, mask = call["input_ids"], call["attention_mask"]
+        if (call.get("batch_size") or len(ids)) < len(ids):  # in parts: the collector knows only the whole
+            yield
+            return
+        asked: AbstractContextManager[Any] = collect_attention_mass(
+            language_model(model),
+            ids,
+            mask[:, -call["logits_to_keep"] :],
+            mask,
+            text=self.config.text or "all",
+            per_head=self.config.heads == "each",
+            ends=self.ends,
+        )
+        with asked as collector:
+            yield
+        self._waiting.append((rows, collector.masses))
+
+    def take(self) -> tuple[Rows, Float[np.ndarray, "rows"]]:
+        """Gives all balances since the last time, and forgets them.
+
+        Returns:
+            (rows, ρ̄): ρ̄ is NaN where a completion has none.
+        """
+        self._settle()
+        known, self._known = self._known, []
+        return (
+            np.array([row for row, _ in known], dtype=np.int64),
+            np.array([value for _, value in known], dtype=np.float64),
+        )
+
+    def state(self) -> list[list[float | None]]:
+        """Gives what is not taken yet, for JSON."""
+        self._settle()
+        return [[row, None if value != value else value] for row, value in self._known]
+
+    def load_state(self, state: list[list[float | None]]) -> None:
+        """Takes over a saved state."""
+        self._known = [(int(row), float("nan") if value is None else value) for row, value in state]  # type: ignore[arg-type]
+        self._waiting = []
+
+    def _settle(self) -> None:
+        """Computes ρ̄ of the forwards since: later than they ran, so that a GPU need not be waited for in between."""
+        for rows, masses in self._waiting:
+            on_host = _on_host(masses)
+            for place, row in enumerate(rows.tolist()):
+                if row >= 0:
+                    value = attention_balance(*on_host.sample(place), config=self.config).value
+                    self._known.append((row, float("nan") if value is None else value))
+        self._waiting = []
+
+
+def _on_host(masses: AttentionMasses) -> AttentionMasses:
+    parts = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in vars(masses).items()}
+    return AttentionMasses(**parts)

@@ -1,0 +1,136 @@
+"""The folder `difficulty/` of a checkpoint: what all ranks share, and of each rank what it alone holds.
+
+    difficulty/state.json, state.safetensors      evidence, strata, stream, counters; written by the first process
+    difficulty/rank0.json, rank0.safetensors …    unfinished generation buffer, phase, metrics not yet logged
+
+Tensors are safetensors, all else JSON: nothing that could run code. Files get their name when they are complete.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file as load_arrays
+from safetensors.numpy import save_file as save_arrays
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hardsample.trainer.states import StateError
+
+FOLDER = "difficulty"
+Buffer = list[dict[str, Any]]
+
+
+def save_shared(folder: Path, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> None:
+    """Writes what all ranks share.
+
+    Args:
+        folder: `difficulty/` of a checkpoint; made if need be.
+        arrays: named arrays.
+        header: for JSON.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _complete(folder / "state.safetensors", lambda path: save_arrays({n: _owned(a) for n, a in arrays.items()}, path))
+    _complete(folder / "state.json", lambda path: path.write_text(json.dumps(header, indent=1) + "\n"))
+
+
+def load_shared(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Reads what `save_shared` wrote.
+
+    Raises:
+        StateError: a file is missing or damaged.
+    """
+    return _read(folder / "state.safetensors", load_arrays), _read(folder / "state.json", _json)
+
+
+def save_rank(folder: Path, rank: int, buffer: Buffer | None, header: Mapping[str, Any]) -> None:
+    """Writes what one rank alone holds.
+
+    Args:
+        folder: `difficulty/` of a checkpoint; made if need be.
+        rank: of the process.
+        buffer: the slices of the unfinished generation: tensors, and what JSON can hold.
+        header: for JSON.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, Tensor] = {}
+    plain: list[dict[str, Any]] = []
+    for index, part in enumerate(buffer or ()):
+        plain.append({name: value for name, value in part.items() if not isinstance(value, Tensor)})
+        for name, value in part.items():
+            if isinstance(value, Tensor):
+                tensors[f"{index}.{name}"] = value.detach().cpu().contiguous().clone()
+    _complete(folder / f"rank{rank}.safetensors", lambda path: save_file(tensors, path))
+    content = {**header, "buffer": None if buffer is None else plain}
+    _complete(folder / f"rank{rank}.json", lambda path: path.write_text(json.dumps(content, indent=1) + "\n"))
+
+
+def load_json(folder: Path, rank: int) -> dict[str, Any]:
+    """Reads the header that `save_rank` wrote, without the buffer.
+
+    Args:
+        folder: `difficulty/` of a checkpoint.
+        rank: of the process.
+
+    Raises:
+        StateError: the file is missing or damaged.
+    """
+    header = _read(folder / f"rank{rank}.json", _json)
+    return {name: value for name, value in header.items() if name != "buffer"}
+
+
+def load_buffer(folder: Path, rank: int, device: torch.device) -> Buffer | None:
+    """Reads the buffer that `save_rank` wrote.
+
+    Args:
+        folder: `difficulty/` of a checkpoint.
+        rank: of the process.
+        device: of the tensors.
+
+    Raises:
+        StateError: a file is missing or damaged.
+    """
+    plain = _read(folder / f"rank{rank}.json", _json)["buffer"]
+    if plain is None:
+        return None
+    buffer: Buffer = [dict(part) for part in plain]
+    for key, value in _read(folder / f"rank{rank}.safetensors", load_file).items():
+        index, _, name = key.partition(".")
+        buffer[int(index)][name] = value.to(device)
+    return buffer
+
+
+def _owned(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array)
+
+
+def _complete(path: Path, write: Any) -> None:
+    unfinished = path.with_name(path.name + ".new")
+    write(unfinished)
+    unfinished.replace(path)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    found = json.loads(path.read_text())
+    if not isinstance(found, dict):
+        raise ValueError("no object")
+    return found
+
+
+def _read(path: Path, reader: Any) -> Any:
+    try:
+        return reader(path)
+    except FileNotFoundError as error:
+        raise StateError(
+            f"{path} is missing: the checkpoint was not saved to its end, or by other processes than these; take an "
+            "earlier one, or delete its folder difficulty/ to start with new evidence"
+        ) from error
+    except (SafetensorError, ValueError, UnicodeDecodeError) as error:
+        raise StateError(
+            f"{path} cannot be read ({error}): it is damaged; take another checkpoint, or delete its folder "
+            "difficulty/ to start with new evidence"
+        ) from error

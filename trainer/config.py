@@ -1,0 +1,99 @@
+"""The trainer's options: TRL's, those of the evidence and of the policies, and the few below.
+
+    DifficultyAwareGRPOConfig(output_dir="out", scores="runs/mine", policy="strata")
+
+With the defaults training is TRL's own; a plain `GRPOConfig` counts as one with these defaults.
+"""
+
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, TypeVar
+
+from trl import GRPOConfig
+
+from hardsample.trainer.evidence import EvidenceConfig
+from hardsample.trainer.policies import PolicyConfig
+
+_Part = TypeVar("_Part")
+
+
+@dataclass
+class DifficultyOptions:
+    """What the trainer does besides drawing by a policy."""
+
+    scores: str | None = field(
+        default=None,
+        metadata={
+            "help": "folder of a finished `hardsample score` run on this data, found again by the column id (default: "
+            "no sample has a score, all that is known comes from training)"
+        },
+    )
+    restratify_steps: int = field(
+        default=10,
+        metadata={
+            "help": "steps after which all samples are weighed anew, at least 1; those that a step touched are weighed "
+            "at once"
+        },
+    )
+    probe_fraction: float = field(
+        default=0.0,
+        metadata={
+            "help": "share of a generation's prompts rolled out once more on masked images, for evidence only, 0 to 1; "
+            "needs scores"
+        },
+    )
+    slice_size: int = field(
+        default=0,
+        metadata={
+            "help": "samples of the fixed random slice whose reward is logged whatever the policy draws, 0 or above; "
+            "each costs a rollout every slice_steps"
+        },
+    )
+    slice_steps: int = field(default=25, metadata={"help": "steps between two looks at the slice, at least 1"})
+    attention_balance: bool = field(
+        default=False,
+        metadata={"help": "whether to read the attention balance ρ̄ of right completions inline in the loss forward"},
+    )
+
+    def __post_init__(self) -> None:
+        """Checks every field."""
+        for name in ("restratify_steps", "slice_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, must be at least 1 step: choose one, such as 10")
+        if not 0 <= self.probe_fraction <= 1:
+            raise ValueError(f"probe_fraction is {self.probe_fraction}, must lie in 0 to 1: choose one, such as 0.1")
+        if self.slice_size < 0:
+            raise ValueError(f"slice_size is {self.slice_size}, must be 0 or above: choose one, such as 64")
+        if self.probe_fraction and not self.scores:
+            raise ValueError(
+                f"probe_fraction is {self.probe_fraction}, and there are no scores whose λ* it could probe: give "
+                "scores, or leave it at 0"
+            )
+
+
+@dataclass
+class DifficultyAwareGRPOConfig(GRPOConfig, DifficultyOptions, PolicyConfig, EvidenceConfig):
+    """`GRPOConfig` and when to draw which sample; all options of TRL keep their meaning and their defaults."""
+
+    policy: str = field(default="uniform", metadata=PolicyConfig.__dataclass_fields__["policy"].metadata)
+
+    def __post_init__(self) -> None:
+        """Checks our own fields, then TRL does its own."""
+        for part in (DifficultyOptions, PolicyConfig, EvidenceConfig):
+            part.__post_init__(self)
+        super().__post_init__()
+
+
+def part_of(args: Any, part: type[_Part]) -> _Part:
+    """Takes one group of options out of the trainer's arguments.
+
+    Args:
+        args: `DifficultyAwareGRPOConfig`, or any other whose missing fields count as its defaults.
+        part: `DifficultyOptions`, `PolicyConfig` or `EvidenceConfig`.
+    """
+    defaults = DifficultyAwareGRPOConfig.__dataclass_fields__
+    values = {}
+    for one in fields(part):  # type: ignore[arg-type]
+        default = defaults[one.name].default
+        assert default is not MISSING
+        values[one.name] = getattr(args, one.name, default)
+    return part(**values)

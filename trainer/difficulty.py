@@ -1,0 +1,303 @@
+"""What a training knows of its samples and draws by: evidence, strata, weights, prompt stream, counts for the logs.
+
+One object, of arrays only: no model, no dataset, no device. All ranks hold the same one, because all are told the same
+(gathered) outcomes. One generation goes
+
+    rows = difficulty.next_prompts(step, total_steps)     # all evidence so far speaks
+    difficulty.observe(rewards, step)                     # the groups of these rows
+    difficulty.observe_probes(rows, levels, successes, step); difficulty.observe_balance(rows, balances, step)
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Integer
+
+from hardsample.trainer.beta import PRIOR, spread_probability
+from hardsample.trainer.config import DifficultyOptions
+from hardsample.trainer.evidence import Evidence, Outcomes
+from hardsample.trainer.levels import Rows
+from hardsample.trainer.policies import Context, PolicyConfig, weigh
+from hardsample.trainer.sampler import POOL, Batch, draw_uniform, generator
+from hardsample.trainer.states import StateError
+from hardsample.trainer.strata import NAMES, Strata
+from hardsample.trainer.stream import PromptStream
+
+STREAM_SLICE, STREAM_PROBES, STREAM_PANEL = 2, 3, 4
+"""Streams of `sampler.generator`: which samples the slice holds, which are probed, which the estimates are made on."""
+STATE_VERSION = 1
+_COUNTERS = ("rollouts", "probes", "slice_rollouts", "effective_rollouts", "groups", "groups_without_signal")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The numbers of a training that do not change."""
+
+    num_generations: int
+    """G, completions of a group."""
+    prompts: int
+    """Prompts of a generation batch, over all ranks."""
+    seed: int
+
+
+@dataclass(frozen=True)
+class Restratified:
+    """What a reweighting of all samples found."""
+
+    step: int
+    counts: dict[str, int]
+    """Samples in each stratum."""
+    moves: dict[str, int]
+    """Moves since the last one, by `from->to`; only those that happened."""
+
+
+class Difficulty:
+    """See the module.
+
+    Args:
+        evidence: seeded by the scores, if there are any.
+        stream: of the prompts.
+        policy: which samples are drawn.
+        options: how often, and how many probes.
+        shape: of the training.
+
+    Attributes:
+        last: the batch that was drawn last; None before the first.
+        note: what had to be widened, as last said; None if nothing.
+        counters: rollouts and groups so far, by name.
+    """
+
+    def __init__(
+        self, evidence: Evidence, stream: PromptStream, policy: PolicyConfig, options: DifficultyOptions, shape: Shape
+    ) -> None:
+        self.evidence, self.stream, self.policy, self.options, self.shape = evidence, stream, policy, options, shape
+        self.strata = Strata(evidence)
+        self.last: Batch | None = None
+        self.note: str | None = None
+        self.counters = dict.fromkeys(_COUNTERS, 0)
+        size = len(evidence)
+        rng = generator(shape.seed, 0, STREAM_SLICE)
+        none = np.empty(0, dtype=np.int64)
+        self.slice = np.sort(draw_uniform(min(options.slice_size, size), size, none, rng))
+        self._panel = np.sort(draw_uniform(min(POOL, size), size, none, generator(shape.seed, 0, STREAM_PANEL)))
+        self._refreshed: int | None = None
+        self._sliced: int | None = None
+        self._moves = np.zeros((len(NAMES), len(NAMES)), dtype=np.int64)
+        self._weights_note: str | None = None
+        self._touched: Rows = np.empty(0, dtype=np.int64)
+        self._drawn = np.empty(0, dtype=np.int8)
+
+    def next_prompts(self, step: int, total_steps: int) -> Batch:
+        """Draws the next generation batch by all evidence so far.
+
+        Args:
+            step: optimizer steps done.
+            total_steps: of the training.
+        """
+        context = self._context(step, total_steps)
+        if not self.policy.stock_order and not self.policy.pooled:
+            if self._refreshed is None:
+                self._weigh(context)
+            elif len(self._touched):
+                found = weigh(self.evidence, self.strata, context, self._touched)
+                self.stream.set_weights(found.values, self._touched)
+                if found.note != self._weights_note:
+                    self._weigh(context)
+        if self._refreshed is None:
+            self._refreshed = step
+        self._touched = np.empty(0, dtype=np.int64)
+        score = None
+        if self.policy.pooled:
+            score = lambda rows, rng: weigh(self.evidence, self.strata, replace(context, rng=rng), rows).values  # noqa: E731
+        self.last = self.stream.next_batch(self.shape.prompts, score)
+        self._drawn = self.strata.codes[self.last.rows]
+        notes = [note for note in (self._weights_note, self.last.note) if note]
+        self.note = "; ".join(notes) or None
+        return self.last
+
+    def observe(self, rewards: Float[np.ndarray, "groups G"], step: int) -> Outcomes:
+        """Adds the rewards of the last batch's groups, and counts them.
+
+        Args:
+            rewards: (prompts, G), NaN where a completion has none.
+            step: optimizer steps done.
+
+        Returns:
+            The outcomes of the groups.
+        """
+        assert self.last is not None, "next_prompts comes first"
+        found = self.evidence.observe(self.last.rows, rewards, step)
+        self._touch(self.last.rows, step)
+        size = rewards.size
+        self.counters["rollouts"] += size
+        self.counters["effective_rollouts"] += int(found.spread.sum()) * rewards.shape[1]
+        self.counters["groups"] += len(found.spread)
+        self.counters["groups_without_signal"] += int((~found.spread).sum())
+        return found
+
+    def choose_probes(self) -> tuple[Rows, Integer[np.ndarray, "probes"]]:
+        """Chooses whom of the last batch to probe on masked images, and at which level of λ.
+
+        Returns:
+            (rows, levels), of the share `probe_fraction` of the prompts (rounded at random), fewer where fewer have a
+            PISM score.
+        """
+        assert self.last is not None, "next_prompts comes first"
+        rng = generator(self.shape.seed, self.stream.batch, STREAM_PROBES)
+        wanted = int(self.options.probe_fraction * len(self.last.rows) + rng.random())
+        rows = rng.permutation(np.unique(self.last.rows))
+        levels = self.evidence.levels.next_probe(rows)
+        rows, levels = rows[levels > 0], levels[levels > 0]
+        return rows[:wanted], levels[:wanted]
+
+    def observe_probes(
+        self, rows: Rows, levels: Integer[np.ndarray, "rows"], rewards: Float[np.ndarray, "rows"], step: int
+    ) -> float | None:
+        """Adds masked rollouts; one without reward counts as not made.
+
+        Args:
+            rows: samples.
+            levels: index of the mask ratio of each.
+            rewards: of the rollouts, NaN where there is none.
+            step: optimizer steps done.
+
+        Returns:
+            Share of successes; None if nothing was graded.
+        """
+        self.counters["probes"] += len(rows)
+        graded = ~np.isnan(rewards)
+        won = rewards[graded] >= self.evidence.config.success_threshold
+        self.evidence.levels.observe(rows[graded], levels[graded], won.astype(np.int64), np.ones(len(won), np.int64))
+        self._touch(rows[graded], step)
+        return float(won.mean()) if len(won) else None
+
+    def observe_balance(self, rows: Rows, balances: Float[np.ndarray, "rows"], step: int) -> None:
+        """Adds attention balances ρ̄, see `Evidence.observe_balance`; `step` is that of the next choice."""
+        self.evidence.observe_balance(rows, balances)
+        self._touch(rows, step)
+
+    def wants_slice(self, step: int) -> bool:
+        """Says whether the slice is to be rolled out now; the answer is remembered."""
+        due = len(self.slice) > 0 and (self._sliced is None or step - self._sliced >= self.options.slice_steps)
+        if due:
+            self._sliced = step
+            self.counters["slice_rollouts"] += len(self.slice)
+        return due
+
+    def restratify(self, step: int, total_steps: int) -> Restratified | None:
+        """Weighs all samples anew if `restratify_steps` have gone by.
+
+        Args:
+            step: optimizer steps done.
+            total_steps: of the training.
+
+        Returns:
+            What was found; None if it is not time.
+        """
+        if self._refreshed is None or step - self._refreshed < self.options.restratify_steps:
+            return None
+        self._moves += self.strata.refresh(step)
+        self._refreshed = step
+        self._touched = np.empty(0, dtype=np.int64)
+        if not self.policy.stock_order and not self.policy.pooled:
+            self._weigh(self._context(step, total_steps))
+        moves = {
+            f"{NAMES[old]}->{NAMES[new]}": int(self._moves[old, new]) for old, new in np.argwhere(self._moves).tolist()
+        }
+        self._moves[...] = 0
+        return Restratified(step, self.counts(), moves)
+
+    def counts(self) -> dict[str, int]:
+        """Samples in each stratum."""
+        return dict(zip(NAMES, self.strata.counts.tolist(), strict=True))
+
+    def metrics(self, found: Outcomes, step: int) -> dict[str, float]:
+        """What the last batch and the data look like, for the logs.
+
+        Args:
+            found: the outcomes of the last batch.
+            step: optimizer steps done.
+        """
+        assert self.last is not None, "next_prompts comes first"
+        drawn = np.bincount(self._drawn, minlength=len(NAMES)) / len(self._drawn)
+        metrics = {"frac_no_signal": float((~found.spread).mean()), "explored": float(self.last.explored.mean())}
+        for name, share, held in zip(NAMES, drawn, self.strata.counts / len(self.evidence), strict=True):
+            metrics[f"draws/{name}"], metrics[f"data/{name}"] = float(share), float(held)
+        expected = self.expected_without_signal(step)
+        if expected is not None:
+            metrics["frac_no_signal_uniform"] = expected
+        return metrics
+
+    def expected_without_signal(self, step: int) -> float | None:
+        """Share of groups that would have no signal under uniform draws, as the evidence says: the mean of
+        E[p^G] + E[(1−p)^G] over the samples with evidence among a fixed random 4,096; None if none has any.
+        """
+        alpha, beta = self.evidence.posterior(self._panel, step)
+        known = alpha + beta > 2 * PRIOR + 0.5
+        if not known.any():
+            return None
+        return float(1 - spread_probability(alpha[known], beta[known], self.shape.num_generations).mean())
+
+    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Gives all there is to save: named arrays (not copied), and a header for JSON."""
+        parts = {"evidence": self.evidence.state(), "strata": self.strata.state(), "stream": self.stream.state()}
+        arrays = {f"{name}.{key}": array for name, (found, _) in parts.items() for key, array in found.items()}
+        arrays |= {"touched": self._touched.astype(np.int64), "moves": self._moves}
+        header: dict[str, Any] = {name: one for name, (_, one) in parts.items()}
+        header |= {
+            "version": STATE_VERSION,
+            "policy": self.policy.policy,
+            "counters": dict(self.counters),
+            "refreshed": self._refreshed,
+            "sliced": self._sliced,
+            "weights_note": self._weights_note,
+        }
+        return arrays, header
+
+    def load_state(self, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> None:
+        """Takes over a saved state.
+
+        Args:
+            arrays: as `state` gave them.
+            header: as `state` gave it.
+
+        Raises:
+            StateError: it is old, damaged, or of other data or another policy.
+        """
+        wanted = ("evidence", "strata", "stream", "counters", "refreshed", "sliced", "weights_note", "policy")
+        missing = [name for name in wanted if name not in header] + [n for n in ("touched", "moves") if n not in arrays]
+        if header.get("version") != STATE_VERSION or missing:
+            raise StateError(
+                f"the saved difficulty state has version {header.get('version')!r}, must be {STATE_VERSION}"
+                f"{' (missing: ' + ', '.join(missing) + ')' if missing else ''}: resume with the hardsample that saved "
+                "it, or start anew"
+            )
+        if header["policy"] != self.policy.policy:
+            raise StateError(
+                f"the checkpoint was saved under policy {header['policy']!r}, this run has {self.policy.policy!r}: "
+                "resume with the policy that it was saved with, or start a new run from its weights"
+            )
+        for name, part in (("evidence", self.evidence), ("strata", self.strata), ("stream", self.stream)):
+            mine = {key.removeprefix(f"{name}."): one for key, one in arrays.items() if key.startswith(f"{name}.")}
+            part.load_state(mine, header[name])  # type: ignore[attr-defined]
+        self.counters = {name: int(header["counters"].get(name, 0)) for name in _COUNTERS}
+        self._refreshed, self._sliced = header["refreshed"], header["sliced"]
+        self._weights_note = header["weights_note"]
+        self._touched, self._moves = np.array(arrays["touched"]), np.array(arrays["moves"])
+
+    def _touch(self, rows: Rows, step: int) -> None:
+        """Works the strata of samples out anew, and has them weighed at the next choice."""
+        if len(rows):
+            self._moves += self.strata.refresh(step, rows)
+            self._touched = np.union1d(self._touched, rows)
+
+    def _weigh(self, context: Context) -> None:
+        found = weigh(self.evidence, self.strata, context)
+        self._weights_note = found.note
+        self.stream.set_weights(found.values)
+
+    def _context(self, step: int, total_steps: int) -> Context:
+        counts = tuple(int(count) for count in self.strata.counts)
+        return Context(self.policy, step, total_steps, self.shape.num_generations, self.shape.prompts, counts)

@@ -1,0 +1,219 @@
+"""The training dataset seen by row number: loaders carry numbers only, rows are read when they are about to be rolled
+out. So no picture is decoded that is not used, and none twice for the completions of one group.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from datasets import Dataset
+from jaxtyping import Bool, Integer
+from PIL import Image
+from torch.utils.data import Sampler
+
+from hardsample.images import to_rgb
+from hardsample.kernels.reference import mask_key
+from hardsample.masking import MaskDraw, mask_pictures
+from hardsample.output import Scores
+from hardsample.trainer.sumtree import Rows
+
+_PRINTS = 1024
+"""Rows that the fingerprint of a dataset looks at."""
+
+
+class ScoresError(ValueError):
+    """The scores do not fit the dataset."""
+
+
+class RowNumbers(torch.utils.data.Dataset):
+    """Stands for a dataset in a loader: item i is i."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+class Places(Sampler[int]):
+    """As many places as an epoch has rollouts; the rows that fill them are chosen when they are generated.
+
+    Args:
+        length: places of an epoch, the same for all epochs.
+    """
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        return iter([0] * self.length)
+
+
+def read_rows(data: Any, rows: Sequence[int], threads: int = 0) -> list[dict[str, Any]]:
+    """Reads rows, each once, and gives each place a record of its own.
+
+    Args:
+        data: dataset with random access.
+        rows: row numbers; one may stand more than once.
+        threads: that read side by side; 0 or 1: none.
+
+    Returns:
+        One record a place. Places of one row share pictures, and nothing else that could be changed.
+    """
+    unique = list(dict.fromkeys(int(row) for row in rows))
+    if threads > 1 and len(unique) > 1:
+        with ThreadPoolExecutor(threads) as pool:
+            records = list(pool.map(data.__getitem__, unique))
+    elif isinstance(data, Dataset):
+        records = data.__getitems__(unique)
+    else:
+        records = [data[row] for row in unique]
+    found = dict(zip(unique, records, strict=True))
+    return [_own(found[int(row)]) for row in rows]
+
+
+def has_images(data: Any) -> Bool[np.ndarray, "rows"] | None:
+    """Says of each row whether it has an image; None if the rows are all alike, or it cannot be told cheaply.
+
+    Args:
+        data: the training dataset.
+    """
+    if not isinstance(data, Dataset):
+        return None
+    name = next((name for name in ("images", "image") if name in data.column_names), None)
+    if name is None:
+        return None
+    column = data.data.column(name)  # of the table behind any selection: no picture's bytes are read
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        found = pc.greater(pc.fill_null(pc.list_value_length(column), 0), 0)
+    else:
+        found = pc.is_valid(column)
+    values = found.to_numpy().astype(bool)
+    if data._indices is not None:
+        values = values[data._indices.column(0).to_numpy()]
+    return None if values.all() or not values.any() else values
+
+
+def fingerprint(data: Any) -> str:
+    """A digest by which a checkpoint knows its dataset again: size, columns, and id or prompt of up to 1,024 rows.
+
+    Args:
+        data: dataset with random access.
+    """
+    size = len(data)
+    columns = sorted(data.column_names) if isinstance(data, Dataset) else []
+    parts: list[Any] = [size, columns]
+    name = next((name for name in ("id", "prompt") if name in columns), None)
+    if name is not None:
+        rows = np.unique(np.linspace(0, size - 1, min(size, _PRINTS)).astype(np.int64)).tolist()
+        parts.append(data.select_columns([name]).select(rows)[name][:])
+    digest = blake2b(json.dumps(parts, default=str, ensure_ascii=False).encode(), digest_size=16)
+    return digest.hexdigest()
+
+
+def rows_of_scores(data: Any, scores: Scores) -> tuple[Rows, pa.Table]:
+    """Finds the dataset row of each score by the column `id`.
+
+    Args:
+        data: the training dataset.
+        scores: of a finished run.
+
+    Returns:
+        (rows, table): the rows that have a score, and their scores, in one order.
+
+    Raises:
+        ScoresError: the dataset has no column `id`, an id stands twice, or none has a score.
+    """
+    if not isinstance(data, Dataset) or "id" not in data.column_names:
+        raise ScoresError(
+            "the training dataset has no column 'id', by which the scores know their samples: train on the dataset "
+            "that was scored (`hardsample.data.load`), or add the ids of scores.parquet as a column"
+        )
+    ids = data.select_columns(["id"]).with_format("arrow")[:]["id"].combine_chunks().cast(pa.string())
+    if pc.count_distinct(ids).as_py() < len(ids):
+        counted = pc.value_counts(ids)
+        twice = next(one["values"].as_py() for one in counted if one["counts"].as_py() > 1)
+        raise ScoresError(f"id {twice!r} stands more than once in the training dataset: make the ids unique")
+    table = scores.table.with_format("arrow")[:]
+    place = pc.index_in(ids, value_set=table["id"].combine_chunks() if table.num_rows else pa.array([], pa.string()))
+    rows = np.flatnonzero(pc.is_valid(place).to_numpy(zero_copy_only=False))
+    if not len(rows):
+        raise ScoresError(
+            f"none of the {len(ids)} samples has a score in {scores.directory}: give the scores of this dataset (its "
+            f"first id is {ids[0].as_py()!r}, theirs {table['id'][0].as_py() if table.num_rows else None!r})"
+        )
+    return rows.astype(np.int64), table.take(place.take(pa.array(rows)))
+
+
+def masks_of(
+    records: Sequence[Mapping[str, Any]], ratios: Sequence[float], realization: int, seed: int
+) -> list[MaskDraw]:
+    """The masks of the pictures of some records, in order; a record's pictures share its ratio.
+
+    Args:
+        records: with `id`, and `images` or `image`.
+        ratios: λ of each record.
+        realization: number of the mask; above the K of the scores a mask is a new one.
+        seed: of the masks.
+    """
+    return [
+        MaskDraw(ratio, realization, mask_key(seed, str(record["id"])), index)
+        for record, ratio in zip(records, ratios, strict=True)
+        for index in range(len(pictures_of(record)))
+    ]
+
+
+def pictures_of(record: Mapping[str, Any]) -> list[Any]:
+    """The pictures of a record, of either of TRL's columns."""
+    if "images" in record:
+        return list(record["images"] or [])
+    return [record["image"]] if record.get("image") is not None else []
+
+
+def with_masks(records: Sequence[dict[str, Any]], masks: Sequence[MaskDraw], kind: str) -> list[dict[str, Any]]:
+    """Masks the pictures of some records in their own pixels (`source` space).
+
+    Args:
+        records: with `images` or `image`, of PIL pictures.
+        masks: one for each picture, in order.
+        kind: `pixel`, `patch` or `rectangle`.
+
+    Returns:
+        New records.
+    """
+    pictures = [to_rgb(picture) for record in records for picture in pictures_of(record)]
+    tensors = [torch.from_numpy(np.array(picture)) for picture in pictures]
+    masked = iter([Image.fromarray(one.numpy()) for one in mask_pictures(tensors, masks, kind=kind)])
+    found = []
+    for record in records:
+        if "images" in record:
+            found.append({**record, "images": [next(masked) for _ in pictures_of(record)]})
+        else:
+            found.append({**record, "image": next(masked) if pictures_of(record) else None})
+    return found
+
+
+def levels_to_ratios(levels: Integer[np.ndarray, "rows"], ratios: Sequence[float]) -> list[float]:
+    """The mask ratio of each level."""
+    return [ratios[level] for level in levels.tolist()]
+
+
+def _own(value: Any) -> Any:
+    """A copy of the containers in a record; what is in them, pictures among it, is shared."""
+    if isinstance(value, dict):
+        return {key: _own(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_own(one) for one in value]
+    return value

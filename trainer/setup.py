@@ -1,0 +1,160 @@
+"""From a trainer's dataset, scores and options to what choosing needs; all that can be refused is refused here."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset
+from jaxtyping import Bool
+
+from hardsample.attention import why_not_attention_mass
+from hardsample.cmab import CmabConfig
+from hardsample.masking import MaskDraw
+from hardsample.output import Scores
+from hardsample.pism import PismConfig
+from hardsample.trainer.balances import language_model
+from hardsample.trainer.config import DifficultyOptions, part_of
+from hardsample.trainer.difficulty import Difficulty, Shape
+from hardsample.trainer.evidence import Evidence, EvidenceConfig
+from hardsample.trainer.policies import PolicyConfig
+from hardsample.trainer.rows import fingerprint, has_images, masks_of, rows_of_scores
+from hardsample.trainer.stream import PromptStream, StockOrder
+from hardsample.trainer.sumtree import Rows
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What does not change in a training."""
+
+    data: Any
+    """The rows as reward functions see them."""
+    size: int
+    kinds: Bool[np.ndarray, "rows"] | None
+    """Whether a row has an image; None if all are alike."""
+    fingerprint: str
+    scored: tuple[Rows, pa.Table] | None
+    pism: PismConfig
+    """Of the scores; the defaults without any."""
+    mask_seed: int
+    cmab: CmabConfig
+    options: DifficultyOptions
+    policy: PolicyConfig
+    evidence: EvidenceConfig
+    shape: Shape
+    shuffle: bool
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """Λ of the scores."""
+        return self.pism.ratios
+
+    @property
+    def mask_space(self) -> str:
+        """Where the scores masked."""
+        return self.pism.mask_space
+
+    @property
+    def mask_kind(self) -> str:
+        """How the scores masked."""
+        return self.pism.kind
+
+    def make(self) -> Difficulty:
+        """Makes the state of a training that has not begun."""
+        evidence = Evidence(self.size, self.evidence, self.ratios, self.fingerprint)
+        if self.scored is not None:
+            evidence.seed(*self.scored)
+        stock = self.policy.stock_order
+        order = None
+        if stock and self.size >= self.shape.prompts:
+            order = StockOrder(self.size, self.shape.prompts, self.shuffle, self.shape.seed)
+        stream = PromptStream(
+            self.size,
+            self.shape.seed,
+            self.policy.exploration,
+            None if stock else self.kinds,
+            order,
+            self.fingerprint,
+        )
+        return Difficulty(evidence, stream, self.policy, self.options, self.shape)
+
+    def masks(self, records: Sequence[dict[str, Any]], ratios: Sequence[float], generation: int) -> list[MaskDraw]:
+        """New masks for the pictures of some records: realizations that the scores did not use.
+
+        Args:
+            records: of the dataset.
+            ratios: λ of each.
+            generation: number of the generation batch.
+        """
+        return masks_of(records, ratios, self.pism.num_masks + generation, self.mask_seed)
+
+
+def set_up(trainer: Any) -> Setup | None:
+    """Reads what choosing needs off a trainer.
+
+    Args:
+        trainer: a `GRPOTrainer` that has been made.
+
+    Returns:
+        The setup; None where the dataset has no random access, and training is TRL's own.
+
+    Raises:
+        ScoresError: the scores do not fit the dataset.
+        OutputError: there are no scores in the folder.
+        ValueError: an option does not go with the data or the model.
+    """
+    args, data = trainer.args, trainer.train_dataset
+    options, policy = part_of(args, DifficultyOptions), part_of(args, PolicyConfig)
+    if data is None or not hasattr(data, "__getitem__") or not hasattr(data, "__len__") or not len(data):
+        if options != DifficultyOptions() or policy.policy != "uniform":
+            logger.warning(
+                "The training dataset has no random access (it is streamed, or an environment owns it): samples cannot "
+                "be chosen, and training is GRPOTrainer's own. Load the dataset without streaming to choose."
+            )
+        return None
+    scores = Scores(options.scores) if options.scores else None
+    if options.attention_balance:
+        model = language_model(trainer.accelerator.unwrap_model(trainer.model))
+        reason = why_not_attention_mass(model)
+        if reason is None and model.config.get_text_config(decoder=True).num_hidden_layers < 3:
+            reason = "it has fewer than three layers, and the first and the last take no part in ρ̄"
+        if reason is not None:
+            raise ValueError(f"attention_balance cannot be read from this model: {reason}. Set attention_balance=False")
+    if options.probe_fraction:
+        _check_probes(trainer, data, scores)
+    if args.remove_unused_columns and isinstance(data, Dataset):
+        data = trainer._remove_unused_columns(data, description="Training")
+    prompts = args.generation_batch_size // trainer.num_generations
+    return Setup(
+        data=data,
+        size=len(data),
+        kinds=has_images(data),
+        fingerprint=fingerprint(data),
+        scored=rows_of_scores(trainer.train_dataset, scores) if scores is not None else None,
+        pism=scores.config() if scores is not None else PismConfig(),
+        mask_seed=int(scores.run["settings"]["seed"]) if scores is not None else args.seed,
+        cmab=scores.cmab_config() if scores is not None else CmabConfig(),
+        options=options,
+        policy=policy,
+        evidence=part_of(args, EvidenceConfig),
+        shape=Shape(trainer.num_generations, prompts, args.seed),
+        shuffle=bool(trainer.shuffle_dataset),
+    )
+
+
+def _check_probes(trainer: Any, data: Any, scores: Scores | None) -> None:
+    found = None
+    if scores is None:
+        found = "there are no scores whose λ* it could probe: give scores"
+    elif trainer.tools or trainer.environment_factories is not None or trainer.rollout_func is not None:
+        found = "rollouts of tools, environments or a rollout_func cannot be made apart"
+    elif scores.config().mask_space == "model" and trainer.use_vllm:
+        found = "the scores were made in mask space model, and vLLM takes pictures: score in mask space source"
+    elif not isinstance(data, Dataset) or not {"images", "image"} & set(data.column_names):
+        found = "the dataset has no images to mask"
+    if found is not None:
+        raise ValueError(f"probe_fraction is {trainer.args.probe_fraction}, but {found}; or set probe_fraction=0")

@@ -1,0 +1,135 @@
+"""What goes wrong in GRPO and shows in its logs, said once each, with the likely cause and the remedy.
+
+Pure: logged numbers in, sentences out.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite
+from statistics import fmean, median
+
+NO_SIGNAL = 0.95
+"""Share of groups without signal, as a mean over the window, above which hardly a rollout teaches."""
+WINDOW = 10
+"""Logged entries that are looked at together."""
+KL_LIMIT = 10.0
+"""Mean KL to the reference, in nats a token, above which the policy is lost."""
+LOSS_FACTOR = 100.0
+"""A loss of so many times the median size of the losses before has blown up, if it is at least 1."""
+COLLAPSE = 0.5
+"""The reward has collapsed if the mean of the window falls under this share of the way from the start's to the best's
+mean, counted from below: under half of the best where rewards start at 0."""
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """Something that went wrong."""
+
+    name: str
+    """`no_signal`, `loss`, `kl` or `reward_collapse`."""
+    text: str
+
+
+class Watch:
+    """Looks at every log entry of a training; each alarm is given once."""
+
+    def __init__(self) -> None:
+        self.raised: list[Alarm] = []
+        self._signal: deque[float] = deque(maxlen=WINDOW)
+        self._rewards: deque[float] = deque(maxlen=WINDOW)
+        self._losses: deque[float] = deque(maxlen=5 * WINDOW)
+        self._best: float | None = None
+        self._floor: float | None = None
+
+    def update(self, logs: Mapping[str, object]) -> list[Alarm]:
+        """Takes in one log entry of a training step.
+
+        Args:
+            logs: as TRL logs it; `frac_reward_zero_std`, `reward`, `loss`, `grad_norm` and `kl` are looked at.
+
+        Returns:
+            New alarms.
+        """
+        found = [*self._on_signal(logs), *self._on_loss(logs), *self._on_reward(logs)]
+        known = {alarm.name for alarm in self.raised}
+        new = [alarm for alarm in found if alarm.name not in known]
+        self.raised += new
+        return new
+
+    def _on_signal(self, logs: Mapping[str, object]) -> list[Alarm]:
+        value = _number(logs, "difficulty/frac_no_signal", _number(logs, "frac_reward_zero_std"))
+        if value is None:
+            return []
+        self._signal.append(value)
+        if len(self._signal) < WINDOW or fmean(self._signal) <= NO_SIGNAL:
+            return []
+        return [
+            Alarm(
+                "no_signal",
+                f"{fmean(self._signal):.0%} of the groups had no signal over the last {WINDOW} logs: nearly every "
+                "rollout is wasted. Likely the samples drawn are all solved or all out of reach, or the reward does "
+                "not tell completions apart. Draw by policy='signal', add easier or harder data, or look at the "
+                "reward of a few completions",
+            )
+        ]
+
+    def _on_loss(self, logs: Mapping[str, object]) -> list[Alarm]:
+        alarms = []
+        loss, norm, kl = _any(logs, "loss"), _any(logs, "grad_norm"), _any(logs, "kl")
+        if kl is not None and not kl <= KL_LIMIT:
+            alarms.append(
+                Alarm(
+                    "kl",
+                    f"the KL to the reference is {kl:.3g} nats a token: the policy has left it for good. Lower the "
+                    "learning rate, raise beta, and go back to an earlier checkpoint",
+                )
+            )
+        usual = median(self._losses) if len(self._losses) >= WINDOW else None
+        broken = [name for name, value in (("loss", loss), ("grad_norm", norm)) if value is not None and value != value]
+        broken += [name for name, value in (("loss", loss), ("grad_norm", norm)) if value in (float("inf"),)]
+        blown = loss is not None and usual is not None and abs(loss) > max(1.0, LOSS_FACTOR * usual)
+        if broken or blown:
+            what = f"{broken[0]} is not finite" if broken else f"the loss is {loss:.3g}, {usual:.3g} is usual"
+            alarms.append(
+                Alarm(
+                    "loss",
+                    f"{what}: training has diverged. Lower the learning rate or max_grad_norm, warm up longer, or "
+                    "train in bf16 instead of fp16",
+                )
+            )
+        elif loss is not None:
+            self._losses.append(abs(loss))
+        return alarms
+
+    def _on_reward(self, logs: Mapping[str, object]) -> list[Alarm]:
+        reward = _number(logs, "reward")
+        if reward is None:
+            return []
+        self._rewards.append(reward)
+        self._floor = reward if self._floor is None else min(self._floor, reward)
+        if len(self._rewards) < WINDOW:
+            return []
+        mean = fmean(self._rewards)
+        self._best = mean if self._best is None else max(self._best, mean)
+        low = min(0.0, self._floor)
+        if mean - low >= COLLAPSE * (self._best - low):
+            return []
+        return [
+            Alarm(
+                "reward_collapse",
+                f"the mean reward fell from {self._best:.3g} to {mean:.3g}: the policy unlearns. Likely the learning "
+                "rate is too high, or the samples drawn became too hard too fast: lower it, raise beta, widen the "
+                "policy (exploration, easy_weight), and go back to an earlier checkpoint",
+            )
+        ]
+
+
+def _any(logs: Mapping[str, object], name: str) -> float | None:
+    value = logs.get(name)
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _number(logs: Mapping[str, object], name: str, default: float | None = None) -> float | None:
+    value = _any(logs, name)
+    return value if value is not None and isfinite(value) else default
