@@ -1,6 +1,8 @@
 """CMAB as a job: what the store holds is attended once, whatever the batch; what it says lands in the scores."""
 
 import json
+from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from hardsample.cmab import CmabConfig, attention_balance
 from hardsample.config import ScoringConfig
 from hardsample.explain import explain, file_name, image_grids, told_rollout
 from hardsample.figures import balance_histogram, layer_profile
-from hardsample.scoring import score
+from hardsample.scoring import make_engine, score
 from hardsample.store import Rollout, Store
 
 LIMIT = 24
@@ -90,8 +92,9 @@ def test_equal_completions_of_a_sample_are_run_once(tmp_path):
         store.commit([Rollout("a", 0.0, k, "x", 0, [4, 5] if k != 1 else [4]) for k in range(4)])
         store.commit([Rollout("a", 0.1, 0, "x", 0, [9]), Rollout("b", 0.0, 0, "x", 0, [4])])
         records = [{"id": "a", "images": [1]}, {"id": "b", "images": []}]
-        items = list(pending(records, store, "name"))
-        assert [(item.tokens, item.realizations) for item in items] == [((4, 5), (0, 2, 3)), ((4,), (1,))]
+        (found,) = pending(records, store, "name")
+        assert found.record is records[0]
+        assert [(item.tokens, item.realizations) for item in found.items] == [((4, 5), (0, 2, 3)), ((4,), (1,))]
         assert sample_attention("a", store, "name") == attending.SampleAttention()
 
 
@@ -139,18 +142,106 @@ def test_teacher_forcing_appends_on_the_right_and_marks_what_counts():
     assert fed["pixel_values"] is inputs["pixel_values"]
 
 
-def test_an_empty_completion_has_no_balance_and_sinks_no_batch(model, processor, questions, tmp_path):
-    from hardsample.scoring import make_engine
+ANSWERS = [[(10, 11), (12,), (10, 11), ()], [()], [(13, 14, 15), (16, 17), (18, 19, 20), (21, 22)]]
 
-    engine = make_engine(model, processor, ScoringConfig())
-    with Store(tmp_path) as store:
-        store.commit([Rollout(q["id"], 0.0, 0, "", 0, [] if i == 1 else [10, 11]) for i, q in enumerate(questions[:3])])
-        attending.attend(questions[:3], engine, store, CmabConfig())
-        name = definition(CmabConfig(), "float32")
-        found = [store.attention(name, one["id"])[0] for one in questions[:3]]
-    assert [one.balance is None for one in found] == [False, True, False]
-    assert found[1].reason == "the completion is empty"
+
+def attended(model, processor, questions, folder, batch_size=64, answers=ANSWERS):
+    """The job on answers of the first questions: its engine, and each question's balances in order."""
+    engine = make_engine(model, processor, ScoringConfig(batch_size=batch_size))
+    engine.notice = lambda text: None
+    records = questions[: len(answers)]
+    with Store(folder) as store:
+        store.commit(
+            Rollout(one["id"], 0.0, k, "", 0, list(tokens))
+            for one, own in zip(records, answers, strict=True)
+            for k, tokens in enumerate(own)
+        )
+        attending.attend(records, engine, store, CmabConfig())
+        return engine, [store.attention(definition(CmabConfig(), "float32"), one["id"]) for one in records]
+
+
+def values(balances):
+    """NaN where there is none."""
+    return [float("nan") if one.balance is None else one.balance for own in balances for one in own]
+
+
+def same(balances):
+    return pytest.approx(values(balances), rel=1e-5, nan_ok=True)
+
+
+def test_an_empty_completion_has_no_balance_and_sinks_no_batch(model, processor, questions, tmp_path):
+    _, found = attended(model, processor, questions, tmp_path)
+    assert [[one.balance is None for one in own] for own in found] == [[False] * 3 + [True], [True], [False] * 4]
+    assert found[0][3].reason == found[1][0].reason == "the completion is empty"
+    assert found[0][0] == replace(found[0][2], realization=0)  # equal completions are run once
     assert model.config.text_config._attn_implementation != "hardsample"
+
+
+def test_completions_that_cannot_share_a_prefill_run_one_by_one(model, processor, questions, tmp_path, monkeypatch):
+    _, shared = attended(model, processor, questions, tmp_path / "shared")
+    monkeypatch.setattr(attending, "why_not_shared", lambda model: "it is of another kind")
+    monkeypatch.delattr(attending, "shared_masses")
+    _, plain = attended(model, processor, questions, tmp_path / "plain", batch_size=2)
+    assert values(plain) == same(shared)
+    assert [one.reason for own in plain for one in own] == [one.reason for own in shared for one in own]
+
+
+@contextmanager
+def watched(model, refuse=lambda batch, past: None):
+    """(rows, tokens held by the cache) of each forward of the language model; `refuse` may raise on one."""
+    calls = []
+
+    def before(module, args, kwargs):
+        cache = next(one for one in kwargs.values() if hasattr(one, "get_seq_length"))
+        calls.append((len(kwargs["inputs_embeds"]), cache.get_seq_length()))
+        refuse(*calls[-1])
+
+    handle = model.model.language_model.register_forward_pre_hook(before, with_kwargs=True)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+def test_each_prompt_runs_once_and_no_more_than_a_batch_of_completions(model, processor, questions, tmp_path):
+    with watched(model) as calls:
+        attended(model, processor, questions, tmp_path, batch_size=3)
+    assert [rows for rows, past in calls if not past] == [3]
+    assert [rows for rows, past in calls if past] == [3, 2]  # five of more than one token
+
+
+def out_of_memory(*_):
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize("in_prefill", [True, False])
+def test_out_of_memory_halves_samples_and_then_completions(model, processor, questions, tmp_path, in_prefill):
+    """Memory for one sequence: the prompts of three are too many, or the completions of one."""
+    _, wanted = attended(model, processor, questions, tmp_path / "wanted")
+
+    def refuse(rows, past):
+        if rows > 1 and bool(past) != in_prefill:
+            out_of_memory()
+
+    with watched(model, refuse) as calls:
+        engine, found = attended(model, processor, questions, tmp_path / "found")
+    assert values(found) == same(wanted)
+    assert engine.batch_size == 1 or in_prefill
+    assert max(rows for rows, _ in calls) > 1
+
+
+def test_what_does_not_fit_alone_says_so(model, processor, questions, tmp_path):
+    with watched(model, lambda rows, past: out_of_memory() if past else None):
+        _, found = attended(model, processor, questions, tmp_path)
+    assert [one.balance is None for own in found for one in own] == [True, False, *[True] * 7]
+    assert found[2][0].reason.startswith("does not fit into memory alone: OutOfMemoryError")
+
+
+def test_a_record_that_the_processor_refuses_sinks_no_batch(model, processor, questions, tmp_path):
+    broken = [questions[0], questions[1] | {"images": [{"bytes": b"no picture", "path": None}]}, questions[2]]
+    _, found = attended(model, processor, broken, tmp_path, answers=[[(10,)], [(11,), (12, 13)], [(14, 15)]])
+    assert [[one.balance is None for one in own] for own in found] == [[False], [True, True], [False]]
+    assert all(one.reason for one in found[1])
 
 
 def test_the_released_variant_lies_beside_the_papers(run):
@@ -177,7 +268,7 @@ def test_metrics_that_are_none_are_refused(metric):
 
 
 def test_a_model_without_masses_keeps_its_pism_scores(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("hardsample.scoring.why_not_attention_mass", lambda model: "it is of another kind")
+    monkeypatch.setattr("hardsample.attending.why_not_attention_mass", lambda model: "it is of another kind")
     scores = score("demo", "demo", tmp_path, limit=3, metric=("pism", "cmab"), progress=False)
     assert scores.run["cmab"]["reason"] == "it is of another kind"
     assert scores.table["attention_balance"][:] == [None] * 3

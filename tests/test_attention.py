@@ -471,6 +471,15 @@ def test_layout_of_left_and_right_padding():
     assert (before.kinds == TEXT).sum(1).tolist() == [1, 1, 0]
 
 
+def test_layout_without_the_first_tokens():
+    ids = torch.tensor([[1, 9, 2, 3, 4, 5], [0, 1, 9, 3, 4, 0]])
+    completion = torch.tensor([[1, 1, 1], [1, 1, 0]])
+    layout = lay_out(ids, completion, (ids > 0).long(), 9, first_token=2)
+    assert layout.valid.tolist() == [[False, True, True], [False, True, False]]
+    assert (layout.first, layout.stop) == (3, 5)
+    assert (layout.kinds[:, 3:] == OTHER).all()  # the first token is no prompt for that
+
+
 def test_layout_where_padding_stands_between_prompt_and_completion():
     ids = torch.tensor([[1, 9, 2, 0, 0, 3, 4]])
     layout = lay_out(ids, torch.ones((1, 2)), (ids > 0).long(), 9)

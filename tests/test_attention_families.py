@@ -4,16 +4,21 @@ One more family is one more entry of FAMILIES: the settings of its config, the n
 makes of one picture, and the names and shapes of what its forward wants beside ids.
 """
 
+import copy
 import functools
 import inspect
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, DynamicCache, LlamaModel, StaticCache
 
+from hardsample import shared_prefill
 from hardsample.attention import collect_attention_mass, use_attention_mass, why_not_attention_mass
+from hardsample.cmab import CmabConfig
+from hardsample.shared_prefill import shared_masses, why_not_shared
+from hardsample.teacher_forcing import forced_masses
 
 PAD, BOS, END, IMAGE_ID, VISION_START = 0, 1, 2, 5, 6
 LAYERS, LONG, SHORT, TOKENS = 4, 9, 4, 5
@@ -67,19 +72,22 @@ def qwen(**settings):
     )
 
 
+QWEN3 = qwen(
+    patch=16,
+    hidden_size=16,
+    out_hidden_size=32,
+    intermediate_size=24,
+    num_position_embeddings=16,
+    deepstack_visual_indexes=[0],
+)
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 TILES = {"image_grid_pinpoints": [[16, 16]], "vision_feature_layer": -1}
 IDEFICS = Family(4, SQUARE, (1, 1, 3, 16, 16), config={"scale_factor": 2})
 FAMILIES = {
     "qwen2_vl": qwen(patch=14, embed_dim=16, hidden_size=32),
     "qwen2_5_vl": qwen(patch=14, hidden_size=16, out_hidden_size=32, intermediate_size=24, fullatt_block_indexes=[1]),
-    "qwen3_vl": qwen(
-        patch=16,
-        hidden_size=16,
-        out_hidden_size=32,
-        intermediate_size=24,
-        num_position_embeddings=16,
-        deepstack_visual_indexes=[0],
-    ),
+    "qwen3_vl": QWEN3,
+    "qwen3_vl_moe": replace(QWEN3, text=QWEN3.text | EXPERTS),
     "llava": Family(16, SQUARE, config={"vision_feature_layer": -1}),
     "llava_next": Family(36, SQUARE, (1, 2, 3, 16, 16), config=TILES, extra={"image_sizes": [[16, 16]]}),
     "llava_onevision": Family(
@@ -115,6 +123,7 @@ FAMILIES = {
 }
 SEQUENCES = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
 CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"
+NOT_SHARED: set[str] = set()  # families whose completions cannot share a prefill, and so run one by one
 PROMPT_IS_PREFIX = {"paligemma"}  # token types there: 0 the prefix, which sees itself whole, 1 what follows
 
 
@@ -282,6 +291,59 @@ def test_decode_steps_give_the_masses_of_one_forward(name, padding, cache):
     assert torch.equal(steps.sees_image, whole.sees_image) and torch.equal(steps.sees_text, whole.sees_text)
     torch.testing.assert_close(steps.image, whole.image, atol=MASS_TOLERANCE, rtol=0)
     torch.testing.assert_close(steps.text, whole.text, atol=MASS_TOLERANCE, rtol=0)
+
+
+def prompts_of(name):
+    """The prompts of a batch as a processor gives them: of different lengths, padded on the left."""
+    batch = batch_of(name, "left")
+    longest = int(batch.prompt.sum(1).max())
+    inputs = dict(batch.inputs)
+    for key in SEQUENCES & inputs.keys():
+        inputs[key] = torch.zeros((2, longest), dtype=torch.long)
+        for row, prompt in enumerate(batch.prompt.bool()):
+            inputs[key][row, longest - int(prompt.sum()) :] = batch.inputs[key][row, prompt]
+    return inputs
+
+
+def test_the_families_that_share_a_prefill():
+    assert {name for name in FAMILIES if why_not_shared(tiny(name))} == NOT_SHARED
+
+
+@pytest.mark.parametrize("tokens_at_once", [16_384, 6])
+@pytest.mark.parametrize("settings", [{}, {"heads": "each"}], ids=["mean", "each"])
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in NOT_SHARED])
+def test_completions_that_share_a_prefill_have_the_masses_of_teacher_forcing(
+    name, settings, tokens_at_once, monkeypatch
+):
+    """Completions of 1 to 13 tokens, at most two in a forward; Gemma 3 has a window of 8."""
+    monkeypatch.setattr(shared_prefill, "_FORWARD_TOKENS", tokens_at_once)
+    model, inputs, config = tiny(name), prompts_of(name), CmabConfig(**settings)
+    random = torch.Generator().manual_seed(2)
+    lengths = [[13, 1, 4], [2, 6]]
+    completions = [[torch.randint(10, 60, (one,), generator=random).tolist() for one in own] for own in lengths]
+    with torch.no_grad(), use_attention_mass(model):
+        shared = shared_masses(model, inputs, completions, config, PAD, batch_size=2)
+        plain = [
+            forced_masses(model, inputs, [own[min(place, len(own) - 1)] for own in completions], config, PAD)
+            for place in range(3)
+        ]
+    assert [[one.image.shape[-1] for one in own] for own in shared] == lengths
+    for row, own in enumerate(shared):
+        for place, found in enumerate(own):
+            for one, other in zip(found, plain[place][row], strict=True):
+                torch.testing.assert_close(one, other, atol=MASS_TOLERANCE, rtol=0)
+
+
+def test_a_model_whose_cache_is_of_another_kind_shares_nothing(monkeypatch):
+    model = copy.deepcopy(tiny("llava"))
+    text = model.config.get_text_config()
+    text.layer_types = ["full_attention", "chunked_attention"] * 2
+    text.attention_chunk_size = 8
+    assert "chunked attention" in why_not_shared(model)
+    text.layer_types = None
+    assert why_not_shared(model) is None
+    model.model.rope_deltas = None
+    assert "llava has M-RoPE positions of its own" in why_not_shared(model)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
