@@ -1,7 +1,8 @@
-"""CMAB as a job: the stored completions at λ = 0, one teacher-forced forward each, no new generation.
+"""CMAB as a job: the stored completions at λ = 0, run through the model once more, no new generation.
 
-Equal completions of a sample are run once. A batch's balances are one transaction in the store, so a run that was
-stopped goes on, and balances of another variant stay beside them.
+A sample's completions share one run of its prompt where the model's cache allows it (`hardsample.shared_prefill`), and
+equal ones are run once. A batch's balances are one transaction in the store, so a run that was stopped goes on, and
+balances of another variant stay beside them.
 """
 
 from __future__ import annotations
@@ -17,24 +18,37 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from datasets import Dataset
+from tqdm import tqdm
 
-from hardsample.attention import collect_attention_mass, use_attention_mass
-from hardsample.cmab import Balance, CmabConfig, attention_balance, sample_balance
+from hardsample.attention import use_attention_mass, why_not_attention_mass
+from hardsample.cmab import CmabConfig, attention_balance, sample_balance
 from hardsample.engines.preparing import Request, preparing_thread
 from hardsample.engines.transformers import Prepared, TransformersEngine
+from hardsample.kernels.ops import chosen
+from hardsample.ladders import Ladder
+from hardsample.masses import SampleMasses
+from hardsample.shared_prefill import shared_masses, why_not_shared
 from hardsample.store import Attention, Store
+from hardsample.teacher_forcing import forced_masses, teacher_forced
 
 UNMASKED = 0.0
 
 
 @dataclass(frozen=True)
 class Item:
-    """One completion to run: a record, its tokens, and the rollouts that gave them."""
+    """One completion to run: its tokens, and the rollouts that gave them."""
 
-    record: Mapping[str, Any]
     tokens: tuple[int, ...]
     realizations: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A record and those of its completions that run together, at least one."""
+
+    record: Mapping[str, Any]
+    items: tuple[Item, ...]
 
 
 @dataclass(frozen=True)
@@ -60,7 +74,56 @@ def definition(config: CmabConfig, dtype: str) -> str:
     return json.dumps(settings | {"dtype": dtype}, sort_keys=True)
 
 
-def pending(records: Iterable[Mapping[str, Any]], store: Store, name: str) -> Iterator[Item]:
+def attend_to(
+    ladders: Iterable[Ladder],
+    dataset: Dataset,
+    engine: TransformersEngine,
+    store: Store,
+    config: CmabConfig,
+    progress: bool,
+) -> tuple[dict[str, SampleAttention] | None, dict[str, Any]]:
+    """The balances of the finished samples, and what run.json says of CMAB.
+
+    A model that has no attention masses keeps its PISM scores; the reason is said, and written to run.json.
+
+    Args:
+        ladders: of the finished samples.
+        dataset: that they stand in.
+        engine: with the model that made the completions.
+        store: with the rollouts.
+        config: settings of CMAB.
+        progress: show a bar.
+    """
+    told: dict[str, Any] = {"settings": settings_of(config), "seconds": 0.0, "completions": 0}
+    reason = why_not_attention_mass(engine.model)
+    if reason:
+        engine.notice(f"no attention balance: {reason}")
+        return None, told | {"reason": reason}
+    found = {ladder.row: ladder.record["id"] for ladder in ladders if ladder.has_image}
+    name = _definition_of(engine, config)
+    bar = tqdm(total=store.count_unattended(name), unit="completion", desc="attention", disable=not progress)
+    began = time.perf_counter()
+
+    def advance(completions: int) -> None:
+        told["completions"] += completions
+        bar.update(completions)
+
+    with bar:
+        attend((dataset[row] for row in sorted(found)), engine, store, config, advance)
+    attention = {sample: sample_attention(sample, store, name) for sample in found.values()}
+    told["seconds"] = round(time.perf_counter() - began, 2)
+    told["without_balance"] = sum(one.reason is not None for one in attention.values())
+    return attention, told
+
+
+def attention_backend(engine: TransformersEngine, told: Mapping[str, Any] | None) -> dict[str, str]:
+    """Which kernels made the attention masses, for run.json; nothing where there are none."""
+    if told is None or told.get("reason"):
+        return {}
+    return {"attention_with_mass": chosen(engine.model.get_input_embeddings().weight)["attention_with_mass"]}
+
+
+def pending(records: Iterable[Mapping[str, Any]], store: Store, name: str) -> Iterator[Sample]:
     """The completions at λ = 0 of records with images that the store has no balance of, equal ones together."""
     for record in records:
         if not record["images"]:
@@ -70,8 +133,8 @@ def pending(records: Iterable[Mapping[str, Any]], store: Store, name: str) -> It
         for rollout in store.rollouts(record["id"]):
             if rollout.ratio == UNMASKED and rollout.realization not in done:
                 found.setdefault(tuple(rollout.tokens), []).append(rollout.realization)
-        for tokens, realizations in found.items():
-            yield Item(record, tokens, tuple(realizations))
+        if found:
+            yield Sample(record, tuple(Item(tokens, tuple(of)) for tokens, of in found.items()))
 
 
 def attend(
@@ -80,7 +143,7 @@ def attend(
     store: Store,
     config: CmabConfig,
     advance: Callable[[int], None] = lambda completions: None,
-) -> float:
+) -> None:
     """Run what is pending and put its balances into the store.
 
     While the model runs one batch, the pictures of the next are prepared.
@@ -92,134 +155,112 @@ def attend(
         config: settings of CMAB.
         advance: is told how many stored completions a batch settled.
 
-    Returns:
-        Seconds in the model.
-
     Raises:
         AttentionMassError: the model has no attention masses; says why.
         CmabError: it has fewer than three layers, or no layer that the settings name.
     """
-    name = definition(config, str(engine.model.dtype).removeprefix("torch."))
-    items = pending(records, store, name)
-    seconds = 0.0
+    name = _definition_of(engine, config)
     with use_attention_mass(engine.model), preparing_thread(engine.model.device) as preparing:
+        samples = pending(records, store, name)
+        if why_not_shared(engine.model):  # a row of a batch is then one completion
+            samples = (Sample(one.record, (item,)) for one in samples for item in one.items)
 
-        def start() -> tuple[list[Item], Future[Prepared]] | None:
-            batch = list(islice(items, engine.batch_size))
-            requests = [Request(item.record, UNMASKED, 0) for item in batch]
-            return (batch, preparing.submit(engine.prepare, requests)) if batch else None
+        def start() -> tuple[list[Sample], Future[Prepared]] | None:
+            batch = list(islice(samples, engine.batch_size))
+            return (batch, preparing.submit(_prepare, engine, batch)) if batch else None
 
         ahead = start()
         while ahead:
             batch, future = ahead
             prepared = future.result()
             ahead = start()
-            began = time.perf_counter()
-            balances = run_batch(engine, batch, prepared, config)
-            seconds += time.perf_counter() - began
-            store.commit_attention(
-                name,
-                (
-                    replace(found, realization=realization)
-                    for item, found in zip(batch, balances, strict=True)
-                    for realization in item.realizations
-                ),
-            )
-            advance(sum(len(item.realizations) for item in batch))
-    return seconds
+            settled = [
+                replace(found, realization=realization)
+                for item, found in zip(_items(batch), run_batch(engine, batch, prepared, config), strict=True)
+                for realization in item.realizations
+            ]
+            store.commit_attention(name, settled)
+            advance(len(settled))
 
 
 def run_batch(
-    engine: TransformersEngine, batch: Sequence[Item], prepared: Prepared, config: CmabConfig
+    engine: TransformersEngine, batch: Sequence[Sample], prepared: Prepared, config: CmabConfig
 ) -> list[Attention]:
-    """The balances of a batch, in order; halves the batch when memory runs out, and finds what the model refuses."""
-    places = [place for place in range(len(batch)) if place not in prepared.failures and batch[place].tokens]
-    found = {place: _none(batch[place], failure.reason) for place, failure in prepared.failures.items()}
-    found |= {place: _none(item, "the completion is empty") for place, item in enumerate(batch) if not item.tokens}
-    if len(places) < len(batch):
-        if places:
-            kept = [batch[place] for place in places]
-            again = engine.prepare([Request(item.record, UNMASKED, 0) for item in kept])
-            found |= zip(places, run_batch(engine, kept, again, config), strict=True)
-        return [found[place] for place in range(len(batch))]
-    assert prepared.inputs is not None
-    reason = ""
+    """The balances of a batch's completions, in order; those of a sample that was refused say why."""
+    failures = {place: failure.reason for place, failure in prepared.failures.items()}
+    good = [one for place, one in enumerate(batch) if place not in failures]
+    ran = iter(_run(engine, good, prepared.inputs, config) if prepared.inputs is not None else ())
+    return [
+        _none(one, failures[place]) if place in failures else next(ran)
+        for place, one in enumerate(batch)
+        for _ in one.items
+    ]
+
+
+def _run(
+    engine: TransformersEngine, batch: Sequence[Sample], inputs: Mapping[str, Any], config: CmabConfig
+) -> list[Attention]:
+    """Halves the batch when memory runs out, and finds what the model refuses."""
+    reason, count = "", len(_items(batch))
     try:
-        return _forward(engine, batch, prepared.inputs, config)
+        return _balances(engine, batch, inputs, config)
     except (RuntimeError, IndexError, TypeError, AssertionError) as error:
-        reason = engine.refusal(error, len(batch))
-    if len(batch) == 1:
+        reason = engine.refusal(error, max(len(batch), min(count, engine.batch_size)))
+    if count == 1:
         return [_none(batch[0], reason)]
-    middle = len(batch) // 2
-    halves = []
-    for half in (batch[:middle], batch[middle:]):
-        again = engine.prepare([Request(item.record, UNMASKED, 0) for item in half])
-        halves += run_batch(engine, half, again, config)
-    return halves
+    return [balance for half in _halves(batch) for balance in run_batch(engine, half, _prepare(engine, half), config)]
 
 
 @torch.inference_mode()
-def _forward(
-    engine: TransformersEngine, batch: Sequence[Item], inputs: Mapping[str, Any], config: CmabConfig
+def _balances(
+    engine: TransformersEngine, batch: Sequence[Sample], inputs: Mapping[str, Any], config: CmabConfig
 ) -> list[Attention]:
-    model = engine.model
-    fed, completion = teacher_forced(inputs, [item.tokens for item in batch], engine.pad_token_id)
-    fed = {key: engine.moved(value) for key, value in fed.items()}
-    with collect_attention_mass(
-        model,
-        fed["input_ids"],
-        completion.to(model.device),
-        fed.get("attention_mask"),
-        text=str(config.text),
-        per_head=config.heads == "each",
-        ends=(),
-    ) as collector:
-        model(**fed, use_cache=False, logits_to_keep=1)
-    masses = collector.masses
-    kept = replace(config, profile=True)
-    return [_of_balance(item, attention_balance(*masses.sample(row), config=kept)) for row, item in enumerate(batch)]
+    model, pad = engine.model, engine.pad_token_id
+    moved = {key: engine.moved(value) for key, value in inputs.items()}
+    tokens = [[item.tokens for item in one.items] for one in batch]
+    if why_not_shared(model):
+        masses = forced_masses(model, moved, [own for (own,) in tokens], config, pad)
+    else:
+        shared = shared_masses(model, moved, tokens, config, pad, engine.batch_size)
+        masses = [one for of_sample in shared for one in of_sample]
+    owners = [one for one in batch for _ in one.items]
+    return [
+        _balance(one, found, config) if item.tokens else _none(one, "the completion is empty")
+        for one, item, found in zip(owners, _items(batch), masses, strict=True)
+    ]
 
 
-def teacher_forced(
-    inputs: Mapping[str, Any], completions: Sequence[Sequence[int]], pad_token_id: int
-) -> tuple[dict[str, Any], Tensor]:
-    """Appends completions to the prompts of a processor's output.
-
-    Args:
-        inputs: with `input_ids` and, beside pictures, tensors of the same shape (attention mask, token types).
-        completions: token ids, without end-of-sequence.
-        pad_token_id: fills the shorter ones, on the right.
-
-    Returns:
-        The inputs with prompt + completion, and the completion mask, bool (batch, longest completion).
-    """
-    ids: Tensor = inputs["input_ids"]
-    longest = max(len(tokens) for tokens in completions)
-    added = torch.full((len(completions), longest), pad_token_id, dtype=ids.dtype)
-    mask = torch.zeros((len(completions), longest), dtype=torch.bool)
-    for row, tokens in enumerate(completions):
-        added[row, : len(tokens)] = torch.tensor(tokens, dtype=ids.dtype)
-        mask[row, : len(tokens)] = True
-    fed = dict(inputs)
-    for name, value in inputs.items():
-        if not isinstance(value, Tensor) or value.shape != ids.shape:
-            continue
-        # token types: 0, text, as generate gives to what it generates
-        tail = {"input_ids": added, "attention_mask": mask}.get(name, torch.zeros_like(added))
-        fed[name] = torch.cat([value, tail.to(value.dtype).to(value.device)], 1)
-    fed.setdefault("attention_mask", torch.cat([torch.ones_like(ids), mask.to(ids)], 1))
-    return fed, mask
-
-
-def _of_balance(item: Item, balance: Balance) -> Attention:
+def _balance(sample: Sample, masses: SampleMasses, config: CmabConfig) -> Attention:
+    balance = attention_balance(*masses, config=replace(config, profile=True))
     reason = None if balance.value is not None else "no token sees both image and text"
-    return Attention(
-        item.record["id"], UNMASKED, 0, balance.value, list(balance.by_layer or ()), balance.left_out, reason
-    )
+    profile = list(balance.by_layer or ())
+    return Attention(sample.record["id"], UNMASKED, 0, balance.value, profile, balance.left_out, reason)
 
 
-def _none(item: Item, reason: str) -> Attention:
-    return Attention(item.record["id"], UNMASKED, 0, None, [], 0, reason)
+def _none(sample: Sample, reason: str) -> Attention:
+    return Attention(sample.record["id"], UNMASKED, 0, None, [], 0, reason)
+
+
+def _prepare(engine: TransformersEngine, batch: Sequence[Sample]) -> Prepared:
+    return engine.prepare([Request(one.record, UNMASKED, 0) for one in batch])
+
+
+def _items(batch: Iterable[Sample]) -> list[Item]:
+    return [item for one in batch for item in one.items]
+
+
+def _halves(batch: Sequence[Sample]) -> tuple[Sequence[Sample], Sequence[Sample]]:
+    """Half of the samples each; of one sample, half of its completions."""
+    middle = len(batch) // 2
+    if middle:
+        return batch[:middle], batch[middle:]
+    (one,) = batch
+    middle = len(one.items) // 2
+    return [replace(one, items=one.items[:middle])], [replace(one, items=one.items[middle:])]
+
+
+def _definition_of(engine: TransformersEngine, config: CmabConfig) -> str:
+    return definition(config, str(engine.model.dtype).removeprefix("torch."))
 
 
 def sample_attention(sample: str, store: Store, name: str) -> SampleAttention:
@@ -249,4 +290,14 @@ def settings_of(config: CmabConfig) -> dict[str, Any]:
     return {key: value for key, value in asdict(config).items() if key != "profile"}
 
 
-__all__ = ["SampleAttention", "attend", "definition", "pending", "sample_attention", "settings_of", "teacher_forced"]
+__all__ = [
+    "SampleAttention",
+    "attend",
+    "attend_to",
+    "attention_backend",
+    "definition",
+    "pending",
+    "sample_attention",
+    "settings_of",
+    "teacher_forced",
+]

@@ -37,6 +37,7 @@ __all__ = [
     "AttentionMasses",
     "MassCollector",
     "collect_attention_mass",
+    "text_model",
     "use_attention_mass",
     "why_not_attention_mass",
 ]
@@ -70,10 +71,10 @@ def why_not_attention_mass(model: Any) -> str | None:
         return f"{name} caps its attention scores (attn_logit_softcapping), which SDPA cannot"
     if _image_token(model.config) is None:
         return f"{name} has no image_token_id in its config: it is no vision-language model, or of an unknown kind"
-    text_model = _text_model(model)
-    if text_model is None:
+    inner = text_model(model)
+    if inner is None:
         return f"{name} has no language model with a config of its own"
-    if not text_model._supports_sdpa or not _uses_interface(text_model):
+    if not inner._supports_sdpa or not _uses_interface(inner):
         return f"{name} does not take its attention function from transformers' AttentionInterface, or not SDPA"
     return None
 
@@ -111,6 +112,7 @@ def collect_attention_mass(
     per_head: bool = False,
     columns: bool = False,
     ends: Collection[int] | None = None,
+    first_token: int = 1,
     backend: str | None = None,
 ) -> Iterator[MassCollector]:
     """Collects the attention masses of completion tokens from the forwards that run inside it.
@@ -128,6 +130,8 @@ def collect_attention_mass(
         per_head: masses of each head instead of their average.
         columns: also keep the probabilities of each completion token on each prompt position; a batch of one only.
         ends: ids of end-of-sequence tokens, which are no t of ρ̄; those of the model's generation config if not given.
+        first_token: t of the first completion token that counts, from 1; 2 where the prompts ran before, and with them
+            the query that produces t = 1.
         backend: of `hardsample.kernels.ops.attention_with_mass`.
 
     Yields:
@@ -146,7 +150,15 @@ def collect_attention_mass(
         )
     image_token = _image_token(model.config)
     ends = _ends(model) if ends is None else ends
-    layout = lay_out(input_ids, completion_mask, attention_mask, image_token, text, ends)  # type: ignore[arg-type]
+    layout = lay_out(
+        input_ids,
+        completion_mask,
+        attention_mask,
+        image_token,  # type: ignore[arg-type]
+        text,
+        ends,
+        first_token,
+    )
     collector = MassCollector(layout, config.num_hidden_layers, per_head, columns, backend)
 
     def begin(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -156,7 +168,7 @@ def collect_attention_mass(
             collector.begin(0 if cache is None else int(cache.get_seq_length()))
 
     with ExitStack() as stack:
-        stack.callback(_text_model(model).register_forward_pre_hook(begin, with_kwargs=True).remove)  # type: ignore[union-attr]
+        stack.callback(text_model(model).register_forward_pre_hook(begin, with_kwargs=True).remove)  # type: ignore[union-attr]
         stack.callback(_asked.reset, _asked.set((config, collector)))
         stack.callback(collector.begin, 0)  # lets go of the masks of the last forward
         yield collector
@@ -229,7 +241,8 @@ def _measured(
     return collector.measure(layer, call, attend=not differentiable and not dropout)
 
 
-def _text_model(model: torch.nn.Module) -> PreTrainedModel | None:
+def text_model(model: torch.nn.Module) -> PreTrainedModel | None:
+    """The language model inside a vision-language model; None if it has none with a config of its own."""
     config = model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
     return next((one for one in model.modules() if isinstance(one, PreTrainedModel) and one.config is config), None)
 

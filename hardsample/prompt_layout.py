@@ -28,7 +28,7 @@ class Layout(NamedTuple):
     queries: Int64[Tensor, "batch token"]
     """Position of the query that produces each completion token."""
     valid: Bool[Tensor, "batch token"]
-    """Where a completion token counts: no padding, no end-of-sequence, and a query before it."""
+    """Where a completion token counts: no padding, no end-of-sequence, a query before it, and not before the first."""
     first: int
     """First of the positions `queries` of valid tokens, over the whole batch."""
     stop: int
@@ -42,6 +42,7 @@ def lay_out(
     image_token_id: int,
     text: str = "all",
     ends: Collection[int] = (),
+    first_token: int = 1,
 ) -> Layout:
     """Finds the kind of each key, and the query that produces each completion token.
 
@@ -56,6 +57,7 @@ def lay_out(
         image_token_id: id of image tokens.
         text: `all` prompt text counts, or what stands `before_image`, the first of the row (none if it has no image).
         ends: ids of end-of-sequence tokens, which are no completion tokens that count.
+        first_token: t of the first completion token of each row that counts, from 1.
 
     Raises:
         AttentionMassError: shapes do not fit, or `text` is unknown.
@@ -86,7 +88,7 @@ def lay_out(
     position = torch.arange(length, device=input_ids.device)
     last = torch.where(attended, position, -1).cummax(1).values
     queries = torch.nn.functional.pad(last[:, :-1], (1, 0), value=-1)[:, start:]
-    valid = completion[:, start:] & (queries >= 0)
+    valid = completion[:, start:] & (queries >= 0) & (completion[:, start:].cumsum(1) >= first_token)
     if ends:
         valid &= ~torch.isin(input_ids[:, start:], torch.tensor(sorted(ends), device=input_ids.device))
     wanted = queries[valid]

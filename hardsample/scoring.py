@@ -20,8 +20,7 @@ from typing import Any
 from datasets import Dataset
 from tqdm import tqdm
 
-from hardsample.attending import SampleAttention, attend, definition, sample_attention, settings_of
-from hardsample.attention import why_not_attention_mass
+from hardsample.attending import attend_to, attention_backend
 from hardsample.checks import check_images
 from hardsample.config import ScoringConfig
 from hardsample.containers import DEMO_NAMES
@@ -39,7 +38,6 @@ from hardsample.engines.transformers import (
 )
 from hardsample.grading import Grader
 from hardsample.images import image_header
-from hardsample.kernels.ops import chosen
 from hardsample.ladders import Ask, Ladder, Queue
 from hardsample.output import IN_MEMORY, Scores, write_rejected, write_run, write_scores
 from hardsample.pism import max_rollouts
@@ -133,7 +131,9 @@ def score(
         )
         with bar, Grader() as grader:
             run(job, dataset, engine, grader, store, config, bar)
-        attention, attended = attend_to(job, dataset, engine, store, config, progress)
+        attention, attended = None, None
+        if "cmab" in config.metric:
+            attention, attended = attend_to(job.finished, dataset, engine, store, config.cmab, progress)
         job.rejected.sort(key=lambda rejection: rejection.number)
         write_rejected(output, job.rejected)
         write_scores(output, job.finished, config, attention, config.cmab.bounds)
@@ -230,45 +230,6 @@ def run(
             rate = job.rollouts / max(engine.seconds.generate, 1e-9)
             bar.set_postfix_str(f"{job.rollouts} rollouts, {rate:.0f}/s", refresh=False)
             current = ahead or start(queue.take(engine.batch_size))
-
-
-def attend_to(
-    job: Job, dataset: Dataset, engine: TransformersEngine, store: Store, config: ScoringConfig, progress: bool
-) -> tuple[dict[str, SampleAttention] | None, dict[str, Any] | None]:
-    """CMAB, if it is asked for: the balances of the finished samples, and what run.json says of it.
-
-    A model that has no attention masses keeps its PISM scores; the reason is said, and written to run.json.
-    """
-    if "cmab" not in config.metric:
-        return None, None
-    told: dict[str, Any] = {"settings": settings_of(config.cmab), "seconds": 0.0, "completions": 0}
-    reason = why_not_attention_mass(engine.model)
-    if reason:
-        engine.notice(f"no attention balance: {reason}")
-        return None, told | {"reason": reason}
-    rows = sorted(ladder.row for ladder in job.finished if ladder.has_image)
-    ids = [ladder.record["id"] for ladder in job.finished if ladder.has_image]
-    name = definition(config.cmab, str(engine.model.dtype).removeprefix("torch."))
-    bar = tqdm(total=store.count_unattended(name), unit="completion", desc="attention", disable=not progress)
-    began = time.perf_counter()
-
-    def advance(completions: int) -> None:
-        told["completions"] += completions
-        bar.update(completions)
-
-    with bar:
-        attend((dataset[row] for row in rows), engine, store, config.cmab, advance)
-    attention = {sample: sample_attention(sample, store, name) for sample in ids}
-    told["seconds"] = round(time.perf_counter() - began, 2)
-    told["without_balance"] = sum(one.reason is not None for one in attention.values())
-    return attention, told
-
-
-def attention_backend(engine: TransformersEngine, attended: Mapping[str, Any] | None) -> dict[str, str]:
-    """Which kernels made the attention masses, for run.json; nothing where there are none."""
-    if attended is None or attended.get("reason"):
-        return {}
-    return {"attention_with_mass": chosen(engine.model.get_input_embeddings().weight)["attention_with_mass"]}
 
 
 def reopened_engine(scores: Scores, model: str | None = None, device: str | None = None) -> TransformersEngine:
