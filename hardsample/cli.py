@@ -1,4 +1,4 @@
-"""The command line: `hardsample score`, `hardsample strata`, `hardsample explain`, `hardsample demo`."""
+"""The command line: `hardsample score`, `strata`, `explain`, `train`, `demo`."""
 
 from __future__ import annotations
 
@@ -256,6 +256,60 @@ def explain(
     with _failing(OutputError, EngineError, FiguresError, ValueError):
         path = draw(directory, sample, model=model, device=device)
     _say(f"figure     {path}")
+
+
+@app.command(
+    epilog=EXIT_CODES, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, no_args_is_help=True
+)
+def train(
+    context: typer.Context,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file of options, as `trl grpo --config` takes; see examples/")
+    ] = None,
+    options: Annotated[
+        bool, typer.Option("--options", help="Print every option with its help text: TRL's, and hardsample's.")
+    ] = False,
+) -> None:
+    """Train by GRPO on the samples that teach: TRL's GRPOTrainer, with prompts chosen by difficulty as it goes.
+
+    Every option of `trl grpo` works here, in the file or as `--name value`, and these more: `dataset_name` (any data
+    that `hardsample score` reads), `scores` (its output; scored first if there is none), `policy` (uniform, strata,
+    signal, target, curriculum), `probe_fraction`, `slice_size`, `attention_balance`, …
+
+    Try it: `hardsample train --config examples/train_embedded.yaml`. Stop it whenever you like: the same command goes
+    on from the last checkpoint. Several GPUs: `accelerate launch -m hardsample.cli train --config FILE`.
+    """
+    _say("loading …", err=True)
+    import datasets
+
+    from hardsample.data import DataError
+    from hardsample.engines.transformers import EngineError
+    from hardsample.scoring import NothingToScoreError
+    from hardsample.store import StoreError
+    from hardsample.trainer import training
+
+    if options:
+        print(training.parser().format_help())
+        return
+    datasets.disable_progress_bars()
+    arguments = [*(["--config", str(config)] if config else []), *context.args]
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, _interrupt)
+    try:
+        with _failing(EngineError, StoreError, DataError, ValueError, OSError, nothing=(NothingToScoreError,)):
+            try:
+                wanted = training.parse(arguments)
+            except SystemExit as error:  # argparse has said what is wrong
+                raise typer.Exit(USAGE if error.code else DONE) from None
+            training.train(wanted)
+    except KeyboardInterrupt:
+        kept = "the same command goes on from the last checkpoint"
+        if config is not None or context.args:
+            _say(f"\nstopped; {kept} in output_dir:", err=True)
+            _say(f"  {' '.join(['hardsample', *sys.argv[1:]])}", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    _say(f"model      {wanted.grpo.output_dir}")
+    _say(f"next: hardsample score YOUR_TEST_DATA --model {wanted.grpo.output_dir} --output runs/after")
 
 
 @app.command(epilog=EXIT_CODES)

@@ -26,7 +26,7 @@ class ScoringConfig(PismConfig):
         default=("pism",),
         metadata={
             "help": "pism (mask pixels until the model fails), and cmab (does the answer attend to the image, the "
-            "text, or both; one forward for each completion at λ = 0)"
+            "text, or both; one forward of each prompt, and of the completions at λ = 0 after it)"
         },
     )
     cmab: CmabConfig = field(default=CmabConfig(), metadata={"help": "settings of the metric cmab"})

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hardsample.attending import UNMASKED, teacher_forced
+from hardsample.attending import UNMASKED
 from hardsample.attention import collect_attention_mass, use_attention_mass
 from hardsample.cmab import CmabConfig, attention_balance
 from hardsample.engines.preparing import Request
@@ -26,6 +26,7 @@ from hardsample.engines.transformers import Prepared, TransformersEngine
 from hardsample.images import open_image
 from hardsample.output import OutputError, Scores
 from hardsample.store import Rollout
+from hardsample.teacher_forcing import completion_type, teacher_forced
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,7 +76,7 @@ def token_attention(
     prepared: Prepared = engine.prepare([Request(record, UNMASKED, 0)])
     if prepared.inputs is None:
         raise OutputError(f"sample {record['id']!r} cannot be prepared: {prepared.failures[0].reason}")
-    fed, completion = teacher_forced(prepared.inputs, [tokens], engine.pad_token_id)
+    fed, completion = teacher_forced(prepared.inputs, [tokens], engine.pad_token_id, completion_type(engine.model))
     fed = {name: engine.moved(value) for name, value in fed.items()}
     with (
         use_attention_mass(engine.model),

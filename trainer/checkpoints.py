@@ -79,7 +79,7 @@ def load_json(folder: Path, rank: int) -> dict[str, Any]:
     Raises:
         StateError: the file is missing or damaged.
     """
-    header = _read(folder / f"rank{rank}.json", _json)
+    header = _read(folder / f"rank{rank}.json", _rank)
     return {name: value for name, value in header.items() if name != "buffer"}
 
 
@@ -94,7 +94,7 @@ def load_buffer(folder: Path, rank: int, device: torch.device) -> Buffer | None:
     Raises:
         StateError: a file is missing or damaged.
     """
-    plain = _read(folder / f"rank{rank}.json", _json)["buffer"]
+    plain = _read(folder / f"rank{rank}.json", _rank)["buffer"]
     if plain is None:
         return None
     buffer: Buffer = [dict(part) for part in plain]
@@ -118,6 +118,13 @@ def _json(path: Path) -> dict[str, Any]:
     found = json.loads(path.read_text())
     if not isinstance(found, dict):
         raise ValueError("no object")
+    return found
+
+
+def _rank(path: Path) -> dict[str, Any]:
+    found = _json(path)
+    if not isinstance(found.get("buffer", 0), list | None):
+        raise ValueError("it has no buffer")
     return found
 
 

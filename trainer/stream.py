@@ -99,7 +99,8 @@ class PromptStream:
                 sampler.set_weights(weights[mine], self._place[rows[mine]])
 
     def next_batch(self, size: int, score: Score | None = None) -> Batch:
-        """Draws the next batch, all of one kind: a kind is as likely as its share of all weight.
+        """Draws the next batch, all of one kind: a kind is as likely as its share of single draws would be, of those by
+        weight and of the uniform ones, so that a kind without weight is explored too.
 
         Args:
             size: prompts of a generation batch.
@@ -155,7 +156,10 @@ class PromptStream:
     def _next_kind(self) -> int:
         if len(self.samplers) == 1:
             return 0
-        shares = np.array([sampler.tree.total for sampler in self.samplers])
-        if not shares.sum():
-            shares = np.array([sampler.size for sampler in self.samplers], dtype=np.float64)
+        weights = np.array([sampler.tree.total for sampler in self.samplers])
+        sizes = np.array([sampler.size for sampler in self.samplers], dtype=np.float64)
+        shares = sizes = sizes / sizes.sum()
+        if weights.sum():
+            explored = self.samplers[0].exploration
+            shares = (1 - explored) * weights / weights.sum() + explored * sizes
         return int(generator(self.seed, self.batch, STREAM_KIND).random() * shares.sum() >= shares[0])

@@ -1,0 +1,278 @@
+"""The job behind `hardsample train`: data, scores, model and options of one file → a trained model.
+
+The options are TRL's own, in TRL's YAML conventions (`TrlParser`), and a few for what TRL leaves to a script. A run
+that was stopped goes on from its last complete checkpoint when the same command is given again.
+"""
+
+import importlib
+import json
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, Image, List
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+from trl.rewards import accuracy_reward, get_soft_overlong_punishment, reasoning_accuracy_reward, think_format_reward
+
+from hardsample.config import ScoringConfig
+from hardsample.data import Loaded, load
+from hardsample.engines.transformers import load_processor
+from hardsample.grading import correctness_reward
+from hardsample.output import RUN_FILE, OutputError, write_rejected
+from hardsample.scoring import demo_model, score
+from hardsample.trainer.config import DifficultyAwareGRPOConfig
+from hardsample.trainer.grpo import DifficultyAwareGRPOTrainer
+from hardsample.trainer.prompts import keep_short
+
+REWARDS = {
+    "correctness": correctness_reward,
+    "accuracy_reward": accuracy_reward,
+    "reasoning_accuracy_reward": reasoning_accuracy_reward,
+    "think_format_reward": think_format_reward,
+    "get_soft_overlong_punishment": get_soft_overlong_punishment(max_completion_len=1280, soft_punish_cache=256),
+}
+"""Reward functions by name: ours, and those of `trl grpo`."""
+DATA_FILE = "data.json"
+REJECTED_PROMPTS = "overlong.jsonl"
+
+
+class TrainingError(ValueError):
+    """The options do not make a training; says what to change."""
+
+
+@dataclass
+class TrainingArguments:
+    """What TRL leaves to the script."""
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "training data: a .jsonl, .json or .parquet file, a folder from save_to_disk, a hub id, or demo"
+        },
+    )
+    dataset_test_name: str | None = field(
+        default=None, metadata={"help": "data of the evaluation during training, likewise; used if eval_strategy says"}
+    )
+    dataset_limit: int | None = field(default=None, metadata={"help": "train on the first N records only, at least 1"})
+    image_root: str | None = field(
+        default=None,
+        metadata={"help": "folder of relative image paths, which they may not leave (default: the data's)"},
+    )
+    grader: str | None = field(
+        default=None, metadata={"help": "grader of records that do not say, as in hardsample score"}
+    )
+    reward_funcs: list[str] = field(
+        default_factory=lambda: ["correctness"],
+        metadata={
+            "help": "reward functions: correctness (each record's own grader), one of `trl grpo`'s names, or a dotted "
+            "import path, my_module.my_reward; several are summed with reward_weights"
+        },
+    )
+    score_first: bool = field(
+        default=True,
+        metadata={"help": "whether to score the data into the folder `scores` first, if it holds no finished run"},
+    )
+    max_prompt_length: int | None = field(
+        default=None,
+        metadata={"help": "records whose prompt has more tokens, image tokens included, are left out (default: none)"},
+    )
+    start_over: bool = field(
+        default=False,
+        metadata={"help": "whether to ignore checkpoints in output_dir: else the last is gone on from"},
+    )
+
+
+@dataclass
+class Options:
+    """All options of one training."""
+
+    training: TrainingArguments
+    grpo: DifficultyAwareGRPOConfig
+    model: ModelConfig
+
+
+def parser() -> TrlParser:
+    """The parser of all options, with their help texts."""
+    return TrlParser((TrainingArguments, DifficultyAwareGRPOConfig, ModelConfig), prog="hardsample train")
+
+
+def parse(arguments: list[str]) -> Options:
+    """Reads options as `trl grpo` does: `--config FILE.yaml`, and on the command line what is to differ from it.
+
+    Args:
+        arguments: of the command line.
+
+    Raises:
+        TrainingError: data or model are missing.
+        ValueError: an option is out of range, or the file holds one that is unknown.
+        OSError: the file cannot be read.
+    """
+    arguments = list(arguments)
+    if not torch.cuda.is_available() and not any(one.split("=")[0] == "--use_cpu" for one in arguments):
+        arguments += ["--use_cpu", "true"]
+    training, grpo, model = parser().parse_args_and_config(arguments)
+    if training.dataset_name is None:
+        raise TrainingError("there is no dataset_name: name the training data, such as dataset_name: data.jsonl")
+    if model.model_name_or_path is None:
+        raise TrainingError("there is no model_name_or_path: name the model, such as Qwen/Qwen2.5-VL-3B-Instruct")
+    return Options(training, grpo, model)
+
+
+def train(options: Options) -> DifficultyAwareGRPOTrainer:
+    """Trains; goes on from the last complete checkpoint in `output_dir`.
+
+    Args:
+        options: see `parse`.
+
+    Returns:
+        The trainer, its model trained and saved in `output_dir`.
+
+    Raises:
+        TrainingError: the options do not make a training.
+        DataError: the data cannot be read.
+        StateError: the checkpoint does not fit this run.
+    """
+    training, args, model = options.training, options.grpo, options.model
+    output = Path(args.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    rewards = [reward(name) for name in training.reward_funcs]
+    name = demo_model(str(model.model_name_or_path))
+    loaded = _load(training, str(training.dataset_name), output)
+    if args.scores and training.score_first and not _is_scored(Path(args.scores)):
+        _score_first(loaded.dataset, str(model.model_name_or_path), Path(args.scores), options)
+    processor = load_processor(name, trust_remote_code=args.trust_remote_code)
+    data = loaded.dataset.cast_column("images", List(Image()))
+    if training.max_prompt_length is not None:
+        data, dropped = keep_short(data, processor, training.max_prompt_length)
+        (output / REJECTED_PROMPTS).write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in dropped))
+        _say(args, f"left out   {len(dropped)} prompts of over {training.max_prompt_length} tokens: {REJECTED_PROMPTS}")
+        if not len(data):
+            raise TrainingError(
+                f"every prompt has more than max_prompt_length {training.max_prompt_length} tokens: raise it"
+            )
+    prompts = args.generation_batch_size // args.num_generations
+    _say(args, f"data       {len(data):,} samples; a generation takes {prompts} prompts × {args.num_generations}")
+    args.model_init_kwargs = {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+        **(args.model_init_kwargs or {}),
+    }
+    if Path(name).is_dir():
+        args.model_init_kwargs.pop("revision")
+    evaluated = None
+    if args.eval_strategy != "no":
+        if training.dataset_test_name is None:
+            raise TrainingError("eval_strategy asks for evaluations: name their data by dataset_test_name")
+        evaluated = _load(training, training.dataset_test_name, None).dataset.cast_column("images", List(Image()))
+    trainer = DifficultyAwareGRPOTrainer(
+        model=name,
+        reward_funcs=rewards,
+        args=args,
+        train_dataset=data,
+        eval_dataset=evaluated,
+        processing_class=processor,
+        quantization_config=get_quantization_config(model),
+        peft_config=get_peft_config(model),
+    )
+    checkpoint = args.resume_from_checkpoint
+    if checkpoint in (None, True, "true", "True") and not training.start_over:
+        checkpoint = last_checkpoint(output)
+        if checkpoint is not None:
+            _say(args, f"goes on    from {checkpoint}")
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model(args.output_dir)
+    if args.push_to_hub:
+        trainer.push_to_hub(dataset_name=training.dataset_name)
+    return trainer
+
+
+def reward(name: str) -> Any:
+    """The reward function of a name.
+
+    Args:
+        name: one of `REWARDS`, or a dotted import path; the working directory is looked in too.
+
+    Raises:
+        TrainingError: there is none.
+    """
+    if name in REWARDS:
+        return REWARDS[name]
+    module, _, attribute = name.rpartition(".")
+    if not module:
+        raise TrainingError(
+            f"there is no reward function {name!r}: choose one of {', '.join(REWARDS)}, or a path my_module.my_reward"
+        )
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise TrainingError(f"the reward function {name!r} cannot be imported: {error}") from error
+
+
+def last_checkpoint(output: Path) -> str | None:
+    """The last checkpoint in a folder that was saved to its end (its trainer_state.json is written last).
+
+    Args:
+        output: the `output_dir` of a training.
+    """
+    found = []
+    for path in output.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        number = path.name.rpartition("-")[2]
+        if not number.isdigit():
+            continue
+        try:
+            json.loads((path / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            continue  # a kill while it was saved: the one before is taken
+        found.append((int(number), path))
+    return str(max(found)[1]) if found else None
+
+
+def _load(training: TrainingArguments, name: str, output: Path | None) -> Loaded:
+    loaded = load(
+        name,
+        image_root=training.image_root,
+        grader=training.grader,
+        limit=training.dataset_limit if output is not None else None,
+    )
+    if output is not None and loaded.rejected:
+        write_rejected(output, loaded.rejected)
+        print(f"set aside  {len(loaded.rejected)} records that cannot be used: {output / 'rejected.jsonl'}")
+    return loaded
+
+
+def _is_scored(folder: Path) -> bool:
+    try:
+        return json.loads((folder / RUN_FILE).read_text()).get("status") == "done"
+    except FileNotFoundError:
+        return False
+    except (ValueError, NotADirectoryError) as error:
+        raise OutputError(f"{folder} cannot be read ({error}): give another folder as scores") from error
+
+
+def _score_first(data: Dataset, model: str, folder: Path, options: Options) -> None:
+    """Scores on the first process; the others wait for it, and find the scores done."""
+    args = options.grpo
+    with args.main_process_first(local=False, desc="scoring"):
+        if _is_scored(folder):
+            return
+        _say(args, f"scores     {folder} holds none yet: scoring {len(data):,} samples first")
+        config = ScoringConfig(
+            grader=options.training.grader,
+            seed=args.seed,
+            max_new_tokens=args.max_completion_length,
+            trust_remote_code=args.trust_remote_code,
+            device="cpu" if args.use_cpu else None,
+        )
+        score(data, model, folder, config)
+
+
+def _say(args: DifficultyAwareGRPOConfig, text: str) -> None:
+    if args.process_index == 0:
+        print(text, flush=True)
