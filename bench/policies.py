@@ -26,7 +26,7 @@ from hardsample.config import ScoringConfig
 from hardsample.demo import KNOBS, load_split, model_path
 from hardsample.engines.transformers import load_model, load_processor
 from hardsample.grading import correctness_reward
-from hardsample.output import RUN_FILE, Scores
+from hardsample.output import RUN_FILE
 from hardsample.scoring import score
 from hardsample.trainer import DifficultyAwareGRPOConfig, DifficultyAwareGRPOTrainer
 
@@ -65,9 +65,7 @@ def scored(which: str) -> Path:
     if not (folder / RUN_FILE).exists() or json.loads((folder / RUN_FILE).read_text()).get("status") != "done":
         pool = load_split("demo:pool")
         if which == "subset":
-            pool = pool.select(
-                sorted(np.random.default_rng(SUBSET_SEED).choice(len(pool), SUBSET_SIZE, replace=False))
-            )
+            pool = pool.select(sorted(np.random.default_rng(SUBSET_SEED).choice(len(pool), SUBSET_SIZE, replace=False)))
         score(pool, "demo", folder, ScoringConfig(batch_size=256))
     return folder
 

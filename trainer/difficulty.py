@@ -281,7 +281,7 @@ class Difficulty:
             )
         for name, part in (("evidence", self.evidence), ("strata", self.strata), ("stream", self.stream)):
             mine = {key.removeprefix(f"{name}."): one for key, one in arrays.items() if key.startswith(f"{name}.")}
-            part.load_state(mine, header[name])  # type: ignore[attr-defined]
+            part.load_state(mine, header[name])
         self.counters = {name: int(header["counters"].get(name, 0)) for name in _COUNTERS}
         self._refreshed, self._sliced = header["refreshed"], header["sliced"]
         self._weights_note = header["weights_note"]

@@ -26,11 +26,10 @@ from hardsample.attention import use_attention_mass
 from hardsample.masking import MaskDraw, mask_model_inputs
 from hardsample.trainer import checkpoints
 from hardsample.trainer.balances import Balances, language_model
-from hardsample.trainer.difficulty import Difficulty
 from hardsample.trainer.quiet import quiet
 from hardsample.trainer.rows import Places, RowNumbers, pictures_of, read_rows, with_masks
 from hardsample.trainer.sampler import prompt_order
-from hardsample.trainer.setup import Setup, set_up
+from hardsample.trainer.setup import set_up
 from hardsample.trainer.states import StateError
 from hardsample.trainer.strata import NAMES
 from hardsample.trainer.sumtree import Rows
@@ -59,12 +58,14 @@ class DifficultyAwareGRPOTrainer(GRPOTrainer):
         ValueError: an option does not go with the data or the model.
     """
 
-    # of the class, since a trainer may be made without __init__
-    difficulty: Difficulty | None = None
-    _setup: Setup | None = None
+    # Of the class, since a trainer may be made without __init__. Each hook asks for None once, where it begins; that is
+    # beyond a type checker, so these are Any: a Difficulty, a Setup, Balances.
+    train_dataset: Any
+    difficulty: Any = None
+    _setup: Any = None
+    _balances: Any = None
     _generating = False
     _model_masks: list[MaskDraw] | None = None
-    _balances: Balances | None = None
     _watch: Watch | None = None
     _right: Tensor | None = None
 
@@ -80,7 +81,6 @@ class DifficultyAwareGRPOTrainer(GRPOTrainer):
         """Trains as `GRPOTrainer.train` does, and says at the end what the rollouts went to."""
         if self._setup is None:
             return super().train(*args, **kwargs)
-        assert self.difficulty is not None
         if self.difficulty.stream.batch:  # a second training on this trainer
             self.difficulty = self._setup.make()
         self._watch = Watch()
@@ -120,7 +120,8 @@ class DifficultyAwareGRPOTrainer(GRPOTrainer):
     def get_train_dataloader(self) -> Any:
         if self._setup is None:
             return super().get_train_dataloader()
-        dataset, self.train_dataset = self.train_dataset, RowNumbers(len(self.train_dataset))
+        dataset = self.train_dataset
+        self.train_dataset = RowNumbers(len(dataset))
         try:
             return super().get_train_dataloader()
         finally:
@@ -196,7 +197,7 @@ class DifficultyAwareGRPOTrainer(GRPOTrainer):
         return self._step % (self.args.steps_per_generation * self.num_iterations)
 
     def _read(self, rows: Rows) -> list[dict[str, Any]]:
-        return read_rows(self._setup.data, rows, self.args.dataloader_num_workers)
+        return read_rows(self._setup.data, rows.tolist(), self.args.dataloader_num_workers)
 
     # --- rollouts for evidence only
 

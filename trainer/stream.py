@@ -128,7 +128,8 @@ class PromptStream:
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Gives all there is to save: named arrays (not copied), and a header for JSON."""
-        arrays, headers = {}, []
+        arrays: dict[str, np.ndarray] = {}
+        headers = []
         for kind, sampler in enumerate(self.samplers):
             found, header = sampler.state()
             arrays |= {f"kind{kind}_{name}": array for name, array in found.items()}
