@@ -221,6 +221,21 @@ def test_every_choice_uses_the_step_before(tmp_path, pictures, scores):
     assert seen[1][1] == 2  # both prompts of the first generation
 
 
+def test_a_picture_is_decoded_once_a_generation_and_no_other_is(tmp_path, pictures, monkeypatch):
+    decoded, drawn = [], []
+    decode = Image.decode_example
+    monkeypatch.setattr(Image, "decode_example", lambda *a, **k: decoded.append(1) or decode(*a, **k))
+
+    def watch(trainer):
+        choose = trainer.difficulty.next_prompts
+        trainer.difficulty.next_prompts = lambda *a: drawn.append(choose(*a)) or drawn[-1]
+        decoded.clear()
+
+    options = {"policy": "signal", "steps_per_generation": 2, "num_iterations": 2}
+    run(DifficultyAwareGRPOTrainer, tmp_path, pictures, then=watch, **options)
+    assert len(drawn) == 1 and len(decoded) == len(drawn[0].rows) == 4  # of 4 × 4 × 4 rows that the loader gave
+
+
 def test_probes_and_slice_leave_no_trace_in_the_rollouts(tmp_path, pictures, scores):
     options = {"policy": "uniform", "scores": scores, "log_completions": False}
     without = run(DifficultyAwareGRPOTrainer, tmp_path / "a", pictures, **options)
@@ -336,9 +351,7 @@ def strict(prompts, completions, completion_ids, trainer_state, log_extra, log_m
 
 
 def test_a_reward_of_strict_signature_sees_no_column_of_ours(tmp_path, texts):
-    trainer = run(
-        DifficultyAwareGRPOTrainer, tmp_path, texts, text=True, policy="signal", rewards=strict, slice_size=4
-    )
+    trainer = run(DifficultyAwareGRPOTrainer, tmp_path, texts, text=True, policy="signal", rewards=strict, slice_size=4)
     assert trainer.state.log_history[0]["seen"] == 1.0
 
 
