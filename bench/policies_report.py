@@ -178,7 +178,7 @@ def main() -> None:
         "# Which policy learns most from its rollouts?",
         "",
         "`python bench/policies.py` (cells), `python bench/policies_report.py` (this page). The embedded model, vision",
-        "tower frozen, GRPO with 16 prompts × 4 completions a step, 80 steps, learning rate 5e-5, T = 1, bf16 autocast,",
+        "tower frozen, GRPO with 16 prompts × 4 completions a step, 80 steps, learning rate 5e-5, T = 1, bf16 autocast",
         "on a CPU; accuracy at T = 0.7 on the first 600 questions of `demo:test`. Mean over seeds ± half of the 95 %",
         "interval (t, n − 1 degrees of freedom); differences are paired by seed.",
         "",
