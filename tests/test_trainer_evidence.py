@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hardsample.beta import beta_cdf
 from hardsample.output import SCHEMA
-from hardsample.trainer.beta import beta_cdf
 from hardsample.trainer.evidence import Evidence, EvidenceConfig, outcomes
 from hardsample.trainer.levels import Levels
 from hardsample.trainer.states import StateError

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Integer
 
-from hardsample.trainer.beta import PRIOR, spread_probability
+from hardsample.beta import PRIOR, spread_probability
 from hardsample.trainer.config import DifficultyOptions
 from hardsample.trainer.evidence import Evidence, Outcomes
 from hardsample.trainer.levels import Rows

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Float, Integer
 
+from hardsample.beta import PRIOR
 from hardsample.pism import PismConfig
 from hardsample.strata import Bounds
-from hardsample.trainer.beta import PRIOR
 from hardsample.trainer.levels import STORED_WEIGHT, Levels, Rows, check_rows
 from hardsample.trainer.states import take_over
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float, Integer
 
-from hardsample.trainer.beta import spread_probability
+from hardsample.beta import spread_probability
 from hardsample.trainer.evidence import Evidence
 from hardsample.trainer.levels import Rows
 from hardsample.trainer.strata import EASY, HARD, MEDIUM, NAMES, NULL, Strata, chunks

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hardsample.trainer.beta import beta_cdf, spread_probability
+from hardsample.beta import beta_cdf, spread_probability
 
 PARAMETERS = st.floats(0.5, 100)
 

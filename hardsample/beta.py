@@ -1,4 +1,4 @@
-"""What the trainer needs of the Beta distribution, on NumPy arrays: its CDF, and whether a group will have spread.
+"""The Beta distribution on NumPy arrays: its CDF, and whether a group of rollouts will have both outcomes.
 
 NumPy has neither a log-gamma nor an incomplete beta function, and SciPy is no dependency.
 """
