@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset
-from jaxtyping import Bool, Integer
+from jaxtyping import Bool
 from PIL import Image
 from torch.utils.data import Sampler
 
@@ -118,7 +118,8 @@ def fingerprint(data: Any) -> str:
     name = next((name for name in ("id", "prompt") if name in columns), None)
     if name is not None:
         rows = np.unique(np.linspace(0, size - 1, min(size, _PRINTS)).astype(np.int64)).tolist()
-        parts.append(data.select_columns([name]).select(rows)[name][:])
+        stored = data.select_columns([name]).with_format("arrow")  # what is stored: decoded pictures have no fixed text
+        parts.append(stored.select(rows)[:][name].to_pylist())
     digest = blake2b(json.dumps(parts, default=str, ensure_ascii=False).encode(), digest_size=16)
     return digest.hexdigest()
 
@@ -142,7 +143,7 @@ def rows_of_scores(data: Any, scores: Scores) -> tuple[Rows, pa.Table]:
             "that was scored (`hardsample.data.load`), or add the ids of scores.parquet as a column"
         )
     ids = data.select_columns(["id"]).with_format("arrow")[:]["id"].combine_chunks().cast(pa.string())
-    if pc.count_distinct(ids).as_py() < len(ids):
+    if pc.count_distinct(ids, mode="all").as_py() < len(ids):
         counted = pc.value_counts(ids)
         twice = next(one["values"].as_py() for one in counted if one["counts"].as_py() > 1)
         raise ScoresError(f"id {twice!r} stands more than once in the training dataset: make the ids unique")
@@ -203,11 +204,6 @@ def with_masks(records: Sequence[dict[str, Any]], masks: Sequence[MaskDraw], kin
         else:
             found.append({**record, "image": next(masked) if pictures_of(record) else None})
     return found
-
-
-def levels_to_ratios(levels: Integer[np.ndarray, "rows"], ratios: Sequence[float]) -> list[float]:
-    """The mask ratio of each level."""
-    return [ratios[level] for level in levels.tolist()]
 
 
 def _own(value: Any) -> Any:

@@ -109,7 +109,7 @@ def set_up(trainer: Any) -> Setup | None:
     """
     args, data = trainer.args, trainer.train_dataset
     options, policy = part_of(args, DifficultyOptions), part_of(args, PolicyConfig)
-    if data is None or not hasattr(data, "__getitem__") or not hasattr(data, "__len__") or not len(data):
+    if not hasattr(data, "__getitem__") or not hasattr(data, "__len__") or not len(data) or _is_placeholder(trainer):
         if options != DifficultyOptions() or policy.policy != "uniform":
             logger.warning(
                 "The training dataset has no random access (it is streamed, or an environment owns it): samples cannot "
@@ -124,6 +124,11 @@ def set_up(trainer: Any) -> Setup | None:
             reason = "it has fewer than three layers, and the first and the last take no part in ρ̄"
         if reason is not None:
             raise ValueError(f"attention_balance cannot be read from this model: {reason}. Set attention_balance=False")
+    if options.slice_size and (trainer.environment_factories is not None or trainer.rollout_func is not None):
+        raise ValueError(
+            f"slice_size is {options.slice_size}, but rollouts of environments or a rollout_func cannot be made apart: "
+            "set slice_size=0"
+        )
     if options.probe_fraction:
         _check_probes(trainer, data, scores)
     if args.remove_unused_columns and isinstance(data, Dataset):
@@ -146,6 +151,14 @@ def set_up(trainer: Any) -> Setup | None:
     )
 
 
+def _is_placeholder(trainer: Any) -> bool:
+    """Says whether TRL made the dataset itself, of empty prompts, because an environment owns the data."""
+    data = trainer.train_dataset
+    if trainer.environment_factories is None or getattr(data, "column_names", None) != ["prompt"]:
+        return False
+    return all(prompt == [{"role": "user", "content": ""}] for prompt in data["prompt"])
+
+
 def _check_probes(trainer: Any, data: Any, scores: Scores | None) -> None:
     found = None
     if scores is None:
@@ -156,5 +169,7 @@ def _check_probes(trainer: Any, data: Any, scores: Scores | None) -> None:
         found = "the scores were made in mask space model, and vLLM takes pictures: score in mask space source"
     elif not isinstance(data, Dataset) or not {"images", "image"} & set(data.column_names):
         found = "the dataset has no images to mask"
+    elif trainer.args.remove_unused_columns:
+        found = "remove_unused_columns takes away the ids that masks are made by: set remove_unused_columns=False"
     if found is not None:
         raise ValueError(f"probe_fraction is {trainer.args.probe_fraction}, but {found}; or set probe_fraction=0")
