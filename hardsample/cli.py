@@ -178,6 +178,7 @@ def strata(
 
     The labels go to DIR/strata.parquet, each subset to DIR/subsets/NAME (read it with `datasets.load_from_disk`).
     """
+    from hardsample.cmab import parse_bounds
     from hardsample.output import OutputError, Scores, write_labels
     from hardsample.strata import Bounds, StrataError, parse_subset
     from hardsample.subsets import write_subsets
@@ -199,6 +200,8 @@ def strata(
         )
         labels = scores.labels(bounds, tau)
         used_tau = tau if tau is not None else scores.config().tau
+        if cmab_bounds:
+            parse_bounds(cmab_bounds, list(scores.table["attention_balance"]))  # a mistake is said before any table
         title = f"Strata of {directory}: hard λ* ≤ {bounds.hard_max}, easy λ* ≥ {bounds.easy_min}, τ = {used_tau}"
         _OUT.print(strata_table(list(scores.table["ability"]), [label.stratum for label in labels], title))
         cmab = _cmab_strata(scores, cmab_bounds) if cmab_bounds else None
@@ -299,8 +302,8 @@ def train(
         with _failing(EngineError, StoreError, DataError, ValueError, OSError, nothing=(NothingToScoreError,)):
             try:
                 wanted = training.parse(arguments)
-            except SystemExit as error:  # argparse has said what is wrong
-                raise typer.Exit(USAGE if error.code else DONE) from None
+            except (ValueError, OSError) as error:
+                raise typer.BadParameter(str(error)) from error
             training.train(wanted)
     except KeyboardInterrupt:
         kept = "the same command goes on from the last checkpoint"

@@ -198,6 +198,7 @@ def _story(record: Mapping[str, Any], row: Mapping[str, Any], rollouts: Sequence
     lines = [f"sample {record['id']}", f"ability {row['ability'] or '—'}", "", f"question: {question[:600]}"]
     lines += [f"solution: {str(record['solution'])[:200]}", "", "completions at λ = 0:"]
     asked = [one for one in rollouts if one.ratio == UNMASKED]
+    asked.sort(key=lambda one: not one.grade)  # right ones first: one of them has its attention drawn
     lines += [f"{'✓' if one.grade else '✗'} {one.completion[:200]!r}" for one in asked[:MOST_COMPLETIONS]]
     if len(asked) > MOST_COMPLETIONS:
         lines.append(f"… and {len(asked) - MOST_COMPLETIONS} more")

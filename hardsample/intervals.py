@@ -40,7 +40,8 @@ def accuracy_interval(successes: Sequence[int], attempts: Sequence[int], level: 
     with s² the variance of the n samples' shares. With one rollout a sample that is m = n, t = z: plain Wilson. With
     several, m lies between n (a sample's rollouts are all alike) and their total (they are independent); where all are
     right or all wrong the data do not tell, and m = n. t is then Student's, of min(n − 1, 2k) degrees of freedom with k
-    the samples that have an outcome of the rarer kind: where few have one, s² is known badly (a simulation chose the 2).
+    the samples that have an outcome of the rarer kind: where few have one, s² is known badly (the 2 comes from a
+    simulation).
 
     Args:
         successes: right rollouts of each sample.

@@ -102,9 +102,12 @@ def summary(scores: Scores) -> RenderableType:
     elif cmab:
         balances = [value for value in scores.table["attention_balance"] if value is not None]
         middle = f"median ρ̄ {sorted(balances)[len(balances) // 2]:.3g} over " if balances else ""
+        share = ""
+        if counts["rollouts_this_run"] and cmab["seconds"] < run["seconds"]["total"]:
+            share = f", {cmab['seconds'] / (run['seconds']['total'] - cmab['seconds']):.0%} of PISM's time"
         lines.append(
             f"attention  {middle}{len(balances):,} solved samples; {cmab['completions']:,} completions in "
-            f"{_seconds(cmab['seconds'])} ({cmab['settings']['variant']})"
+            f"{_seconds(cmab['seconds'])} ({cmab['settings']['variant']}{share})"
         )
         parts.append(cross_table(list(scores.table["stratum"]), list(scores.table["cmab_stratum"]), "PISM and CMAB"))
     warnings = [Text(f"! {sentence}", style="bold yellow") for sentence in run["signatures"]]

@@ -294,7 +294,7 @@ def test_metrics_say_what_was_drawn_before_it_moved():
     metrics = difficulty.metrics(difficulty.observe(solved(8), 0), 0)
     assert metrics["draws/hard"] == metrics["draws/easy"] == 0.5
     assert metrics["data/easy"] == 1.0 and metrics["frac_no_signal"] == 1.0
-    assert sum(metrics[f"data/{name}"] for name in NAMES) == sum(metrics[f"draws/{name}"] for name in NAMES) == 1
+    assert sum(metrics.get(f"data/{name}", 0) for name in NAMES) == 1
     assert metrics["explored"] == difficulty.last.explored.mean()
     assert 0 <= metrics["frac_no_signal_uniform"] <= 1
 

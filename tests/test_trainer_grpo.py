@@ -393,6 +393,14 @@ def test_made_without_init():
     assert trainer.difficulty is None and "GRPOTrainer" in trainer.summary()
 
 
+def test_data_as_they_are_loaded_can_be_trained_on(tmp_path):
+    from hardsample.data import load
+
+    data = load("demo", limit=12).dataset  # pictures as bytes, which stock TRL cannot take
+    trainer = run(DifficultyAwareGRPOTrainer, tmp_path, data, policy="signal", max_steps=1, eval_dataset={"a": data})
+    assert trainer.difficulty.counters["rollouts"] == 8
+
+
 def test_evaluation_is_left_alone(tmp_path, pictures):
     options = {"eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 4, "num_generations_eval": 2}
     options["eval_dataset"] = pictures.select(range(4))
@@ -535,6 +543,8 @@ def test_states_of_other_runs_are_refused(tmp_path, texts):
     again = {"resume": str(checkpoint), **options}
     with pytest.raises(StateError, match="policy 'signal', this run has 'target'"):
         run(DifficultyAwareGRPOTrainer, tmp_path / "b", texts, **{**again, "policy": "target"})
+    with pytest.raises(StateError, match="saved with seed 3, this run has 4"):
+        run(DifficultyAwareGRPOTrainer, tmp_path / "b", texts, **{**again, "seed": 4})
     with pytest.raises(StateError, match="resume on the dataset that it was saved with"):
         run(DifficultyAwareGRPOTrainer, tmp_path / "b", texts.select(range(19)), **again)
     with pytest.raises(StateError, match="in the middle of a generation"):

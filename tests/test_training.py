@@ -17,7 +17,7 @@ from hardsample.config import ScoringConfig
 from hardsample.demo import load_split, model_path
 from hardsample.scoring import score
 from hardsample.trainer.prompts import keep_short
-from hardsample.trainer.training import TrainingError, last_checkpoint, parse, reward
+from hardsample.trainer.training import TrainingError, _check_run, last_checkpoint, parse, reward
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "train_embedded.yaml"
@@ -74,11 +74,9 @@ def test_a_killed_training_goes_on_and_ends_as_an_uninterrupted_one(tmp_path, sc
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--model_name_or_path", "demo", "--output_dir", "out"], 1, "there is no dataset_name"),
-        (["--dataset_name", "demo", "--output_dir", "out"], 1, "there is no model_name_or_path"),
-        (["--config", "absent.yaml"], 1, "absent.yaml"),
-        (["--config", EXAMPLE, "--policy", "best"], 1, "policy is 'best', must be one of uniform"),
-        (["--config", EXAMPLE, "--polcy", "signal"], 1, "polcy"),
+        (["--model_name_or_path", "demo", "--output_dir", "out"], 2, "there is no dataset_name"),
+        (["--dataset_name", "demo", "--model_name_or_path", "demo"], 2, "there is no output_dir"),
+        (["--config", EXAMPLE, "--polcy", "signal"], 2, "did you mean policy"),
         (["--config", EXAMPLE, "--max_steps", "many"], 2, "invalid int value"),
         (["--config", EXAMPLE, "--dataset_name", "absent.jsonl", "--output_dir", "out"], 1, "absent.jsonl"),
         (["--config", EXAMPLE, "--reward_funcs", "nice", "--output_dir", "out"], 1, "no reward function 'nice'"),
@@ -90,6 +88,36 @@ def test_bad_options_end_with_a_message(tmp_path, arguments, code, message):
     )
     assert done.returncode == code, done.stderr
     assert message in done.stderr.replace("\n", " ") and "Traceback" not in done.stderr
+
+
+def test_bad_options_are_refused_before_anything_is_loaded(tmp_path):
+    def of(*arguments):
+        return parse([*map(str, arguments)])
+
+    (tmp_path / "no.yaml").write_text("a: b: c")
+    (tmp_path / "unknown.yaml").write_text("polcy: signal\n")
+    with pytest.raises(TrainingError, match="no YAML"):
+        of("--config", tmp_path / "no.yaml")
+    with pytest.raises(TrainingError, match="no option 'polcy': did you mean policy"):
+        of("--config", tmp_path / "unknown.yaml")
+    with pytest.raises(OSError, match=r"absent\.yaml"):
+        of("--config", "absent.yaml")
+    with pytest.raises(ValueError, match="policy is 'best', must be one of uniform"):
+        of("--config", EXAMPLE, "--policy", "best")
+    with pytest.raises(TrainingError, match="no model_name_or_path"):
+        of("--dataset_name", "demo", "--output_dir", "out")
+    with pytest.raises(TrainingError, match="no options"):
+        of()
+
+
+def test_a_folder_is_not_gone_on_with_by_another_training(tmp_path):
+    options = parse(["--config", str(EXAMPLE), "--output_dir", str(tmp_path)])
+    _check_run(options, tmp_path, resumes=False)
+    _check_run(options, tmp_path, resumes=True)
+    options.training.dataset_name = "other.jsonl"
+    with pytest.raises(TrainingError, match=r"a training with dataset_name 'demo', this one has 'other\.jsonl'"):
+        _check_run(options, tmp_path, resumes=True)
+    _check_run(options, tmp_path, resumes=False)
 
 
 def test_all_options_are_explained():

@@ -22,7 +22,7 @@ from hardsample.trainer.levels import Rows
 from hardsample.trainer.policies import Context, PolicyConfig, weigh
 from hardsample.trainer.sampler import POOL, Batch, draw_uniform, generator
 from hardsample.trainer.states import StateError
-from hardsample.trainer.strata import NAMES, Strata
+from hardsample.trainer.strata import NAMES, NULL, Strata
 from hardsample.trainer.stream import PromptStream
 
 STREAM_SLICE, STREAM_PROBES, STREAM_PANEL = 2, 3, 4
@@ -224,6 +224,8 @@ class Difficulty:
         drawn = np.bincount(self._drawn, minlength=len(NAMES)) / len(self._drawn)
         metrics = {"frac_no_signal": float((~found.spread).mean()), "explored": float(self.last.explored.mean())}
         for name, share, held in zip(NAMES, drawn, self.strata.counts / len(self.evidence), strict=True):
+            if name == NAMES[NULL] and not share and not held:
+                continue
             metrics[f"draws/{name}"], metrics[f"data/{name}"] = float(share), float(held)
         expected = self.expected_without_signal(step)
         if expected is not None:
@@ -249,6 +251,7 @@ class Difficulty:
         header |= {
             "version": STATE_VERSION,
             "policy": self.policy.policy,
+            "seed": self.shape.seed,
             "counters": dict(self.counters),
             "refreshed": self._refreshed,
             "sliced": self._sliced,
@@ -278,6 +281,11 @@ class Difficulty:
             raise StateError(
                 f"the checkpoint was saved under policy {header['policy']!r}, this run has {self.policy.policy!r}: "
                 "resume with the policy that it was saved with, or start a new run from its weights"
+            )
+        if header.get("seed") != self.shape.seed:
+            raise StateError(
+                f"the checkpoint was saved with seed {header.get('seed')}, this run has {self.shape.seed}: resume "
+                "with the seed that it was saved with"
             )
         for name, part in (("evidence", self.evidence), ("strata", self.strata), ("stream", self.stream)):
             mine = {key.removeprefix(f"{name}."): one for key, one in arrays.items() if key.startswith(f"{name}.")}

@@ -9,6 +9,7 @@ policy `uniform`, and with a plain `GRPOConfig`, training is TRL's own, bit for 
 
 import inspect
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from hardsample.masking import MaskDraw, mask_model_inputs
 from hardsample.trainer import checkpoints
 from hardsample.trainer.balances import Balances, language_model
 from hardsample.trainer.quiet import quiet
-from hardsample.trainer.rows import Places, RowNumbers, pictures_of, read_rows, with_masks
+from hardsample.trainer.rows import Places, RowNumbers, pictures_of, read_rows, with_masks, with_pictures
 from hardsample.trainer.sampler import prompt_order
 from hardsample.trainer.setup import set_up
 from hardsample.trainer.states import StateError
@@ -68,9 +69,15 @@ class DifficultyAwareGRPOTrainer(GRPOTrainer):
     _model_masks: list[MaskDraw] | None = None
     _watch: Watch | None = None
     _right: Tensor | None = None
+    _said = ""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        given = inspect.signature(GRPOTrainer.__init__).bind(self, *args, **kwargs).arguments
+        for name in ("train_dataset", "eval_dataset"):
+            if name in given:
+                given[name] = with_pictures(given[name])
+        given.pop("self")
+        super().__init__(**given)
         self._setup = set_up(self)
         if self._setup is not None:
             self.difficulty = self._setup.make()
@@ -163,10 +170,11 @@ class DifficultyAwareGRPOTrainer(GRPOTrainer):
                     callback.on_restratify(
                         self.args, self.state, self.control, restratified=found, difficulty=difficulty
                     )
-        before = difficulty.note
         batch = difficulty.next_prompts(step, total)
-        if difficulty.note and difficulty.note != before and self.accelerator.is_main_process:
+        said = re.sub(r"\d+", "", difficulty.note or "")  # counts change at every step, what was widened does not
+        if said and said != self._said and self.accelerator.is_main_process:
             logger.warning("Step %d: %s.", step, difficulty.note)
+        self._said = said
         expected = self._setup.shape.prompts
         if len(batch.rows) != expected:
             raise RuntimeError(f"a generation batch has {len(batch.rows)} prompts, must have {expected}")
@@ -383,6 +391,13 @@ class DifficultyAwareGRPOTrainer(GRPOTrainer):
             return
         self.difficulty.load_state(*checkpoints.load_shared(folder))
         header = checkpoints.load_json(folder, self.accelerator.process_index)
+        missing = [name for name in (*self._layout(), "step", "metrics", "balances") if name not in header]
+        if missing:
+            raise StateError(
+                f"{folder}: rank {self.accelerator.process_index} lacks {', '.join(missing)}: it is of another version "
+                "of hardsample or damaged; take another checkpoint, or delete its folder difficulty/ to start with new "
+                "evidence"
+            )
         phase = header["step"] % header["generate_every"]
         wrong = [name for name, value in self._layout().items() if header[name] != value]
         if phase and wrong:

@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from datasets import Dataset
+from datasets import Dataset, List
+from datasets import Image as Picture
 from jaxtyping import Bool
 from PIL import Image
 from torch.utils.data import Sampler
@@ -174,6 +175,28 @@ def masks_of(
         for record, ratio in zip(records, ratios, strict=True)
         for index in range(len(pictures_of(record)))
     ]
+
+
+def with_pictures(data: Any) -> Any:
+    """Lets pictures that lie in a dataset as bytes and path, as `hardsample.data.load` gives them, be read as pictures.
+
+    Args:
+        data: a dataset, a dict of datasets, or anything else, which is given back as it is.
+    """
+    if isinstance(data, dict):
+        return type(data)({name: with_pictures(one) for name, one in data.items()})
+    if not isinstance(data, Dataset):
+        return data
+    kinds: dict[str, Any] = {"images": List(Picture()), "image": Picture()}
+    for name, kind in kinds.items():
+        feature = data.features.get(name)
+        inner = feature.feature if isinstance(feature, List) else feature
+        raw = (isinstance(inner, Picture) and not inner.decode) or (
+            isinstance(inner, dict) and set(inner) == {"bytes", "path"}
+        )
+        if raw and isinstance(feature, List) == (name == "images"):
+            data = data.cast_column(name, kind)
+    return data
 
 
 def pictures_of(record: Mapping[str, Any]) -> list[Any]:

@@ -4,15 +4,17 @@ The options are TRL's own, in TRL's YAML conventions (`TrlParser`), and a few fo
 that was stopped goes on from its last complete checkpoint when the same command is given again.
 """
 
+import difflib
 import importlib
 import json
 import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+import yaml
 from datasets import Dataset, Image, List
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
@@ -36,7 +38,7 @@ REWARDS = {
     "get_soft_overlong_punishment": get_soft_overlong_punishment(max_completion_len=1280, soft_punish_cache=256),
 }
 """Reward functions by name: ours, and those of `trl grpo`."""
-DATA_FILE = "data.json"
+RUN = "training.json"
 REJECTED_PROMPTS = "overlong.jsonl"
 
 
@@ -112,14 +114,41 @@ def parse(arguments: list[str]) -> Options:
         OSError: the file cannot be read.
     """
     arguments = list(arguments)
+    if not arguments:
+        raise TrainingError("there are no options: give --config FILE.yaml, such as examples/train_embedded.yaml")
     if not torch.cuda.is_available() and not any(one.split("=")[0] == "--use_cpu" for one in arguments):
         arguments += ["--use_cpu", "true"]
-    training, grpo, model = parser().parse_args_and_config(arguments)
+    reader = parser()
+    reader.error = _refuse  # type: ignore[method-assign, assignment]
+    try:
+        training, grpo, model, unknown = reader.parse_args_and_config(arguments, return_remaining_strings=True)
+    except yaml.YAMLError as error:
+        raise TrainingError(f"the config file is no YAML: {' '.join(str(error).split())}") from error
+    _refuse_unknown(unknown, reader)
     if training.dataset_name is None:
         raise TrainingError("there is no dataset_name: name the training data, such as dataset_name: data.jsonl")
     if model.model_name_or_path is None:
         raise TrainingError("there is no model_name_or_path: name the model, such as Qwen/Qwen2.5-VL-3B-Instruct")
+    if grpo.output_dir in (None, "trainer_output"):
+        raise TrainingError("there is no output_dir: name the folder of the trained model, such as runs/mine")
     return Options(training, grpo, model)
+
+
+def _refuse(message: str) -> NoReturn:
+    raise TrainingError(message)
+
+
+def _refuse_unknown(unknown: list[str], reader: TrlParser) -> None:
+    """Names the first option that there is none of, and those that look like it."""
+    names = [one.lstrip("-").split("=")[0] for one in unknown if one.startswith("--")]
+    if not unknown:
+        return
+    if not names:
+        raise TrainingError(f"{unknown[0]!r} is no option: write --name value")
+    known = [text.lstrip("-") for action in reader._actions for text in action.option_strings]
+    near = difflib.get_close_matches(names[0], known, 3)
+    hint = f"did you mean {' or '.join(near)}?" if near else "hardsample train --options lists all"
+    raise TrainingError(f"there is no option {names[0]!r}: {hint}")
 
 
 def train(options: Options) -> DifficultyAwareGRPOTrainer:
@@ -138,9 +167,13 @@ def train(options: Options) -> DifficultyAwareGRPOTrainer:
     """
     training, args, model = options.training, options.grpo, options.model
     output = Path(args.output_dir)
-    output.mkdir(parents=True, exist_ok=True)
     rewards = [reward(name) for name in training.reward_funcs]
     name = demo_model(str(model.model_name_or_path))
+    output.mkdir(parents=True, exist_ok=True)
+    checkpoint = args.resume_from_checkpoint
+    if checkpoint in (None, True, "true", "True") and not training.start_over:
+        checkpoint = last_checkpoint(output)
+    _check_run(options, output, resumes=checkpoint is not None)
     loaded = _load(training, str(training.dataset_name), output)
     if args.scores and training.score_first and not _is_scored(Path(args.scores)):
         _score_first(loaded.dataset, str(model.model_name_or_path), Path(args.scores), options)
@@ -179,11 +212,8 @@ def train(options: Options) -> DifficultyAwareGRPOTrainer:
         quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
     )
-    checkpoint = args.resume_from_checkpoint
-    if checkpoint in (None, True, "true", "True") and not training.start_over:
-        checkpoint = last_checkpoint(output)
-        if checkpoint is not None:
-            _say(args, f"goes on    from {checkpoint}")
+    if checkpoint is not None:
+        _say(args, f"goes on    from {checkpoint}")
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(args.output_dir)
     if args.push_to_hub:
@@ -232,6 +262,31 @@ def last_checkpoint(output: Path) -> str | None:
             continue  # a kill while it was saved: the one before is taken
         found.append((int(number), path))
     return str(max(found)[1]) if found else None
+
+
+def _check_run(options: Options, output: Path, resumes: bool) -> None:
+    """Keeps what a folder's training is of beside its checkpoints, so that no other one goes on in it."""
+    training, args = options.training, options.grpo
+    about = {
+        "dataset_name": training.dataset_name,
+        "model_name_or_path": options.model.model_name_or_path,
+        "reward_funcs": training.reward_funcs,
+        "policy": args.policy,
+        "seed": args.seed,
+        "learning_rate": args.learning_rate,
+    }
+    path = output / RUN
+    if resumes and path.exists():
+        before = json.loads(path.read_text())
+        other = [name for name, value in about.items() if name in before and before[name] != value]
+        if other:
+            name = other[0]
+            raise TrainingError(
+                f"{output} holds checkpoints of a training with {name} {before[name]!r}, this one has {about[name]!r}: "
+                "give another output_dir, the same options, or --start_over true"
+            )
+    if args.process_index == 0:
+        path.write_text(json.dumps(about, indent=1) + "\n")
 
 
 def _load(training: TrainingArguments, name: str, output: Path | None) -> Loaded:
