@@ -1,9 +1,11 @@
-"""The command line: `hardsample score`, `strata`, `explain`, `train`, `demo`."""
+"""The command line: `hardsample score`, `strata`, `explain`, `evaluate`, `train`, `demo`."""
 
 from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from fractions import Fraction
 from pathlib import Path
@@ -261,6 +263,69 @@ def explain(
     _say(f"figure     {path}")
 
 
+@app.command(epilog=EXIT_CODES, no_args_is_help=True)
+def evaluate(
+    data: Annotated[str | None, typer.Argument(help="Data as for `hardsample score`, such as demo:test.")] = None,
+    model: Annotated[str | None, typer.Option(help="Folder or hub id of a vision-language model, or `demo`.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the results; an unfinished run in it goes on.")] = None,
+    rollouts: Annotated[int, typer.Option(min=1, help="rollouts of each sample; over 1 needs a temperature")] = 1,
+    temperature: Annotated[float, typer.Option(min=0, help="0 (greedy) or above")] = 0.0,
+    strata_of: Annotated[
+        Path | None, typer.Option("--strata", help="folder of a scoring run of these samples: accuracy by its strata")
+    ] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option(help="two evaluated folders: what the second does better, paired")
+    ] = None,
+    limit: Annotated[int | None, _option("limit", min=1)] = None,
+    image_root: Annotated[Path | None, _option("image_root")] = None,
+    grader: Annotated[GraderName | None, _option("grader")] = None,
+    answer_boxes: Annotated[BoxFormat | None, _option("answer_boxes")] = None,
+    max_new_tokens: Annotated[int | None, _option("max_new_tokens", min=1)] = None,
+    batch_size: Annotated[int, _option("batch_size", min=1)] = 64,
+    seed: Annotated[int, _option("seed", min=0)] = 0,
+    device: Annotated[str | None, _option("device")] = None,
+    dtype: Annotated[DType | None, _option("dtype")] = None,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help=help_of("trust_remote_code"))] = False,
+) -> None:
+    """Measure how often a model is right, with 95 % intervals, by ability, source, level and stratum.
+
+    Try it: `hardsample evaluate demo:test --model demo --output runs/before`, and after a training the same with the
+    trained model; then `hardsample evaluate --compare runs/before runs/after`.
+    """
+    from hardsample import evaluation
+    from hardsample.output import OutputError
+    from hardsample.tables import accuracy_table, comparison_table
+
+    if compare is not None:
+        with _failing(OutputError, ValueError):
+            _OUT.print(comparison_table(evaluation.compare(*compare), str(compare[0]), str(compare[1])))
+        return
+    for name, value in (("DATA", data), ("--model", model), ("--output", output)):
+        if value is None:
+            raise typer.BadParameter(f"{name} is missing: name data, --model and --output, or --compare two folders")
+    settings: dict[str, Any] = {
+        "limit": limit,
+        "image_root": str(image_root) if image_root else None,
+        "grader": grader.value if grader else None,
+        "answer_boxes": answer_boxes.value if answer_boxes else None,
+        "max_new_tokens": max_new_tokens,
+        "batch_size": batch_size,
+        "seed": seed,
+        "device": device,
+        "dtype": dtype.value if dtype else None,
+        "trust_remote_code": trust_remote_code,
+    }
+    with _running(str(output)):
+        found = evaluation.evaluate(
+            str(data), str(model), str(output), rollouts=rollouts, temperature=temperature, strata=strata_of, **settings
+        )
+    _OUT.print(accuracy_table(found))
+    if found.set_aside:
+        _say(f"set aside  {found.set_aside} records that could not be used: {output}/rejected.jsonl")
+    _say(f"results    {output} (evaluation.json)")
+    _say(f"next: hardsample evaluate --compare {output} ANOTHER_EVALUATION")
+
+
 @app.command(
     epilog=EXIT_CODES, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, no_args_is_help=True
 )
@@ -335,30 +400,39 @@ def demo(
 
 
 def _score(data: str, model: str, output: Path, config: ScoringConfig) -> None:
-    """Run the job and print its summary; every known failure ends with its exit code."""
+    """Run the job and print its summary."""
+    from hardsample.scoring import score as run
+    from hardsample.tables import summary
+
+    with _running(str(output)):
+        scores = run(data, model, output, config)
+    _OUT.print(summary(scores))
+
+
+@contextmanager
+def _running(output: str) -> Iterator[None]:
+    """Lets a job be stopped and gone on with; every known failure ends with its exit code."""
     _say("loading …", err=True)
     import datasets
     import transformers
 
     from hardsample.data import DataError
     from hardsample.engines.transformers import EngineError
+    from hardsample.output import OutputError
     from hardsample.scoring import NothingToScoreError
-    from hardsample.scoring import score as run
     from hardsample.store import StoreError
-    from hardsample.tables import summary
 
     datasets.disable_progress_bars()  # ours tells what the user waits for
     transformers.utils.logging.disable_progress_bar()
     for name in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell's background jobs are started to ignore it
         signal.signal(name, _interrupt)
     try:
-        with _failing(EngineError, StoreError, DataError, ValueError, nothing=(NothingToScoreError,)):
-            scores = run(data, model, output, config)
+        with _failing(EngineError, StoreError, DataError, OutputError, ValueError, nothing=(NothingToScoreError,)):
+            yield
     except KeyboardInterrupt:
         _say(f"\nstopped; every finished batch is in {output}. To go on, type the same command again:", err=True)
         _say(f"  {' '.join(['hardsample', *sys.argv[1:]])}", err=True)
         raise typer.Exit(INTERRUPTED) from None
-    _OUT.print(summary(scores))
 
 
 class _failing:

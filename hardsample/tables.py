@@ -9,6 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from hardsample.evaluation import Comparison, Evaluation
+from hardsample.intervals import Interval
 from hardsample.output import REJECTED_FILE, Scores
 from hardsample.strata import STRATA
 
@@ -67,6 +69,37 @@ def cross_table(pism: Sequence[str | None], cmab: Sequence[str | None], title: s
         found = [counts[row, column] for column in columns]
         table.add_row(row or "no image", *map(str, found), str(sum(found)))
     return table
+
+
+def accuracy_table(found: Evaluation) -> RenderableType:
+    """Accuracies with their intervals, all samples first, then group by group."""
+    table = Table(title=Text(f"Accuracy, 95 % intervals, {found.rollouts} rollouts a sample"), title_justify="left")
+    for name in ("", "accuracy", "95 % interval", "samples"):
+        table.add_column(name, justify="right" if name else "left")
+
+    def add(name: str, one: Interval) -> None:
+        bounds = f"{100 * one.low:.1f} – {100 * one.high:.1f}"
+        table.add_row(Text(name), f"{100 * one.value:.1f} %", bounds, f"{one.samples:,}")
+
+    add("all", found.overall)
+    for name, values in found.groups.items():
+        table.add_section()
+        for value, one in values.items():
+            add(f"{name} {value}", one)
+    return table
+
+
+def comparison_table(found: Comparison, first: str, second: str) -> RenderableType:
+    """Differences with their intervals, in points of accuracy."""
+    table = Table(title=Text(f"{second} minus {first}, points of accuracy, 95 % intervals"), title_justify="left")
+    for name in ("", "difference", "95 % interval", "samples"):
+        table.add_column(name, justify="right" if name else "left")
+    for name, one in {"all": found.overall, **found.groups}.items():
+        bounds = f"{100 * one.low:+.1f} – {100 * one.high:+.1f}"
+        table.add_row(Text(name), f"{100 * one.value:+.1f}", bounds, f"{one.samples:,}")
+    said = f"better on {found.better:,} samples, worse on {found.worse:,}; p = {found.p_value:.2g} (paired t)"
+    left = f"; {found.left_out:,} samples that only one has are left out" if found.left_out else ""
+    return Group(table, Text(said + left))
 
 
 def summary(scores: Scores) -> RenderableType:

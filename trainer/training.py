@@ -119,7 +119,7 @@ def parse(arguments: list[str]) -> Options:
     if not torch.cuda.is_available() and not any(one.split("=")[0] == "--use_cpu" for one in arguments):
         arguments += ["--use_cpu", "true"]
     reader = parser()
-    reader.error = _refuse  # type: ignore[method-assign, assignment]
+    reader.error = _refuse
     try:
         training, grpo, model, unknown = reader.parse_args_and_config(arguments, return_remaining_strings=True)
     except yaml.YAMLError as error:
