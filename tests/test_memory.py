@@ -44,7 +44,8 @@ peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform =
 last = kept[len(kept) - 1]
 image = last["images"][0]
 print(json.dumps({"kept": len(kept), "rejected": len(rejected), "asked": len(asked), "peak_bytes": peak,
-                  "grown_bytes": grown, "last": last["id"], "path": image["path"], "bytes": (image["bytes"] or b"")[:4].hex()}))
+                  "grown_bytes": grown, "last": last["id"], "path": image["path"],
+                  "bytes": (image["bytes"] or b"")[:4].hex()}))
 """
 
 
