@@ -14,14 +14,16 @@ PATCH = 12
 TOKEN_PATTERN = r" ?[A-Za-z]+| ?[0-9]|[^A-Za-z0-9 ]| "
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
-    "{{ 'USER:' if message['role'] == 'user' else 'ASSISTANT:' if message['role'] == 'assistant' else 'SYSTEM:' }}"
-    "{% if message['content'] is string %} {{ message['content'] }}"
+    "{% set answer = message['role'] == 'assistant' %}"
+    "{{ 'USER:' if message['role'] == 'user' else 'ASSISTANT:' if answer else 'SYSTEM:' }}"
+    "{% if message['content'] is string %}{{ '' if answer else ' ' }}{{ message['content'] }}"
     "{% else %}{% for block in message['content'] %}"
-    "{% if block['type'] == 'image' %}<image>{% else %} {{ block['text'] }}{% endif %}"
-    "{% endfor %}{% endif %}{{ '\\n' }}"
+    "{% if block['type'] == 'image' %}<image>{% else %}{{ '' if answer else ' ' }}{{ block['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}{{ '</s>' if answer else '\\n' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
+"""An answer stands as the model writes it: right after the colon, with the end-of-sequence token."""
 
 
 def vocabulary() -> dict[str, int]:
