@@ -112,7 +112,9 @@ def canonical(raw: Mapping[str, Any], number: int, grader: str | None = None) ->
     used |= {"grader"} if verifier is not None and verifier == raw.get("grader") else set()
     used |= {name for name in OPTION_COLUMNS if absent(raw.get(name))}
     used |= {name for name in IMAGE_COLUMNS if not _as_list(raw.get(name))}
-    used |= {"response", "history", "system"} if known.asks in ("query", "problem") else {"system"}
+    used |= {"history", "system"} if known.asks in ("query", "problem") else {"system"}
+    # an answer written out beside the solution is kept: fine-tuning imitates it
+    spare = {"response": talk.gold} if isinstance(talk.gold, str) and gold_column != GOLD_TURN else {}
     return Record(
         format=known.name,
         id=record_id(raw, number),
@@ -124,7 +126,7 @@ def canonical(raw: Mapping[str, Any], number: int, grader: str | None = None) ->
         grader=choose_grader(verifier, options, solution, grader),
         options=options,
         box_format=box_format(raw),
-        extra=_extra(raw, used),
+        extra=spare | _extra(raw, used),
     )
 
 

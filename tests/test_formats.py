@@ -58,7 +58,8 @@ def test_each_format(name, raw):
     assert (record.format, record.images, record.solution, record.grader) == (name, ["a"], "5", "math")
     assert record.prompt == [user(IMAGE, text("Q"))]
     assert record.id == str(raw.get("id", 7))
-    assert not {"response", "image", "images", "messages", "conversations", "problem", "query"} & set(record.extra)
+    assert record.extra.get("response") == (raw.get("response") if raw.get("solution") == "5" else None)
+    assert not {"image", "images", "messages", "conversations", "problem", "query"} & set(record.extra)
 
 
 def test_every_format_is_met_above():
