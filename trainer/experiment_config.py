@@ -1,12 +1,12 @@
 """What an experiment is: a YAML file → data, model, recipes, seeds, budgets, and what to compare.
 
-    data: demo:pool
-    test: demo:test
-    model: demo
-    output: runs/recipes
-    recipes: [medium+hard, random]
-    seeds: [0, 1, 2]
-    grpo: {learning_rate: 5.0e-5, per_device_train_batch_size: 64, num_generations: 4}
+data: demo:pool
+test: demo:test
+model: demo
+output: runs/recipes
+recipes: [medium+hard, random]
+seeds: [0, 1, 2]
+grpo: {learning_rate: 5.0e-5, per_device_train_batch_size: 64, num_generations: 4}
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ class ExperimentConfig:
     )
     budgets: list[str] = field(
         default_factory=lambda: ["epoch"],
-        metadata={"help": "epoch: GRPO sees its samples once, as in the paper; rollouts: `steps` steps whatever its size"},
+        metadata={
+            "help": "epoch: GRPO sees its samples once, as in the paper; rollouts: `steps` steps whatever its size"
+        },
     )
     steps: int = field(default=100, metadata={"help": "GRPO steps of the budget rollouts, and the most of an epoch"})
     primary: Pair = field(
@@ -97,7 +99,8 @@ class ExperimentConfig:
     )
     max_sft_length: int | None = field(default=None, metadata={"help": "as SFTConfig.max_length; none by default"})
     reasoning_column: str | None = field(
-        default=None, metadata={"help": "column of the data with the reasoning that SFT imitates (default: a known name)"}
+        default=None,
+        metadata={"help": "column of the data with the reasoning that SFT imitates (default: a known name)"},
     )
     model_config: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "options of TRL's ModelConfig: dtype, use_peft, lora_r, …"}
@@ -107,6 +110,9 @@ class ExperimentConfig:
     grpo: dict[str, Any] = field(default_factory=dict, metadata={"help": "options of TRL's GRPOConfig"})
     evaluation: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "options of hardsample evaluate: rollouts, temperature, batch_size, …"}
+    )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "run Python code that the checkpoint brings (only if you trust its authors)"}
     )
     keep_models: bool = field(
         default=True, metadata={"help": "whether models stay once they are evaluated; each takes its weights' size"}

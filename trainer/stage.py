@@ -86,9 +86,7 @@ def train(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     began = time.time()
     model_options = ModelConfig(**wanted["model_config"])
     network, processor = _load(wanted, model_options)
-    data = load(
-        wanted["data"], image_root=wanted["image_root"], grader=wanted["grader"], limit=wanted["limit"]
-    ).dataset
+    data = load(wanted["data"], image_root=wanted["image_root"], grader=wanted["grader"], limit=wanted["limit"]).dataset
     rows = {sample: row for row, sample in enumerate(data["id"])}
     data = data.select([rows[sample] for sample in wanted["ids"]]).cast_column("images", List(Image()))
     made = folder / "training"
@@ -126,10 +124,8 @@ def train(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
 
 def _load(wanted: Mapping[str, Any], options: ModelConfig) -> tuple[Any, Any]:
     name = demo_model(wanted["model"])
-    trust = bool(options.trust_remote_code)
-    network = load_model(
-        name, wanted["device"], options.dtype or "float32", options.attn_implementation, trust_remote_code=trust
-    )
+    trust = wanted["trust_remote_code"]
+    network = load_model(name, None, options.dtype or "float32", options.attn_implementation, trust_remote_code=trust)
     frozen = 0
     for parameter, values in network.named_parameters():
         if any(part in parameter for part in wanted["freeze"]):
@@ -161,9 +157,7 @@ def _sft(
     right = right_completions(Path(wanted["scores"]), set(wanted["ids"]))
     made, targets = completion_dataset(data, right, wanted["seed"], wanted["reasoning_column"])
     config = SFTConfig(**{"max_length": wanted["max_sft_length"]} | options)
-    trainer = SFTTrainer(
-        model=network, args=config, train_dataset=made, processing_class=processor, peft_config=peft
-    )
+    trainer = SFTTrainer(model=network, args=config, train_dataset=made, processing_class=processor, peft_config=peft)
     return trainer, targets
 
 
@@ -214,7 +208,7 @@ def _end_with_parent() -> None:
     """Ends this process when its standard input does: a killed experiment leaves no training behind."""
 
     def wait() -> None:
-        while sys.stdin.buffer.read(1):
+        while os.read(0, 1):  # past sys.stdin, whose lock would be held at the end of this process
             pass
         os._exit(1)
 
