@@ -39,15 +39,16 @@ MEASURED = (0, 20, 40, 60, 80)
 SETTINGS: dict[str, dict] = {
     "uniform": {},
     "strata": {"policy": "strata", "scores": True},
-    "signal": {"policy": "signal", "scores": True},
-    "signal-sharp": {"policy": "signal", "scores": True, "signal_sharpness": 3.0},
-    "signal-unscored": {"policy": "signal", "signal_sharpness": 3.0},
+    "signal": {"policy": "signal", "scores": True, "signal_estimate": "mean"},
+    "signal-sharp": {"policy": "signal", "scores": True, "signal_estimate": "mean", "signal_sharpness": 3.0},
+    "signal-unscored": {"policy": "signal", "signal_estimate": "mean", "signal_sharpness": 3.0},
     "signal-thompson": {"policy": "signal", "scores": True, "signal_estimate": "thompson"},
+    "signal-thompson-unscored": {"policy": "signal", "signal_estimate": "thompson"},
     "target": {"policy": "target", "scores": True, "target_start": 0.5, "target_end": 0.5},
     "target-wide": {"policy": "target", "scores": True, "target_width": 0.3},
     "curriculum": {"policy": "curriculum", "scores": True},
     "curriculum-early": {"policy": "curriculum", "scores": True, "unsolved_from": 0.25},
-    "signal-probes": {"policy": "signal", "scores": True, "probe_fraction": 0.125, "slice_size": 16, "slice_steps": 20},
+    "signal-probes": {"policy": "signal", "scores": True, "signal_estimate": "mean", "probe_fraction": 0.125, "slice_size": 16, "slice_steps": 20},
 }
 
 

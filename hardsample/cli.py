@@ -1,7 +1,8 @@
-"""The command line: `hardsample score`, `strata`, `explain`, `evaluate`, `train`, `demo`."""
+"""The command line: `hardsample score`, `strata`, `explain`, `evaluate`, `train`, `experiment`, `demo`."""
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -380,6 +381,61 @@ def train(
     _say(f"next: hardsample score YOUR_TEST_DATA --model {wanted.grpo.output_dir} --output runs/after")
 
 
+@app.command(epilog=EXIT_CODES, no_args_is_help=True)
+def experiment(
+    config: Annotated[
+        Path | None, typer.Argument(help="YAML file of the experiment; see examples/embedded.yaml")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="folder of the experiment, if not the file's")] = None,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="trainings side by side; each takes that share of the cores, or one of the GPUs")
+    ] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print what would be trained and what it costs, and end; scores first")
+    ] = False,
+    options: Annotated[bool, typer.Option("--options", help="explain every option of the file")] = False,
+) -> None:
+    """Compare training recipes: score → strata → SFT and GRPO by each recipe and seed → evaluate → one table.
+
+    Recipes are the paper's twelve or your own; random draws of equal size are the control. Means have intervals over
+    seeds, one comparison is primary, and the others are corrected for their number.
+
+    Try it: `hardsample experiment examples/embedded.yaml`. Stop it whenever you like: the same command goes on. Recipes
+    and seeds may be added later; what is there is not trained again.
+    """
+    _say("loading …", err=True)
+    from hardsample.trainer import experiment as work
+    from hardsample.trainer.experiment_config import explain_options, read_experiment
+    from hardsample.trainer.tables import plan_table, recipe_table
+
+    if options:
+        print(explain_options())
+        return
+    if config is None:
+        raise typer.BadParameter("CONFIG is missing: give a file such as examples/embedded.yaml")
+    with _running("the experiment's folder"):
+        try:
+            wanted = read_experiment(config, output=str(output) if output else None)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+        if dry_run:
+            work.check_folder(wanted)
+            work.score_first(wanted)
+            plan, strata = work.laid_out(wanted)
+            _OUT.print(plan_table(work.costs(wanted, plan), plan.cells, [one.note for one in strata if one.note]))
+            return
+        found = work.run_experiment(wanted, jobs)
+    _OUT.print(recipe_table(found))
+    _say(f"results    {found.folder}/{work.RESULTS_PAGE}, {work.RESULTS_JSON}")
+    for key, problem in found.failed.items():
+        _say(f"failed     {key}: {problem}  (see {found.folder}/trainings/{key}/log.txt)")
+    if found.failed:
+        _say("next: mend what failed and give the same command again; what is done is not trained again")
+        raise typer.Exit(FAILED)
+    _say(f"models     {found.folder}/trainings/*/model; which cell is which: {found.folder}/cells")
+    _say(f"next: add recipes or seeds to {config} and give the same command again; what is there is not trained again")
+
+
 @app.command(epilog=EXIT_CODES)
 def demo(
     output: Annotated[Path, typer.Option(help="Folder of the results; an unfinished run in it goes on.")] = Path(
@@ -387,8 +443,14 @@ def demo(
     ),
     limit: Annotated[int | None, _option("limit", min=1)] = None,
     seed: Annotated[int, _option("seed", min=0)] = 0,
+    train: Annotated[
+        bool, typer.Option("--train/--no-train", help="Whether to train on medium+hard and on its control, too.")
+    ] = True,
 ) -> None:
-    """Score the 400 demo questions with the embedded model by both metrics, then write medium+hard and its control."""
+    """Score the 400 demo questions with the embedded model by both metrics, then train on medium+hard and its control.
+
+    Some four minutes on two CPU cores; with --limit, or --no-train, it ends with the strata.
+    """
     _say("A 3.4-million-parameter LLaVA model answers questions about small pictures; more and more pixels are masked")
     _say(
         "until it fails: the mask ratio at which it fails is the question's difficulty for this model (PISM). Then its"
@@ -396,7 +458,28 @@ def demo(
     _say("answers to the whole picture are run once more, to see how much attention went to image and text (CMAB).\n")
     _score("demo", "demo", output, ScoringConfig(limit=limit, seed=seed, metric=("pism", "cmab")))
     strata(output, subset=["medium+hard"], control=True)
+    if train and limit is None:
+        _train_demo(output)
     _say("next: hardsample score YOUR_DATA.jsonl --model YOUR_MODEL --output runs/mine")
+
+
+def _train_demo(output: Path) -> None:
+    """Trains on medium+hard and on equal-size random draws, and shows what each is worth."""
+    from hardsample.demo import experiment_file
+    from hardsample.trainer import experiment as work
+    from hardsample.trainer.experiment_config import read_experiment
+    from hardsample.trainer.tables import recipe_table
+
+    _say("\nIs the filter worth it? GRPO on medium+hard, and on as many questions drawn at random, three seeds each:")
+    with _running(str(output)):
+        wanted = read_experiment(experiment_file(), output=str(output / "recipes"), scores=str(output))
+        found = work.run_experiment(wanted, jobs=min(2, os.cpu_count() or 1))
+    _OUT.print(recipe_table(found))
+    _say(f"results    {found.folder}/{work.RESULTS_PAGE}; more recipes: hardsample experiment examples/embedded.yaml")
+    if found.failed:
+        for key, problem in found.failed.items():
+            _say(f"failed     {key}: {problem}  (see {found.folder}/trainings/{key}/log.txt)")
+        raise typer.Exit(FAILED)
 
 
 def _score(data: str, model: str, output: Path, config: ScoringConfig) -> None:

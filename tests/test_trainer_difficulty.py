@@ -349,7 +349,7 @@ def assert_same_state(one, other):
 
 RUNS = {
     "strata": {"policy": "strata", "exploration": 0.1},
-    "signal": {"policy": "signal"},
+    "signal": {"policy": "signal", "signal_estimate": "mean"},
     "thompson": {"policy": "signal", "signal_estimate": "thompson", "exploration": 0.2},
     "curriculum": {"policy": "curriculum", "exploration": 0.1},
     "target": {"policy": "target"},

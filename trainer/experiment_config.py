@@ -12,7 +12,7 @@ grpo: {learning_rate: 5.0e-5, per_device_train_batch_size: 64, num_generations: 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +190,21 @@ def read_experiment(path: str | Path, **changes: Any) -> ExperimentConfig:
         raise ExperimentError(f"{path} holds no options: write name: value lines, see examples/embedded.yaml")
     content |= {name: value for name, value in changes.items() if value is not None}
     return _made(ExperimentConfig, content, str(path))
+
+
+def explain_options() -> str:
+    """Every option of the file, with its default and its help text."""
+    lines = []
+    for one in fields(ExperimentConfig):
+        if one.default is not MISSING:
+            default = f" (default: {one.default})" if one.default is not None else ""
+        elif one.default_factory is not MISSING:
+            value = one.default_factory()
+            default = f" (default: {vars(value) if isinstance(value, Pair) else value})" if value else ""
+        else:
+            default = " (must be given)"
+        lines.append(f"{one.name}{default}\n    {one.metadata['help']}")
+    return "\n".join(lines)
 
 
 def _made(kind: Any, content: Any, where: str) -> Any:

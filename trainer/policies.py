@@ -46,8 +46,8 @@ class PolicyConfig:
         },
     )
     signal_estimate: str = field(
-        default="mean",
-        metadata={"help": "signal: mean (draw by the posterior mean) or thompson (take the best by posterior draws)"},
+        default="thompson",
+        metadata={"help": "signal: thompson (take the best by posterior draws) or mean (draw by the posterior mean)"},
     )
     signal_sharpness: float = field(
         default=1.0, metadata={"help": "signal: exponent on the chance of spread, above 0; larger concentrates more"}

@@ -207,7 +207,7 @@ def markdown(
         ]
     for one in differences:
         lines.append(
-            f"| {'**primary** ' if one.primary else ''}{name_of(one.row)} | {name_of(one.against)} | "
+            f"| {'**primary** ' if one.primary else ''}{name_of(one.row, rows)} | {name_of(one.against, rows)} | "
             f"{shown(one.difference, signed=True)} | {one.difference.samples} | {_p(one.p)} | "
             f"{'' if one.primary else _p(one.corrected)} |"
         )
@@ -215,10 +215,16 @@ def markdown(
     return "\n".join(lines) + "\n"
 
 
-def name_of(row: Row) -> str:
-    """A row in a few words."""
-    budget, variant, metric = row.setting
-    return f"{row.recipe} ({', '.join(part for part in (metric, budget, variant) if part)})"
+def name_of(row: Row, rows: Sequence[Row]) -> str:
+    """A row in a few words: the recipe, and of its setting what differs between the rows.
+
+    Args:
+        row: one of them.
+        rows: of the table.
+    """
+    varies = [len({one.setting[place] for one in rows if one.setting[place]}) > 1 for place in range(3)]
+    parts = [part for part, differs in zip(row.setting, varies, strict=True) if differs and part]
+    return f"{row.recipe} ({', '.join(parts)})" if parts else row.recipe
 
 
 def shown(one: Interval, signed: bool = False) -> str:

@@ -23,6 +23,11 @@ def model_path() -> Path:
     return Path(__file__).parent / "model"
 
 
+def experiment_file() -> Path:
+    """The experiment of `make demo`: medium+hard against as many drawn at random."""
+    return Path(__file__).parent / "recipes.yaml"
+
+
 def load_split(name: str, limit: int | None = None) -> Dataset:
     """The questions of a split, drawn anew, as a dataset with the canonical columns and the knobs.
 
