@@ -232,6 +232,7 @@ def summed_up(config: ExperimentConfig, plan: Plan, strata: Sequence[Strata], fa
     """
     outcomes = [_outcome(config, plan, cell, failed) for cell in plan.cells]
     rows = make_rows(outcomes)
+    assert config.primary is not None  # set by the config itself
     differences = compare_rows(rows, config.primary.recipe, config.primary.against)
     found = _read(config.folder / "trainings" / BASE / _test_name(config) / EVALUATION_FILE)
     base = found["overall"]["accuracy"] if found else None

@@ -73,8 +73,12 @@ class ExperimentConfig:
         },
     )
     steps: int = field(default=100, metadata={"help": "GRPO steps of the budget rollouts, and the most of an epoch"})
-    primary: Pair = field(
-        default_factory=Pair, metadata={"help": "the one comparison that is named beforehand: recipe and against"}
+    primary: Pair | None = field(
+        default=None,
+        metadata={
+            "help": "the one comparison that is named beforehand: recipe and against (default: medium+hard against "
+            "random if both are recipes, else the first two)"
+        },
     )
     variants: dict[str, Variant] = field(
         default_factory=dict,
@@ -144,14 +148,17 @@ class ExperimentConfig:
             name: one if isinstance(one, Variant) else _made(Variant, one or {}, f"variants.{name}")
             for name, one in (self.variants or {PLAIN: {}}).items()
         }
-        if not isinstance(self.primary, Pair):
-            self.primary = _made(Pair, self.primary, "primary")
         names = [recipe.name for recipe in self.parsed()]
+        if self.primary is None:
+            asked = {Pair.recipe, Pair.against} <= set(names)
+            self.primary = Pair() if asked else Pair(names[0], names[min(1, len(names) - 1)])
+        elif not isinstance(self.primary, Pair):
+            self.primary = _made(Pair, self.primary, "primary")
         for name in (self.primary.recipe, self.primary.against):
-            if parse_recipe(name).name not in names and len(names) > 1:
+            if name not in names:
                 raise ExperimentError(
-                    f"the primary comparison names {name!r}, which is no recipe of this experiment: set primary to "
-                    f"two of {', '.join(names)}, such as {{recipe: {names[0]}, against: {names[-1]}}}"
+                    f"the primary comparison names {name!r}, which is no recipe of this experiment: name two of "
+                    f"{', '.join(names)}"
                 )
 
     def parsed(self) -> list[Recipe]:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
+from itertools import product
 from typing import Any
 
 from hardsample.trainer.experiment_config import ExperimentConfig
@@ -119,16 +120,14 @@ def make_plan(config: ExperimentConfig, strata: Sequence[Strata], prompts: Mappi
     """
     trainings: dict[str, Training] = {}
     cells: dict[tuple, Cell] = {}
-    for metric in strata:
-        for budget in config.budgets:
-            for variant in config.variants:
-                for recipe in config.parsed():
-                    for seed in config.seeds:
-                        about = (metric.metric if recipe.uses_strata else None, budget, variant, recipe.name, seed)
-                        if about not in cells:
-                            made, problem = _chain(config, metric, budget, variant, recipe, seed, prompts, group)
-                            trainings |= {one.key: one for one in made}
-                            cells[about] = Cell(*about, tuple(one.key for one in made), problem)
+    # seeds outermost: an experiment that is cut short has whole seeds
+    order = product(config.seeds, strata, config.budgets, config.variants, config.parsed())
+    for seed, metric, budget, variant, recipe in order:
+        about = (metric.metric if recipe.uses_strata else None, budget, variant, recipe.name, seed)
+        if about not in cells:
+            made, problem = _chain(config, metric, budget, variant, recipe, seed, prompts, group)
+            trainings |= {one.key: one for one in made}
+            cells[about] = Cell(*about, tuple(one.key for one in made), problem)
     return Plan(trainings, tuple(cells.values()))
 
 
