@@ -416,6 +416,7 @@ def experiment(
     with _running("the experiment's folder"):
         try:
             wanted = read_experiment(config, output=str(output) if output else None)
+            work.check_options(wanted)
         except ValueError as error:
             raise typer.BadParameter(str(error)) from error
         if dry_run:

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from trl import SFTConfig
+from trl import ModelConfig, SFTConfig
 
 from hardsample.config import ScoringConfig
 from hardsample.engines.transformers import default_device
@@ -32,6 +32,7 @@ from hardsample.trainer.jobs import Job, run_jobs, start
 from hardsample.trainer.plan import BASE, Cell, Plan, Strata, Training, make_plan, strata_of
 from hardsample.trainer.results import Difference, Outcome, Row, as_json, compare_rows, make_rows, markdown
 from hardsample.trainer.stage import DONE_FILE, MODEL, STAGE_FILE
+from hardsample.trainer.training import reward
 
 EXPERIMENT_FILE, RESULTS_JSON, RESULTS_PAGE, CELL_FILE = "experiment.json", "results.json", "results.md", "cell.json"
 SAME = ("data", "test", "model", "limit", "image_root", "grader", "freeze", "model_config", "scores", "scoring")
@@ -86,6 +87,7 @@ def run_experiment(config: ExperimentConfig, jobs: int = 1, progress: bool = Tru
         ExperimentError: the folder is another experiment's, or nothing can be trained.
         OutputError: the scores cannot be read.
     """
+    check_options(config)
     check_folder(config)
     score_first(config)
     plan, strata = laid_out(config)
@@ -112,6 +114,27 @@ def run_experiment(config: ExperimentConfig, jobs: int = 1, progress: bool = Tru
         if not config.keep_models and training.key not in failed:
             shutil.rmtree(_folder(config, training.key) / MODEL, ignore_errors=True)
     return summed_up(config, plan, strata, failed)
+
+
+def check_options(config: ExperimentConfig) -> None:
+    """Finds mistakes in the options of TRL and in the rewards before hours are spent on scores.
+
+    Args:
+        config: the experiment.
+
+    Raises:
+        ExperimentError: an option is unknown, or out of range.
+        TrainingError: there is no such reward function.
+    """
+    _prompts(config)
+    for name, variant in config.variants.items():
+        _options(f"variants.{name}.grpo", DifficultyAwareGRPOConfig, config.grpo | variant.grpo, config)
+        for one in variant.reward_funcs or config.reward_funcs:
+            reward(one)
+    try:
+        ModelConfig(**config.model_config)
+    except (TypeError, ValueError) as error:
+        raise ExperimentError(f"model_config: {error}") from error
 
 
 def check_folder(config: ExperimentConfig) -> None:
@@ -346,23 +369,23 @@ def _folder(config: ExperimentConfig, key: str) -> Path:
     return config.folder / "trainings" / key
 
 
-def _grpo(config: ExperimentConfig) -> DifficultyAwareGRPOConfig:
-    """The options of GRPO as TRL understands them."""
-    options = {"use_cpu": default_device() == "cpu", "report_to": "none"} | config.grpo
+def _options(name: str, kind: Any, options: dict[str, Any], config: ExperimentConfig) -> Any:
+    """Options as TRL understands them."""
+    given = {"use_cpu": default_device() == "cpu", "report_to": "none"} | options
     try:
-        return DifficultyAwareGRPOConfig(output_dir=str(config.folder), **options)
-    except TypeError as error:
-        raise ExperimentError(f"grpo: {error}") from error
+        return kind(output_dir=str(config.folder), **given)
+    except (TypeError, ValueError) as error:
+        raise ExperimentError(f"{name}: {error}") from error
+
+
+def _grpo(config: ExperimentConfig) -> DifficultyAwareGRPOConfig:
+    return _options("grpo", DifficultyAwareGRPOConfig, config.grpo, config)
 
 
 def _prompts(config: ExperimentConfig) -> dict[str, int]:
     """Samples that one optimizer step takes, by method."""
-    grpo = _grpo(config)
+    grpo, sft = _grpo(config), _options("sft", SFTConfig, config.sft, config)
     each = grpo.per_device_train_batch_size * grpo.gradient_accumulation_steps
-    try:
-        sft = SFTConfig(**{"use_cpu": grpo.use_cpu, "report_to": "none", "output_dir": str(config.folder)} | config.sft)
-    except TypeError as error:
-        raise ExperimentError(f"sft: {error}") from error
     return {
         "grpo": max(1, each // grpo.num_generations),
         "sft": sft.per_device_train_batch_size * sft.gradient_accumulation_steps,

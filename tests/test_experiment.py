@@ -1,0 +1,139 @@
+"""`hardsample experiment` on the embedded model: killed it goes on, what fails is told, what is there is not redone."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from hardsample.trainer.experiment import check_options, costs, laid_out
+from hardsample.trainer.experiment_config import ExperimentConfig, read_experiment
+from hardsample.trainer.jobs import Job, run_jobs
+from hardsample.trainer.stage import STAGE_FILE
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+SMALL = {
+    "data": "demo",
+    "test": "demo:test",
+    "model": "demo",
+    "limit": 24,
+    "test_limit": 24,
+    "seeds": [0],
+    "steps": 3,
+    "min_stratum": 3,
+    "freeze": ["vision_tower"],
+    "recipes": ["medium+hard", "random", "sft medium, grpo hard"],
+    "scoring": {"num_masks": 2, "ratios": [0.0, 0.3, 0.6], "tau": 0.5},
+    "grpo": {
+        "per_device_train_batch_size": 8,
+        "num_generations": 4,
+        "max_completion_length": 4,
+        "gradient_checkpointing": False,
+        "bf16": False,
+        "save_steps": 1,
+    },
+    "sft": {"per_device_train_batch_size": 2, "gradient_checkpointing": False, "bf16": False, "save_steps": 1},
+}
+
+
+def write(folder: Path, **changes) -> Path:
+    path = folder / "experiment.yaml"
+    path.write_text(yaml.safe_dump(SMALL | {"output": str(folder / "out")} | changes))
+    return path
+
+
+def start(path: Path, *more: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "hardsample.cli", "experiment", str(path), *more]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True
+    )
+
+
+def weights(folder: Path) -> dict:
+    found = {}
+    for path in sorted(folder.glob("trainings/*/model/model.safetensors")):
+        found[path.parent.parent.name] = load_file(path)
+    return found
+
+
+@pytest.mark.slow
+def test_a_killed_experiment_goes_on(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    whole = start(write(tmp_path / "b"))
+    path, out = write(tmp_path / "a"), tmp_path / "a" / "out"
+    killed = start(path)
+    deadline = time.monotonic() + 300
+    while not list(out.glob("trainings/grpo-*/progress")) and killed.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(killed.pid, signal.SIGKILL)  # the training that runs ends by itself
+    killed.wait()
+    assert not list(out.glob("trainings/*/done.json")) or len(list(out.glob("trainings/*/done.json"))) < 4
+    said, errors = start(path, "--jobs", "2").communicate(timeout=400)
+    results = json.loads((out / "results.json").read_text())
+    assert "results" in said and "primary: medium+hard" in said, errors
+    assert [row["recipe"] for row in results["rows"]] == SMALL["recipes"]
+    assert all(row["accuracy"] is not None for row in results["rows"]) and results["base"] is not None
+    assert results["rows"][2]["samples"][0] > 0 and len(results["rows"][2]["samples"]) == 2
+    assert any(note.startswith("SFT imitates") for note in results["notes"])
+
+    whole.communicate(timeout=400)
+    assert whole.returncode == 0
+    expected, found = weights(tmp_path / "b" / "out"), weights(out)
+    assert list(found) == list(expected) and len(found) == 4
+    for key, values in expected.items():
+        assert all((values[name] == found[key][name]).all() for name in values), key
+    other = json.loads((tmp_path / "b" / "out" / "results.json").read_text())
+    assert [row["by_seed"] for row in results["rows"]] == [row["by_seed"] for row in other["rows"]]
+
+    # once more: nothing is left to do, and the plan says so
+    config = read_experiment(path)
+    plan, _ = laid_out(config)
+    assert all(one.done for one in costs(config, plan))
+    before = {file: file.stat().st_mtime_ns for file in out.glob("trainings/*/done.json")}
+    again = start(path)
+    again.communicate(timeout=200)
+    assert again.returncode == 0
+    assert before == {file: file.stat().st_mtime_ns for file in out.glob("trainings/*/done.json")}
+
+    # another experiment does not go on in this folder
+    refused = start(write(tmp_path / "a", freeze=[]))
+    _, errors = refused.communicate(timeout=200)
+    assert refused.returncode == 1 and "holds an experiment with freeze" in errors
+
+
+def test_a_failed_training_is_told_and_the_others_run(tmp_path):
+    def job(name: str, after: str | None = None, **stage) -> Job:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / STAGE_FILE).write_text(json.dumps(stage))
+        return Job(name, folder, after, 5)
+
+    nothing = {"method": "base", "model": "demo", "evaluations": {}}
+    moves: list[int] = []
+    failed = run_jobs(
+        [job("broken", method="sft"), job("child", "broken"), job("good", **nothing), job("next", "good", **nothing)],
+        2,
+        lambda steps, running: moves.append(steps),
+    )
+    assert failed == {"broken": "KeyError: 'model'", "child": "broken, which it goes on from, failed"}
+    assert sum(moves) == 10
+
+
+def test_mistakes_are_said_before_anything_is_trained(tmp_path):
+    path = write(tmp_path, recipes=["dpo hard"])
+    process = start(path)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 2 and "there is no recipe 'dpo hard'" in " ".join(errors.replace("│", "").split())
+    assert not (tmp_path / "out").exists()
+    wrong = ExperimentConfig(**SMALL | {"output": str(tmp_path), "grpo": {"learning_rat": 1}})
+    with pytest.raises(ValueError, match=r"grpo: .*learning_rat"):
+        check_options(wrong)
