@@ -48,7 +48,14 @@ SETTINGS: dict[str, dict] = {
     "target-wide": {"policy": "target", "scores": True, "target_width": 0.3},
     "curriculum": {"policy": "curriculum", "scores": True},
     "curriculum-early": {"policy": "curriculum", "scores": True, "unsolved_from": 0.25},
-    "signal-probes": {"policy": "signal", "scores": True, "signal_estimate": "mean", "probe_fraction": 0.125, "slice_size": 16, "slice_steps": 20},
+    "signal-probes": {
+        "policy": "signal",
+        "scores": True,
+        "signal_estimate": "mean",
+        "probe_fraction": 0.125,
+        "slice_size": 16,
+        "slice_steps": 20,
+    },
 }
 
 

@@ -155,6 +155,43 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
+def rank_correlation(first: Sequence[float], second: Sequence[float], level: float = LEVEL) -> Interval:
+    """Gives Spearman's rank correlation ρ and its interval by Fisher's transformation.
+
+        tanh( artanh(ρ) ± z · √((1 + ρ²/2) / (n − 3)) )
+
+    (Bonett and Wright's standard error, which holds for ranks.) Ties have their mean rank.
+
+    Args:
+        first: values of one quantity, at least four.
+        second: of the other, in the same order.
+        level: of confidence, above 0 and below 1.
+
+    Returns:
+        The correlation; not a number where one side does not vary.
+
+    Raises:
+        ValueError: there are fewer than four pairs, or the lists differ in length.
+    """
+    count = len(first)
+    if count < 4 or len(second) != count:
+        raise ValueError(f"{count} and {len(second)} values, must be pairs, at least four: give more samples")
+    one, other = (_ranks(np.asarray(values, dtype=np.float64)) for values in (first, second))
+    if not one.std() or not other.std():
+        return Interval(float("nan"), -1.0, 1.0, count)
+    value = float(np.corrcoef(one, other)[0, 1])
+    if abs(value) >= 1 - 1e-12:
+        return Interval(value, value, value, count)
+    half = normal_quantile(level) * sqrt((1 + value**2 / 2) / (count - 3))
+    return Interval(value, float(np.tanh(np.arctanh(value) - half)), float(np.tanh(np.arctanh(value) + half)), count)
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 1, ties at their mean."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+
+
 def _beyond(t: float, degrees: int) -> float:
     """P(|T| > t)."""
     return float(beta_cdf(degrees / (degrees + t * t), np.array(degrees / 2), np.array(0.5)))

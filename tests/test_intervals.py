@@ -5,7 +5,15 @@ from math import comb, sqrt
 import numpy as np
 import pytest
 
-from hardsample.intervals import accuracy_interval, holm, mean_interval, normal_quantile, p_value, t_quantile
+from hardsample.intervals import (
+    accuracy_interval,
+    holm,
+    mean_interval,
+    normal_quantile,
+    p_value,
+    rank_correlation,
+    t_quantile,
+)
 
 DRAWS = 20_000
 SLACK = 3
@@ -104,3 +112,28 @@ def test_p_values():
     assert p_value([1.0, 1.0]) == 0.0 and p_value([0.0, 0.0]) == 1.0
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([]) == [] and holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_rank_correlation():
+    found = rank_correlation([1, 2, 3, 4, 5], [2, 1, 4, 3, 5])
+    assert found.value == pytest.approx(0.8)  # 1 − 6 Σd² / n(n² − 1), Σd² = 4
+    half = 1.959964 * np.sqrt((1 + 0.32) / 2)
+    assert (found.low, found.high) == pytest.approx((np.tanh(np.arctanh(0.8) - half), np.tanh(np.arctanh(0.8) + half)))
+    ties = rank_correlation([1, 1, 2, 2], [1, 2, 3, 4])
+    assert ties.value == pytest.approx(np.corrcoef([1.5, 1.5, 3.5, 3.5], [1, 2, 3, 4])[0, 1])
+    assert rank_correlation(range(5), [-one for one in range(5)]).value == pytest.approx(-1)
+    assert np.isnan(rank_correlation([1] * 5, range(5)).value)
+    with pytest.raises(ValueError, match="at least four"):
+        rank_correlation([1, 2, 3], [1, 2, 3])
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.5])
+def test_the_interval_of_a_rank_correlation_covers(rho):
+    rng = np.random.default_rng(0)
+    truth = 6 / np.pi * np.arcsin(rho / 2)  # Spearman's, of a normal pair with this correlation
+    hits, draws = 0, 2_000
+    for _ in range(draws):
+        one, noise = rng.standard_normal((2, 60))
+        found = rank_correlation(one, rho * one + np.sqrt(1 - rho**2) * noise)
+        hits += found.low <= truth <= found.high
+    assert 0.93 <= hits / draws <= 0.97

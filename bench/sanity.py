@@ -1,0 +1,252 @@
+"""Do the scores mean what they say? `python bench/sanity.py` (three exhaustive scorings of 500 questions, a quarter of
+an hour on two quiet cores; they resume), then the same with --report.
+
+(a) PISM: λ* and accuracy curves against the knobs that the generated questions were made with, and the share of equal
+strata over three scoring seeds. (b) CMAB: ρ̄ by ability, where the paper's bounds fall, and both metrics against the
+number of reasoning steps. The 500 are those of bench/policies.py, drawn from the pool before anything was scored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from policies import SUBSET_SEED, SUBSET_SIZE
+from preparing import machine
+
+from hardsample.config import ScoringConfig
+from hardsample.demo import KNOBS, load_split
+from hardsample.intervals import Interval, accuracy_interval, rank_correlation
+from hardsample.output import RUN_FILE, Scores
+from hardsample.scoring import score
+from hardsample.strata import STRATA
+
+RESULTS = Path(__file__).parent / "results" / "sanity"
+FOLDER = Path(__file__).parents[1] / "runs" / "sanity"
+SEEDS = (0, 1, 2)
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+def questions():
+    """The 500 questions with their knobs."""
+    pool = load_split("demo:pool")
+    return pool.select(sorted(np.random.default_rng(SUBSET_SEED).choice(len(pool), SUBSET_SIZE, replace=False)))
+
+
+def scored(seed: int) -> Scores:
+    """One exhaustive scoring, by both metrics."""
+    folder = FOLDER / f"seed{seed}"
+    if not (folder / RUN_FILE).exists() or json.loads((folder / RUN_FILE).read_text())["status"] != "done":
+        config = ScoringConfig(search="exhaustive", seed=seed, batch_size=256, metric=("pism", "cmab"))
+        score(questions(), "demo", folder, config)
+    return Scores(folder)
+
+
+def difficulty(scores: Scores) -> np.ndarray:
+    """λ* of each sample, 1 where no ratio fails."""
+    return np.array([1.0 if one is None else one for one in scores.table["failure_threshold"]])
+
+
+def within(abilities: list[str], values: np.ndarray) -> np.ndarray:
+    """Ranks within each ability, as shares: what is left of a quantity when the kind of question is the same."""
+    ranks = np.zeros(len(values))
+    for ability in set(abilities):
+        rows = [row for row, one in enumerate(abilities) if one == ability]
+        order = values[rows]
+        ranks[rows] = [(np.sum(order < one) + np.sum(order <= one)) / 2 / len(rows) for one in order]
+    return ranks
+
+
+def plain(one: Interval) -> dict:
+    """For JSON."""
+    return {"value": round(one.value, 4), "low": round(one.low, 4), "high": round(one.high, 4), "n": one.samples}
+
+
+def correlations(values: np.ndarray, data, rows: list[int]) -> dict:
+    """Of a difficulty with every knob: by ability, and over all with the kind of question taken out."""
+    abilities = [data["ability"][row] for row in rows]
+    found: dict[str, dict] = {}
+    for knob in KNOBS:
+        knobs = np.array([data[knob][row] for row in rows], dtype=float)
+        by = {}
+        for ability in sorted(set(abilities)):
+            mine = [place for place, one in enumerate(abilities) if one == ability]
+            if len(mine) >= 10 and np.ptp(knobs[mine]) > 0:
+                by[ability] = plain(rank_correlation(values[mine], knobs[mine]))
+        every = rank_correlation(within(abilities, values), within(abilities, knobs)) if by else None
+        found[knob] = {"all, within ability": plain(every) if every else None, **by}
+    return found
+
+
+def measure() -> dict:
+    """Everything that the page says."""
+    data, runs = questions(), [scored(seed) for seed in SEEDS]
+    ids = list(data["id"])
+    assert all(list(run.table["id"]) == ids for run in runs)
+    abilities = list(data["ability"])
+    first = runs[0]
+    labels = [list(run.table["stratum"]) for run in runs]
+    rows = list(range(len(ids)))
+    ratios = first.config().ratios
+    successes = np.array(first.table["successes"][:])
+    attempts = np.array(first.table["attempts"][:])
+    shift = np.array(data["shift"])
+    thirds = np.digitize(shift, np.quantile(shift, [1 / 3, 2 / 3]))
+    curves = {
+        "all": (successes.sum(0) / attempts.sum(0)).round(4).tolist(),
+        **{
+            name: (successes[keep].sum(0) / attempts[keep].sum(0)).round(4).tolist()
+            for name, keep in [
+                *((f"ability {one}", [a == one for a in abilities]) for one in sorted(set(abilities))),
+                *((f"shift, third {third + 1}", thirds == third) for third in range(3)),
+                *((f"stratum {one}", [label == one for label in labels[0]]) for one in STRATA),
+            ]
+        },
+    }
+    agree = {}
+    for a, b in combinations(range(len(runs)), 2):
+        same = [int(one == other) for one, other in zip(labels[a], labels[b], strict=True)]
+        agree[f"seeds {SEEDS[a]} and {SEEDS[b]}"] = plain(accuracy_interval(same, [1] * len(same)))
+    every = [int(len(set(one)) == 1) for one in zip(*labels, strict=True)]
+    agree["all three"] = plain(accuracy_interval(every, [1] * len(every)))
+    moves = Counter(zip(labels[0], labels[1], strict=True))
+    counts = np.array([labels[0].count(name) for name in STRATA]) / len(ids)
+    balances = first.table["attention_balance"][:]
+    solved = [row for row in rows if balances[row] is not None]
+    rho = np.array([balances[row] for row in solved])
+    bounds = first.cmab_config().bounds
+    profile = {}
+    for ability in ["all", *sorted(set(abilities))]:
+        mine = np.array([value for row, value in zip(solved, rho, strict=True) if ability in ("all", abilities[row])])
+        profile[ability] = {
+            "solved": len(mine),
+            "quantiles": np.quantile(mine, QUANTILES).round(3).tolist(),
+            "below easy_below": float(np.mean(mine < bounds.easy_below)),
+            "medium below": float(np.mean((mine >= bounds.easy_below) & (mine < bounds.hard_min))),
+            "hard": float(np.mean((mine >= bounds.hard_min) & (mine <= bounds.hard_max))),
+            "medium above": float(np.mean((mine > bounds.hard_max) & (mine <= bounds.easy_above))),
+            "above easy_above": float(np.mean(mine > bounds.easy_above)),
+        }
+    steps = np.array(data["steps"], dtype=float)
+    hard = difficulty(first)
+    return {
+        "machine": machine(),
+        "samples": len(ids),
+        "ratios": list(ratios),
+        "strata": {name: [one.count(name) for one in labels] for name in STRATA},
+        "curves": curves,
+        "threshold_by_knob": correlations(hard, data, rows),
+        "agreement": agree,
+        "agreement_by_chance": round(float((counts**2).sum()), 4),
+        "moves": {f"{a}/{b}": moves[a, b] for a in STRATA for b in STRATA},
+        "balance": profile,
+        "bounds": vars(bounds),
+        "steps": {
+            "λ*": plain(rank_correlation(hard, steps)),
+            "λ*, solved samples": plain(rank_correlation(hard[solved], steps[solved])),
+            "ρ̄, solved samples": plain(rank_correlation(rho, steps[solved])),
+            "λ*, within ability": correlations(hard, data, rows)["steps"],
+            "ρ̄, within ability": correlations(rho, data, solved)["steps"],
+        },
+        "balance_by_knob": correlations(rho, data, solved),
+        "balance_against_threshold": plain(rank_correlation(rho, hard[solved])),
+        "signatures": [run.run["signatures"] for run in runs],
+    }
+
+
+def table_of(found: dict) -> list[str]:
+    """Correlations as Markdown."""
+    names = ["all, within ability", *sorted({name for by in found.values() for name in by} - {"all, within ability"})]
+    lines = [f"| knob | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
+    for knob, by in found.items():
+        cells = [
+            f"{by[name]['value']:+.2f} [{by[name]['low']:+.2f}, {by[name]['high']:+.2f}]" if by.get(name) else "–"
+            for name in names
+        ]
+        lines.append(f"| {knob} | {' | '.join(cells)} |")
+    return lines
+
+
+def page(found: dict) -> str:
+    """The results page."""
+
+    def shown(one: dict) -> str:
+        return f"{one['value']:+.2f} [{one['low']:+.2f}, {one['high']:+.2f}]"
+
+    def share(one: dict) -> str:
+        return f"{100 * one['value']:.1f} % [{100 * one['low']:.1f}, {100 * one['high']:.1f}]"
+
+    ratios = " | ".join(f"{one:g}" for one in found["ratios"])
+    lines = [
+        "# Do the scores mean what they say?",
+        "",
+        f"`python bench/sanity.py`: {found['samples']} questions of the embedded pool, exhaustive search (10 masks at "
+        f"10 ratios), scoring seeds {', '.join(map(str, SEEDS))}; {found['machine']}. Intervals are 95 %.",
+        "",
+        "## (a) PISM",
+        "",
+        "Accuracy P_c(λ), mean over samples (seed 0):",
+        "",
+        f"| | {ratios} |",
+        f"|---|{'---|' * len(found['ratios'])}",
+        *(f"| {name} | {' | '.join(f'{100 * one:.0f}' for one in curve)} |" for name, curve in found["curves"].items()),
+        "",
+        "Spearman's correlation of λ* (1 where no ratio fails) with the knobs of the generator:",
+        "",
+        *table_of(found["threshold_by_knob"]),
+        "",
+        "Test and retest, share of samples in the same stratum:",
+        "",
+        *(f"- {name}: {share(one)}" for name, one in found["agreement"].items()),
+        f"- by chance alone (two independent draws from these shares): {100 * found['agreement_by_chance']:.1f} %",
+        "",
+        "| seed 0 \\ seed 1 | " + " | ".join(STRATA) + " |",
+        "|---|---|---|---|---|",
+        *(f"| {a} | " + " | ".join(str(found["moves"][f"{a}/{b}"]) for b in STRATA) + " |" for a in STRATA),
+        "",
+        "## (b) CMAB",
+        "",
+        "ρ̄ of solved samples (seed 0), and where the paper's bounds fall (share of the solved, %):",
+        "",
+        "| | solved | 5 % | 25 % | 50 % | 75 % | 95 % | easy below | medium below | hard | medium above | easy above |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, one in found["balance"].items():
+        shares = [one[key] for key in list(one)[2:]]
+        values = [*(f"{value:.2f}" for value in one["quantiles"]), *(f"{100 * value:.0f}" for value in shares)]
+        lines.append(f"| {name} | {one['solved']} | {' | '.join(values)} |")
+    lines += ["", "Spearman's correlation with the number of reasoning steps of the question:", ""]
+    for name, one in found["steps"].items():
+        if "value" in one:
+            lines.append(f"- {name}: {shown(one)} ({one['n']} samples)")
+        else:
+            within_all = one.get("all, within ability")
+            lines.append(f"- {name}: {shown(within_all) if within_all else 'steps do not vary within an ability'}")
+    lines += [
+        f"- ρ̄ against λ*, solved samples: {shown(found['balance_against_threshold'])}",
+        "",
+        "Spearman's correlation of ρ̄ with the knobs:",
+        "",
+        *table_of(found["balance_by_knob"]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--report", action="store_true", help="only write the page anew from sanity.json")
+    arguments = parser.parse_args()
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / "sanity.json"
+    found = json.loads(path.read_text()) if arguments.report else measure()
+    path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    (RESULTS / "README.md").write_text(page(found))
+    print(page(found))
+
+
+if __name__ == "__main__":
+    main()
