@@ -1,0 +1,39 @@
+"""Reward shapes of experiment (d), for the embedded questions: part of the credit for part of the answer, and for form.
+
+Named in bench/experiments/d.yaml as bench.rewards.…; the working directory is looked in.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from hardsample.grading import completion_text
+
+_PART = re.compile(r"[A-Za-z]+|[0-9]")
+
+
+def parts(text: str) -> list[str]:
+    """The words and digits of an answer, each a token of the embedded model."""
+    return _PART.findall(text.lower())
+
+
+def partial_credit_reward(completions: Sequence[Any], solution: Sequence[str], **columns: Any) -> list[float]:
+    """The share of words and digits that stand right in their places, 0 to 1."""
+    rewards = []
+    for completion, wanted in zip(completions, solution, strict=True):
+        given, right = parts(completion_text(completion)), parts(wanted)
+        same = sum(one == other for one, other in zip(given, right, strict=False))
+        rewards.append(same / max(len(given), len(right), 1))
+    return rewards
+
+
+def form_reward(completions: Sequence[Any], solution: Sequence[str], **columns: Any) -> list[float]:
+    """1 for an answer of the solution's form: as many words and digits, with spaces in the same places."""
+
+    def form(text: str) -> str:
+        return re.sub(r"[a-z]+", "a", re.sub(r"[0-9]", "0", text.strip().lower()))
+
+    return [
+        float(form(completion_text(completion)) == form(wanted))
+        for completion, wanted in zip(completions, solution, strict=True)
+    ]
