@@ -181,7 +181,10 @@ def score_first(config: ExperimentConfig) -> None:
             f"{config.scores} was scored without {lacking[0]}: run its `hardsample score` again with --metric "
             f"{','.join(['pism', *lacking])}"
         )
-    options = {"metric": ["pism", *(one for one in config.metrics if one != "pism")], "limit": config.limit}
+    options: dict[str, Any] = {
+        "metric": ["pism", *(one for one in config.metrics if one != "pism")],
+        "limit": config.limit,
+    }
     options |= {"image_root": config.image_root, "grader": config.grader} | config.scoring
     ScoringConfig(**options)  # a mistake is said here
     folder = config.folder / "trainings" / "scoring"
@@ -227,7 +230,7 @@ def costs(config: ExperimentConfig, plan: Plan) -> list[Cost]:
     done = {key: _read(_folder(config, key) / DONE_FILE) for key in plan.trainings}
     pace: dict[str, float] = {}
     for method in ("sft", "grpo"):
-        made = [(done[key], one.steps) for key, one in plan.trainings.items() if done[key] and one.method == method]
+        made = [(found, plan.trainings[key].steps) for key, found in done.items() if found and key.startswith(method)]
         if made:
             pace[method] = sum(one["seconds"] for one, _ in made) / sum(steps for _, steps in made)
     if "grpo" not in pace:
@@ -268,7 +271,7 @@ def summed_up(config: ExperimentConfig, plan: Plan, strata: Sequence[Strata], fa
     targets = _targets(config, plan)
     notes += [f"SFT imitates {targets}"] if targets else []
     title = f"Recipes on {config.data} with {config.model}"
-    content = as_json(rows, differences) | {"base": base, "notes": notes, "config": asdict(config)}
+    content = dict(as_json(rows, differences)) | {"base": base, "notes": notes, "config": asdict(config)}
     _write(config.folder / RESULTS_JSON, content)
     (config.folder / RESULTS_PAGE).write_text(markdown(title, rows, differences, base, notes))
     return Results(config.folder, rows, differences, base, notes, failed)

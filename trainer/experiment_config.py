@@ -124,7 +124,8 @@ class ExperimentConfig:
 
     def __post_init__(self) -> None:
         """Checks every field."""
-        if self.recipes == ["paper"] or self.recipes == "paper":
+        given: Any = self.recipes  # what a YAML file holds is of any type
+        if given in ("paper", ["paper"]):
             self.recipes = list(PAPER)
         for name in ("recipes", "metrics", "seeds", "budgets"):
             values = getattr(self, name)
@@ -144,16 +145,19 @@ class ExperimentConfig:
             wrong = [one for one in OURS if one in getattr(self, name)]
             if wrong:
                 raise ExperimentError(f"{name} sets {wrong[0]}, which the experiment sets itself: leave it out")
+        named: dict[str, Any] = dict(self.variants) or {PLAIN: {}}
         self.variants = {
             name: one if isinstance(one, Variant) else _made(Variant, one or {}, f"variants.{name}")
-            for name, one in (self.variants or {PLAIN: {}}).items()
+            for name, one in named.items()
         }
         names = [recipe.name for recipe in self.parsed()]
-        if self.primary is None:
+        pair: Any = self.primary
+        if pair is None:
             asked = {Pair.recipe, Pair.against} <= set(names)
             self.primary = Pair() if asked else Pair(names[0], names[min(1, len(names) - 1)])
-        elif not isinstance(self.primary, Pair):
-            self.primary = _made(Pair, self.primary, "primary")
+        elif not isinstance(pair, Pair):
+            self.primary = _made(Pair, pair, "primary")
+        assert self.primary is not None
         for name in (self.primary.recipe, self.primary.against):
             if name not in names:
                 raise ExperimentError(
