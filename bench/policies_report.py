@@ -16,7 +16,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 RESULTS = Path(__file__).parent / "results" / "policies"
-SCORING = {"subset": 8258}
+SCORING = {"subset": 8258, "pool": 83510}
 """Rollouts that scoring a set took, see runs/policies/scores-*/run.json."""
 CHOOSING, REPORTED = range(5), range(5, 10)
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)

@@ -96,17 +96,7 @@ def evaluate(
         EngineError: the model cannot be loaded or does not run.
         NothingToScoreError: no record is left.
     """
-    if rollouts > 1 and not temperature:
-        raise ValueError(
-            f"rollouts is {rollouts} at temperature 0, where all rollouts of a sample are the same: set rollouts to 1, "
-            "or a temperature such as 0.7"
-        )
-    wrong = [name for name in settings if name in _FIXED or name not in {one.name for one in fields(ScoringConfig)}]
-    if wrong:
-        raise ValueError(f"{wrong[0]} is no setting of an evaluation: leave it out")
-    config = ScoringConfig(
-        **settings, ratios=(0.0,), num_masks=rollouts, search="exhaustive", temperature=temperature, metric=("pism",)
-    )
+    config = evaluation_config(rollouts, temperature, **settings)
     scores = score(data, model, output, config, progress=progress)
     records = data if isinstance(data, Dataset) else source_records(scores, list(scores.table["id"]), decode=False)
     found = summarize(scores, _groups_of(scores, records, strata))
@@ -115,6 +105,30 @@ def evaluate(
     path.with_suffix(".new").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     path.with_suffix(".new").replace(path)
     return found
+
+
+def evaluation_config(rollouts: int = 1, temperature: float = 0.0, **settings: Any) -> ScoringConfig:
+    """The scoring job that an evaluation is.
+
+    Args:
+        rollouts: of each sample, at least 1.
+        temperature: 0 (greedy) or above.
+        settings: fields of `ScoringConfig` that a rollout depends on.
+
+    Raises:
+        ValueError: a setting is out of range or does not go with an evaluation.
+    """
+    if rollouts > 1 and not temperature:
+        raise ValueError(
+            f"rollouts is {rollouts} at temperature 0, where all rollouts of a sample are the same: set rollouts to 1, "
+            "or a temperature such as 0.7"
+        )
+    wrong = [name for name in settings if name in _FIXED or name not in {one.name for one in fields(ScoringConfig)}]
+    if wrong:
+        raise ValueError(f"{wrong[0]} is no setting of an evaluation: leave it out")
+    return ScoringConfig(
+        **settings, ratios=(0.0,), num_masks=rollouts, search="exhaustive", temperature=temperature, metric=("pism",)
+    )
 
 
 def summarize(scores: Scores, groups: Mapping[str, Sequence[str | None]]) -> Evaluation:

@@ -68,6 +68,34 @@ def balance_histogram(
     return figure
 
 
+def mean_intervals(
+    rows: Sequence[tuple[str, float, float, float, Sequence[float]]], base: float | None, title: str
+) -> Figure:
+    """Means with their intervals, one line each, and the values that they are of: such as accuracy by recipe.
+
+    Args:
+        rows: (name, mean, low, high, values), from top to bottom, as shares; low and high may be infinite (one value).
+        base: where a dashed line is drawn, such as the accuracy before training.
+        title: above the plot.
+    """
+    figure = new_figure(7.5, 1.1 + 0.34 * len(rows))
+    axes = figure.subplots()
+    for place, (_, mean, low, high, values) in enumerate(rows):
+        axes.plot([100 * value for value in values], [place] * len(values), "o", color="#9ca3af", ms=4)
+        if np.isfinite(low):
+            axes.plot([100 * low, 100 * high], [place, place], color="#374151", lw=2)
+        axes.plot(100 * mean, place, "D", color="#374151", ms=6)
+    if base is not None:
+        axes.axvline(100 * base, color="#d1495b", ls="--", lw=1)
+        axes.text(100 * base, -0.75, " before training", color="#d1495b", fontsize=8, va="center")
+    axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
+    axes.set_ylim(len(rows) - 0.4, -1.1)
+    axes.set(xlabel="accuracy, % (◆ mean, ─ 95 % interval, ● one seed)", title=title)
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
 def layer_profile(
     profiles: Mapping[str, Sequence[Sequence[float]]], title: str = "Attention balance by layer"
 ) -> Figure:

@@ -14,7 +14,7 @@ from hardsample.cli import app
 from hardsample.cmab import CmabConfig, attention_balance
 from hardsample.config import ScoringConfig
 from hardsample.explain import explain, file_name, image_grids, told_rollout
-from hardsample.figures import balance_histogram, layer_profile
+from hardsample.figures import balance_histogram, layer_profile, mean_intervals
 from hardsample.scoring import make_engine, score
 from hardsample.store import Rollout, Store
 
@@ -338,6 +338,10 @@ def test_figures_are_figures(run):
     assert isinstance(balance_histogram([], bands), matplotlib.Figure)
     profile = {"easy": [[0.1, float("nan"), 0.3], [0.2, float("nan"), 0.1]], "hard": []}
     assert isinstance(layer_profile(profile), matplotlib.Figure)
+    inf = float("inf")
+    found = mean_intervals([("a", 0.5, 0.4, 0.6, [0.45, 0.55]), ("b", 0.3, -inf, inf, [0.3])], 0.2, "T")
+    assert [label.get_text() for label in found.axes[0].get_yticklabels()] == ["a", "b"]
+    assert isinstance(mean_intervals([("a", 0.5, 0.4, 0.6, [])], None, "T"), matplotlib.Figure)
 
 
 def test_the_run_file_is_json_that_names_both_metrics(run):

@@ -134,6 +134,13 @@ def test_mistakes_are_said_before_anything_is_trained(tmp_path):
     _, errors = process.communicate(timeout=100)
     assert process.returncode == 2 and "there is no recipe 'dpo hard'" in " ".join(errors.replace("│", "").split())
     assert not (tmp_path / "out").exists()
-    wrong = ExperimentConfig(**SMALL | {"output": str(tmp_path), "grpo": {"learning_rat": 1}})
-    with pytest.raises(ValueError, match=r"grpo: .*learning_rat"):
-        check_options(wrong)
+    for options, said in (
+        ({"grpo": {"learning_rat": 1}}, "grpo: .*learning_rat"),
+        ({"sft": {"per_device_train_batch_size": 2, "bath": 1}}, "sft: .*bath"),
+        ({"evaluation": {"rollouts": 3}}, "evaluation: rollouts is 3 at temperature 0"),
+        ({"evaluation": {"tau": 0.5}}, "evaluation: tau is no setting"),
+        ({"model_config": {"dtyp": "bfloat16"}}, "model_config: .*dtyp"),
+        ({"reward_funcs": ["nice"]}, "no reward function 'nice'"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            check_options(ExperimentConfig(**SMALL | {"output": str(tmp_path / "no")} | options))

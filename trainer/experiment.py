@@ -24,11 +24,11 @@ from trl import ModelConfig, SFTConfig
 
 from hardsample.config import ScoringConfig
 from hardsample.engines.transformers import default_device
-from hardsample.evaluation import EVALUATION_FILE
+from hardsample.evaluation import EVALUATION_FILE, evaluation_config
 from hardsample.output import RUN_FILE, OutputError, Scores
 from hardsample.trainer.config import DifficultyAwareGRPOConfig
 from hardsample.trainer.experiment_config import ExperimentConfig, ExperimentError
-from hardsample.trainer.jobs import Job, run_jobs, start
+from hardsample.trainer.jobs import LOG_FILE, Job, run_jobs, start
 from hardsample.trainer.plan import BASE, Cell, Plan, Strata, Training, make_plan, strata_of
 from hardsample.trainer.results import Difference, Outcome, Row, as_json, compare_rows, make_rows, markdown
 from hardsample.trainer.stage import DONE_FILE, MODEL, STAGE_FILE
@@ -109,7 +109,15 @@ def run_experiment(config: ExperimentConfig, jobs: int = 1, progress: bool = Tru
             bar.update(steps)
 
         with bar:
-            failed = run_jobs(todo, jobs, moved, _gpus())
+            # the untrained model first: what is wrong with the test data is found before hours of training
+            base = [job for job in todo if job.key == BASE]
+            failed = run_jobs(base, 1, moved, _gpus())
+            if failed:
+                log = _folder(config, BASE) / LOG_FILE
+                raise ExperimentError(
+                    f"{config.model} cannot be evaluated on {config.test}: {failed[BASE]} (see {log})"
+                )
+            failed = run_jobs([job for job in todo if job.key != BASE], jobs, moved, _gpus())
     for training in plan.trainings.values():
         if not config.keep_models and training.key not in failed:
             shutil.rmtree(_folder(config, training.key) / MODEL, ignore_errors=True)
@@ -131,6 +139,10 @@ def check_options(config: ExperimentConfig) -> None:
         _options(f"variants.{name}.grpo", DifficultyAwareGRPOConfig, config.grpo | variant.grpo, config)
         for one in variant.reward_funcs or config.reward_funcs:
             reward(one)
+    try:
+        evaluation_config(**{name: value for name, value in _test(config).items() if name != "data"})
+    except (TypeError, ValueError) as error:
+        raise ExperimentError(f"evaluation: {error}") from error
     try:
         ModelConfig(**config.model_config)
     except (TypeError, ValueError) as error:
