@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 from safetensors.torch import load_file
 
-from hardsample.trainer.experiment import check_options, costs, laid_out
-from hardsample.trainer.experiment_config import ExperimentConfig, read_experiment
+from hardsample.trainer.experiment import check_options, costs, laid_out, run_experiment
+from hardsample.trainer.experiment_config import ExperimentConfig, ExperimentError, read_experiment
 from hardsample.trainer.jobs import Job, run_jobs
 from hardsample.trainer.stage import STAGE_FILE
 
@@ -126,6 +127,12 @@ def test_a_failed_training_is_told_and_the_others_run(tmp_path):
     )
     assert failed == {"broken": "KeyError: 'model'", "child": "broken, which it goes on from, failed"}
     assert sum(moves) == 10
+
+
+def test_a_folder_is_one_processs_at_a_time(tmp_path):
+    config = ExperimentConfig(**SMALL | {"output": str(tmp_path)})
+    with FileLock(tmp_path / ".lock"), pytest.raises(ExperimentError, match="another process runs"):
+        run_experiment(config)
 
 
 def test_mistakes_are_said_before_anything_is_trained(tmp_path):

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 from trl import ModelConfig, SFTConfig
 
@@ -89,6 +90,16 @@ def run_experiment(config: ExperimentConfig, jobs: int = 1, progress: bool = Tru
     """
     check_options(config)
     check_folder(config)
+    try:
+        with FileLock(config.folder / ".lock", timeout=0):
+            return _run(config, jobs, progress)
+    except Timeout as error:
+        raise ExperimentError(
+            f"another process runs an experiment in {config.folder}: wait for it, or give another output"
+        ) from error
+
+
+def _run(config: ExperimentConfig, jobs: int, progress: bool) -> Results:
     score_first(config)
     plan, strata = laid_out(config)
     if not plan.trainings:
