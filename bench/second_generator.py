@@ -27,6 +27,8 @@ from hardsample.demo.generator import COLOURS, SIDE, SIZES, SPLITS, Canvas, Draw
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from hardsample.demo.pretrain import Material
+
 DIRECTIONS = ("up", "left", "down", "right")
 CORNERS = (3, 4, 5, 6, 8)
 PALETTE = list(COLOURS.items())
@@ -46,7 +48,7 @@ HEADS = {
 
 NONE = {name: classes - 1 for name, classes in HEADS.items()}
 
-_QUARTER = (0, 54, 107, 160, 213, 265, 316, 367, 416, 465, 512, 558, 602, 644, 685, 724)
+_QUARTER: tuple[int, ...] = (0, 54, 107, 160, 213, 265, 316, 367, 416, 465, 512, 558, 602, 644, 685, 724)
 _QUARTER += (761, 796, 828, 859, 887, 912, 935, 956, 974, 989, 1002, 1011, 1018, 1023, 1024)
 """1024 · sin of 0°, 3° … 90°."""
 
@@ -68,11 +70,16 @@ def _point(turn: int, radius: int) -> tuple[int, int]:
 
 def _segment(start: tuple[int, int], end: tuple[int, int], width: int) -> np.ndarray:
     """Pixels within width / 2 of the segment between two points (y, x) in 1/16 pixel; bool (96, 96)."""
-    y, x = (np.mgrid[0:SIDE, 0:SIDE].astype(np.int64) * 16 + 8) - np.array(start)[:, None, None]
+    low = [max(min(pair) // 16 - width, 0) for pair in zip(start, end, strict=True)]
+    high = [min(max(pair) // 16 + width + 1, SIDE) for pair in zip(start, end, strict=True)]
+    box = slice(low[0], high[0]), slice(low[1], high[1])
+    y, x = (np.mgrid[box].astype(np.int64) * 16 + 8) - np.array(start)[:, None, None]
     dy, dx = end[0] - start[0], end[1] - start[1]
     length = max(dy * dy + dx * dx, 1)
     along = np.clip(y * dy + x * dx, 0, length)
-    return (y * length - along * dy) ** 2 + (x * length - along * dx) ** 2 <= (8 * width * length) ** 2
+    mask = np.zeros((SIDE, SIDE), dtype=bool)
+    mask[box] = (y * length - along * dy) ** 2 + (x * length - along * dx) ** 2 <= (8 * width * length) ** 2
+    return mask
 
 
 def _arrow(direction: int, size: int) -> np.ndarray:
@@ -157,12 +164,12 @@ def _paint_clock(board: Board, content: Content) -> Drawn:
     hour, minute, *colours = content
     rim, short, long = (PALETTE[colour][1] for colour in colours)
     draw, radius = board.draw, 20 + board.knobs.size
-    middle = [draw.between(radius + 1, SIDE - 2 - radius) for _ in range(2)]
-    board.own(middle[0] - radius, middle[1] - radius, 2 * radius, 2 * radius, hour=hour, minute=minute)
+    down, right = (draw.between(radius + 1, SIDE - 2 - radius) for _ in range(2))
+    board.own(down - radius, right - radius, 2 * radius, 2 * radius, hour=hour, minute=minute)
 
     def hand(turn: int, start: int, end: int, width: int, colour: tuple[int, int, int]) -> None:
-        ends = [tuple(16 * m + p for m, p in zip(middle, _point(turn, length), strict=True)) for length in (start, end)]
-        board.stamp(_segment(ends[0], ends[1], width), colour)
+        (y0, x0), (y1, x1) = _point(turn, start), _point(turn, end)
+        board.stamp(_segment((16 * down + y0, 16 * right + x0), (16 * down + y1, 16 * right + x1), width), colour)
 
     for tick in range(12):
         hand(10 * tick, radius * (6 if tick == 0 else 7) // 8, radius, 3 if tick % 3 == 0 else 2, rim)
@@ -388,6 +395,13 @@ def spoil(draw: Draw, record: dict[str, Any]) -> str:
     return " ".join(parts)
 
 
+def material() -> Material:
+    """These questions, to pretrain on."""
+    from hardsample.demo.pretrain import Material
+
+    return Material("second", make_record, dense_scene, spoil, HEADS, TEXTS)
+
+
 def load_split(name: str, limit: int | None = None) -> Dataset:
     """The questions of a split, drawn anew, as a dataset with the columns of hardsample.demo.load_split.
 
@@ -432,8 +446,8 @@ def main(arguments: list[str]) -> None:
     if arguments[:1] == ["pretrain"]:
         from hardsample.demo import pretrain
 
-        material = pretrain.Material("second", make_record, dense_scene, spoil, HEADS, TEXTS)
-        return pretrain.main(arguments[1:], material)
+        pretrain.main(arguments[1:], material())
+        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     commands.add_parser("pretrain", help="train a model on the pretraining split; see pretrain --help")
@@ -445,7 +459,6 @@ def main(arguments: list[str]) -> None:
     for name in ("pool", "test"):
         load_split(name, options.limit).to_parquet(options.out / f"{name}.parquet")
         print(options.out / f"{name}.parquet")
-    return None
 
 
 if __name__ == "__main__":

@@ -1,8 +1,13 @@
-"""The embedded model's parts, from config: a LLaVA-architecture model of 3.2 million parameters, and its processor."""
+"""The embedded model's parts, from config: a LLaVA-architecture model of 3.4 million parameters, and its processor.
+
+A second family (Gemma3: SigLIP tower, an image whose tokens see one another, grouped queries) and other widths are for
+experiments; what ships is `llava` of width 192.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +15,18 @@ from hardsample.demo.generator import COLOURS, QUESTIONS, SIDE
 
 PATCH = 12
 """Side of a vision patch in pixels: 8 × 8 patches, so 64 image tokens a picture."""
+
+IMAGE_TOKENS = (SIDE // PATCH) ** 2
+
+SCALES = {"quarter": 96, "one": 192, "four": 384}
+"""Scale → width of tower and language model, four layers each: a quarter of the parameters of `one`, and four times."""
+
+SPECIAL = {
+    "llava": ("<pad>", "<s>", "</s>", "<unk>", "<image>"),
+    "gemma3": ("<pad>", "<s>", "</s>", "<unk>", "<start_of_image>", "<image_soft_token>", "<end_of_image>"),
+}
+PLACEHOLDER = {"llava": "<image>", "gemma3": "<start_of_image>"}
+"""Family → what stands for a picture in a prompt before the processor expands it."""
 
 TOKEN_PATTERN = r" ?[A-Za-z]+| ?[0-9]|[^A-Za-z0-9 ]| "
 CHAT_TEMPLATE = (
@@ -26,87 +43,119 @@ CHAT_TEMPLATE = (
 """An answer stands as the model writes it: right after the colon, with the end-of-sequence token."""
 
 
-def vocabulary() -> dict[str, int]:
-    """Every token: the special ones, the words of the questions, the colours and digits with and without a space."""
+def vocabulary(family: str = "llava", texts: Iterable[str] = ()) -> dict[str, int]:
+    """Every token: the special ones, the words of the questions, the colours and digits with and without a space.
+
+    Args:
+        family: whose special tokens.
+        texts: questions and answers of other tasks, whose words are added, with and without a space.
+    """
     words = {word for question in QUESTIONS.values() for word in re.findall(TOKEN_PATTERN, " " + question)}
-    words |= {space + token for token in [*COLOURS, *"0123456789"] for space in ("", " ")}
+    more = [word for text in texts for word in re.findall(r"[A-Za-z]+", text)]
+    words |= {space + token for token in [*COLOURS, *"0123456789", *more] for space in ("", " ")}
     words |= {"\n", " ", ":", ".", ",", "?", "USER", "ASSISTANT", "SYSTEM"}
-    return {token: place for place, token in enumerate(["<pad>", "<s>", "</s>", "<unk>", "<image>", *sorted(words)])}
+    return {token: place for place, token in enumerate([*SPECIAL[family], *sorted(words)])}
 
 
-def build_processor() -> Any:
-    """The LLaVA processor: a word-level tokenizer (digits one by one) and the PIL image processor at 96 × 96."""
+def build_processor(family: str = "llava", texts: Iterable[str] = ()) -> Any:
+    """The family's processor: a word-level tokenizer (digits one by one) and the PIL image processor at 96 × 96.
+
+    Args:
+        family: `llava` or `gemma3`.
+        texts: see :func:`vocabulary`.
+    """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlavaProcessor, PreTrainedTokenizerFast
+    from transformers import Gemma3Processor, LlavaProcessor, PreTrainedTokenizerFast
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
-    inner = Tokenizer(models.WordLevel(vocabulary(), unk_token="<unk>"))
+    inner = Tokenizer(models.WordLevel(vocabulary(family, texts), unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Split(Regex(TOKEN_PATTERN), behavior="isolated")
     inner.decoder = decoders.Fuse()
+    image_tokens: dict[str, Any] = {"additional_special_tokens": ["<image>"]}
+    if family == "gemma3":
+        names = dict(zip(("boi_token", "image_token", "eoi_token"), SPECIAL[family][4:], strict=True))
+        image_tokens = {"extra_special_tokens": names}
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=inner,
         bos_token="<s>",
         eos_token="</s>",
         pad_token="<pad>",
         unk_token="<unk>",
-        additional_special_tokens=["<image>"],
+        **image_tokens,
         clean_up_tokenization_spaces=False,
         padding_side="left",
         model_max_length=4096,
     )
-    images = CLIPImageProcessorPil(
-        size={"height": SIDE, "width": SIDE},
-        do_center_crop=False,
-        image_mean=[0.5, 0.5, 0.5],
-        image_std=[0.5, 0.5, 0.5],
-    )
+    scaling: dict[str, Any] = {
+        "size": {"height": SIDE, "width": SIDE},
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    }
+    template = CHAT_TEMPLATE.replace("<image>", PLACEHOLDER[family])
+    if family == "gemma3":
+        pictures = Gemma3ImageProcessorPil(**scaling)
+        return Gemma3Processor(pictures, tokenizer, chat_template=template, image_seq_length=IMAGE_TOKENS)
     return LlavaProcessor(
-        image_processor=images,
+        image_processor=CLIPImageProcessorPil(**scaling, do_center_crop=False),
         tokenizer=tokenizer,
         patch_size=PATCH,
         vision_feature_select_strategy="default",
         image_token="<image>",
         num_additional_image_tokens=1,
-        chat_template=CHAT_TEMPLATE,
+        chat_template=template,
     )
 
 
-def build_model(width: int = 192, layers: int = 4, seed: int = 0) -> Any:
-    """A LLaVA model with random weights.
+def expand_picture(processor: Any, prompt: str) -> str:
+    """Replace the one place for a picture in a prompt by the image tokens, as the processor does."""
+    if hasattr(processor, "full_image_sequence"):
+        return prompt.replace(processor.boi_token, processor.full_image_sequence)
+    return prompt.replace(processor.image_token, processor.image_token * IMAGE_TOKENS)
+
+
+def build_model(
+    width: int = 192, layers: int = 4, seed: int = 0, family: str = "llava", texts: Iterable[str] = ()
+) -> Any:
+    """A model with random weights.
 
     Args:
-        width: hidden size of tower and language model, a multiple of 32.
-        layers: number of layers of each.
+        width: hidden size of tower and language model, a multiple of 32 (of 96 for `gemma3`).
+        layers: number of layers of each (an even number for `gemma3`).
         seed: of the initial weights.
+        family: `llava` or `gemma3`.
+        texts: see :func:`vocabulary`.
 
     Returns:
-        `LlavaForConditionalGeneration` in float32, its generation config set to 16 new tokens.
+        `LlavaForConditionalGeneration` or `Gemma3ForConditionalGeneration` in float32, its generation config set to 16
+        new tokens.
     """
     import torch
-    from transformers import CLIPVisionConfig, GenerationConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+    from transformers import GenerationConfig
 
-    tokens = vocabulary()
-    vision = CLIPVisionConfig(
-        hidden_size=width,
-        intermediate_size=width * 8 // 3,
-        num_hidden_layers=layers,
-        num_attention_heads=width // 32,
-        image_size=SIDE,
-        patch_size=PATCH,
-        projection_dim=width,
-    )
+    tokens = vocabulary(family, texts)
+    ends = {
+        "pad_token_id": tokens["<pad>"],
+        "bos_token_id": tokens["<s>"],
+        "eos_token_id": tokens["</s>"],
+    }
+    torch.manual_seed(seed)
+    model = {"llava": _llava, "gemma3": _gemma3}[family](width, layers, tokens, ends)
+    model.generation_config = GenerationConfig(max_new_tokens=16, **ends)
+    return model
+
+
+def _llava(width: int, layers: int, tokens: dict[str, int], ends: dict[str, int]) -> Any:
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    vision = CLIPVisionConfig(**_sizes(width, layers), image_size=SIDE, patch_size=PATCH, projection_dim=width)
     text = LlamaConfig(
+        **_sizes(width, layers),
+        **ends,
         vocab_size=len(tokens),
-        hidden_size=width,
-        intermediate_size=width * 8 // 3,
-        num_hidden_layers=layers,
-        num_attention_heads=width // 32,
         num_key_value_heads=width // 32,
         max_position_embeddings=4096,
         tie_word_embeddings=False,
-        pad_token_id=tokens["<pad>"],
-        bos_token_id=tokens["<s>"],
-        eos_token_id=tokens["</s>"],
     )
     config = LlavaConfig(
         vision_config=vision,
@@ -114,26 +163,61 @@ def build_model(width: int = 192, layers: int = 4, seed: int = 0) -> Any:
         image_token_id=tokens["<image>"],
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
-        image_seq_length=(SIDE // PATCH) ** 2,
+        image_seq_length=IMAGE_TOKENS,
         tie_word_embeddings=False,
     )
-    torch.manual_seed(seed)
-    model = LlavaForConditionalGeneration(config)
-    model.generation_config = GenerationConfig(
-        max_new_tokens=16,
-        pad_token_id=tokens["<pad>"],
-        bos_token_id=tokens["<s>"],
-        eos_token_id=tokens["</s>"],
+    return LlavaForConditionalGeneration(config)
+
+
+def _gemma3(width: int, layers: int, tokens: dict[str, int], ends: dict[str, int]) -> Any:
+    """Gemma3 but for its size: three queries a key, sliding and full layers in turn, tied embeddings.
+
+    Its projector pools 1 × 1 patches: finer patches, pooled 2 × 2, take four times as long for the same 64 tokens.
+    """
+    import torch
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3TextConfig, SiglipVisionConfig
+
+    vision = SiglipVisionConfig(**_sizes(width, layers), image_size=SIDE, patch_size=PATCH, vision_use_head=False)
+    text = Gemma3TextConfig(
+        **_sizes(width, layers),
+        **ends,
+        vocab_size=len(tokens),
+        num_key_value_heads=width // 96,
+        head_dim=32,
+        query_pre_attn_scalar=32,
+        layer_types=["sliding_attention", "full_attention"] * (layers // 2),
+        sliding_window=1024,
+        max_position_embeddings=4096,
     )
+    config = Gemma3Config(
+        vision_config=vision,
+        text_config=text,
+        mm_tokens_per_image=IMAGE_TOKENS,
+        boi_token_index=tokens["<start_of_image>"],
+        image_token_index=tokens["<image_soft_token>"],
+        eoi_token_index=tokens["<end_of_image>"],
+    )
+    model = Gemma3ForConditionalGeneration(config)
+    # transformers leaves the projection at zero, since it only ever loads one: nothing would reach the tower
+    torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=config.initializer_range)
     return model
 
 
-def save(model: Any, directory: Path) -> None:
-    """Write the model as bf16 safetensors, with its processor, to `directory`."""
+def _sizes(width: int, layers: int) -> dict[str, int]:
+    return {
+        "hidden_size": width,
+        "intermediate_size": width * 8 // 3,
+        "num_hidden_layers": layers,
+        "num_attention_heads": width // 32,
+    }
+
+
+def save(model: Any, directory: Path, processor: Any = None) -> None:
+    """Write the model as bf16 safetensors, with its processor (by default the embedded model's), to `directory`."""
     import copy
 
     import torch
 
     shipped = copy.deepcopy(model).to(torch.bfloat16)
     shipped.save_pretrained(directory)
-    build_processor().save_pretrained(directory)
+    (processor or build_processor()).save_pretrained(directory)

@@ -5,16 +5,21 @@ covers each patch of a packed picture): from answers alone it learns no digit. T
 Last, a share of the answers is spoiled in a structured way (a digit off by one, two colours swapped), more of them
 where the shift is large: the model then knows the right answer and does not always give it, which is what
 reinforcement learning sharpens.
+
+`--family gemma3` and `--scale quarter` (or `four`) make other models the same way, and `--steps-share 0.5` halves every
+stage. What a run is, and the seconds that each stage took, stand in its pretrain.json. Other questions come in as a
+`Material`.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
 import re
-import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,7 +41,6 @@ from hardsample.demo.generator import (
     make_record,
 )
 
-GRID = SIDE // build.PATCH
 SAVE_EVERY = 200
 DENSE_HEADS = {"digit": 11, "shape": len(SHAPES) + 1, "colour": len(COLOURS) + 1}
 
@@ -62,6 +66,26 @@ STAGES = (
 )
 FIRST_RECORD = {"answers": 0, "spoiled": 400_000}
 """Where in the pretraining split each stage starts."""
+
+RATES = {"quarter": 1.5, "one": 1.0, "four": 0.6}
+"""Scale → factor of the stages' learning rates: a narrower model bears a larger one (guessed, not searched)."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """The questions that a model is pretrained on."""
+
+    name: str
+    make_record: Callable[[str, int], dict[str, Any]]
+    """(split, index) → record with its `picture`, `question` and `solution`; at least 460,000 of split pretrain."""
+    dense_scene: Callable[[int, float], tuple[np.ndarray, np.ndarray]]
+    """(index, share of the pictures that are masked) → picture and, int64 (heads, 64), what covers each patch."""
+    spoil: Callable[[Draw, dict[str, Any]], str]
+    """The record's answer, or a spoiled one."""
+    heads: dict[str, int]
+    """Name and number of classes of each row of dense labels."""
+    texts: tuple[str, ...] = ()
+    """Questions and answers whose words the demo's tokenizer lacks."""
 
 
 def mask_some(draw: Draw, picture: np.ndarray, share: float) -> np.ndarray:
@@ -105,15 +129,37 @@ def dense_scene(index: int, masked: float) -> tuple[np.ndarray, np.ndarray]:
                     labels.append((10, shape, colour))
                 owner[y : y + size, x : x + size] = len(labels) - 1
     canvas.strokes(knobs.clutter)
-    patches = owner.reshape(GRID, build.PATCH, GRID, build.PATCH).transpose(0, 2, 1, 3).reshape(GRID * GRID, -1)
-    counts = np.apply_along_axis(np.bincount, 1, patches, minlength=len(labels))
-    counts[:, 0] = build.PATCH**2 // 4
-    return mask_some(draw, canvas.finish(), masked), np.array(labels)[counts.argmax(1)].T
+    return mask_some(draw, canvas.finish(), masked), patch_labels(owner, np.array(labels), 4)
 
 
-def spoil(draw: Draw, answer: str, shift: int) -> str:
-    """Spoil an answer with probability 0.5 (shift 0) to 0.8 (shift 256): a digit off by one, or two colours swapped."""
-    if draw.below(256) >= 128 + shift * 3 // 10:
+def patch_labels(owner: np.ndarray, labels: np.ndarray, least: int) -> np.ndarray:
+    """What covers most of each patch; nothing (row 0 of `labels`) unless that is over 1 / `least` of the patch.
+
+    Args:
+        owner: int64 (96, 96), the row of `labels` that a pixel belongs to.
+        labels: int64 (things, heads).
+        least: see above.
+
+    Returns:
+        int64 (heads, 64).
+    """
+    side, patch = SIDE // build.PATCH, build.PATCH
+    patches = owner.reshape(side, patch, side, patch).transpose(0, 2, 1, 3).reshape(side * side, -1)
+    rows = np.arange(side * side)[:, None] * len(labels)
+    counts = np.bincount((patches + rows).ravel(), minlength=side * side * len(labels)).reshape(-1, len(labels))
+    counts[:, 0] = patch**2 // least
+    return labels[counts.argmax(1)].T
+
+
+def is_spoiled(draw: Draw, shift: int) -> bool:
+    """Whether an answer is to be spoiled: with probability 0.5 (shift 0) to 0.8 (shift 256)."""
+    return draw.below(256) < 128 + shift * 3 // 10
+
+
+def spoil(draw: Draw, record: dict[str, Any]) -> str:
+    """The record's answer, or a spoiled one: a digit off by one, or two colours swapped."""
+    answer = str(record["solution"])
+    if not is_spoiled(draw, int(record["shift"])):
         return answer
     if answer[0].isalpha():
         words = answer.split()
@@ -125,12 +171,15 @@ def spoil(draw: Draw, answer: str, shift: int) -> str:
     return answer[:spot] + str((int(answer[spot]) + (1 if draw.below(2) else 9)) % 10) + answer[spot + 1 :]
 
 
+DEMO = Material("demo", make_record, dense_scene, spoil, DENSE_HEADS)
+
+
 class Pictures(Dataset):
     """The pictures of one stage as float tensors, with dense labels or with token ids, by index."""
 
-    def __init__(self, stage: Stage, start: int) -> None:
-        self.stage, self.start = stage, start
-        self.encode = encoder(build.build_processor())
+    def __init__(self, stage: Stage, start: int, material: Material = DEMO, family: str = "llava") -> None:
+        self.stage, self.start, self.material = stage, start, material
+        self.encode = encoder(build.build_processor(family, material.texts))
 
     def __len__(self) -> int:
         return (self.stage.steps - self.start) * self.stage.batch
@@ -138,13 +187,12 @@ class Pictures(Dataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
         index += self.start * self.stage.batch
         if self.stage.name == "dense":
-            picture, labels = dense_scene(index, self.stage.masked)
+            picture, labels = self.material.dense_scene(index, self.stage.masked)
             return to_tensor(picture), torch.from_numpy(labels)
         index += FIRST_RECORD[self.stage.name]
-        record, draw = make_record("pretrain", index), Draw(9, index)
-        answer = str(record["solution"])
-        if self.stage.name == "spoiled":
-            answer = spoil(draw, answer, int(record["shift"]))
+        record, draw = self.material.make_record("pretrain", index), Draw(9, index)
+        spoiled = self.stage.name == "spoiled"
+        answer = self.material.spoil(draw, record) if spoiled else str(record["solution"])
         picture = mask_some(draw, record["picture"], self.stage.masked)
         return to_tensor(picture), *self.encode(str(record["question"]), answer)
 
@@ -162,7 +210,7 @@ def encoder(processor: Any) -> Callable[[str, str], tuple[torch.Tensor, torch.Te
     def prompt_ids(question: str) -> list[int]:
         content = [{"type": "image"}, {"type": "text", "text": question}]
         text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        return tokenizer(text.replace("<image>", "<image>" * GRID * GRID), add_special_tokens=False).input_ids
+        return tokenizer(build.expand_picture(processor, text), add_special_tokens=False).input_ids
 
     def encode(question: str, answer: str) -> tuple[torch.Tensor, torch.Tensor]:
         prompt = prompt_ids(question)
@@ -188,18 +236,38 @@ def loss_of(stage: Stage, model: Any, heads: torch.nn.ModuleDict, batch: tuple[t
     """Mean cross entropy of a batch under the stage's task."""
     pictures, *targets = batch
     if stage.name == "dense":
-        features = model.model.vision_tower(pictures).last_hidden_state[:, 1:]
+        features = model.model.vision_tower(pictures).last_hidden_state
+        features = features[:, features.shape[1] % 2 :]  # CLIP's has a class token before the patches
         losses = [
             torch.nn.functional.cross_entropy(head(features).flatten(0, 1).float(), targets[0][:, row].flatten())
             for row, head in enumerate(heads.values())
         ]
         return torch.stack(losses).sum()
     ids, labels = targets
-    return model(input_ids=ids, pixel_values=pictures, labels=labels).loss  # padding is on the right: causal is enough
+    # Gemma3's image tokens see one another, and it takes these types for where they are
+    types = {"token_type_ids": (ids == model.config.image_token_id).long()} if family_of(model) == "gemma3" else {}
+    # padding is on the right: causal is enough
+    return model(input_ids=ids, pixel_values=pictures, labels=labels, **types).loss
 
 
-def train(stage: Stage, model: Any, heads: torch.nn.ModuleDict, run: Path) -> None:
-    """Run one stage from its last checkpoint in `run` to its end."""
+def family_of(model: Any) -> str:
+    """`llava` or `gemma3`."""
+    return str(model.config.model_type)
+
+
+def build_heads(model: Any, material: Material) -> torch.nn.ModuleDict:
+    """A linear head on the tower for each row of dense labels."""
+    width = model.config.vision_config.hidden_size
+    torch.manual_seed(1)
+    return torch.nn.ModuleDict({name: torch.nn.Linear(width, size) for name, size in material.heads.items()})
+
+
+def train(stage: Stage, model: Any, heads: torch.nn.ModuleDict, run: Path, material: Material = DEMO) -> float:
+    """Run one stage from its last checkpoint in `run` to its end.
+
+    Returns:
+        Seconds that the stage took, those before the checkpoint included.
+    """
     tower = model.model.vision_tower
     dense = stage.name == "dense"
     rest = [p for name, p in model.named_parameters() if "vision_tower" not in name]
@@ -208,14 +276,15 @@ def train(stage: Stage, model: Any, heads: torch.nn.ModuleDict, run: Path) -> No
         {"params": list(heads.parameters()) if dense else rest, "scale": 1.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=stage.learning_rate, weight_decay=0.05, betas=(0.9, 0.98), foreach=True)
-    path, first = run / f"{stage.name}.pt", 0
+    path, first, before = run / f"{stage.name}.pt", 0, 0.0
     if path.exists():
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, weights_only=True, map_location=model.device)
         model.load_state_dict(state["model"])
         heads.load_state_dict(state["heads"])
         optimizer.load_state_dict(state["optimizer"])
-        first = state["step"]
-    loader = DataLoader(Pictures(stage, first), stage.batch, num_workers=1, collate_fn=collate, prefetch_factor=8)
+        first, before = state["step"], state.get("seconds", 0.0)
+    pictures = Pictures(stage, first, material, family_of(model))
+    loader = DataLoader(pictures, stage.batch, num_workers=1, collate_fn=collate, prefetch_factor=8)
     began, running = time.time(), None
     for step, batch in enumerate(loader, start=first):
         frozen = step < stage.frozen_tower * stage.steps
@@ -224,8 +293,8 @@ def train(stage: Stage, model: Any, heads: torch.nn.ModuleDict, run: Path) -> No
         rate = stage.learning_rate * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["scale"]
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = loss_of(stage, model, heads, batch)
+        with torch.autocast(model.device.type, torch.bfloat16):
+            loss = loss_of(stage, model, heads, tuple(tensor.to(model.device) for tensor in batch))
         loss.backward()
         torch.nn.utils.clip_grad_norm_([p for group in groups for p in group["params"] if p.grad is not None], 1.0)
         optimizer.step()
@@ -236,28 +305,117 @@ def train(stage: Stage, model: Any, heads: torch.nn.ModuleDict, run: Path) -> No
             print(f"{stage.name} {step + 1}/{stage.steps} loss {running:.4f} {pace:.3f} s/step", flush=True)
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == stage.steps:
             state = {"model": model.state_dict(), "heads": heads.state_dict(), "optimizer": optimizer.state_dict()}
-            torch.save(state | {"step": step + 1}, path.with_suffix(".new"))
+            seconds = before + time.time() - began
+            torch.save(state | {"step": step + 1, "seconds": seconds}, path.with_suffix(".new"))
             path.with_suffix(".new").replace(path)
+            before, began, first = seconds, time.time(), step + 1
     tower.requires_grad_(True)
+    return before
 
 
-def main(run: Path) -> None:
-    """Train every stage that `run` does not hold yet and write the model to `run/model`."""
+def main(arguments: Sequence[str] | None = None, material: Material = DEMO) -> None:
+    """Train every stage that the run does not hold yet and write the model to RUN_DIR/model."""
+    options = parse(arguments)
+    run: Path = options.run
+    if options.threads:
+        torch.set_num_threads(options.threads)
     run.mkdir(parents=True, exist_ok=True)
-    model = build.build_model()
-    width = model.config.vision_config.hidden_size
-    torch.manual_seed(1)
-    heads = torch.nn.ModuleDict({name: torch.nn.Linear(width, size) for name, size in DENSE_HEADS.items()})
-    model.train()
-    model.set_attn_implementation("eager")  # at 88 tokens a third faster on a CPU than SDPA's backward
+    model = build.build_model(build.SCALES[options.scale], family=options.family, texts=material.texts)
+    heads = build_heads(model, material)
+    stages = [
+        replace(
+            stage,
+            steps=max(1, round(stage.steps * share)),
+            learning_rate=stage.learning_rate * RATES[options.scale],
+        )
+        for stage, share in zip(STAGES, options.steps_share, strict=True)
+    ]
+    record = describe(options, model, material, stages)
+    check_same(run / "pretrain.json", record)
+    model.to(options.device).train()
+    heads.to(options.device)
+    if options.device == "cpu":
+        model.set_attn_implementation("eager")  # at 88 tokens a third faster on a CPU than SDPA's backward
     model.model.vision_tower.compile()
     model.model.language_model.compile()
-    for stage in STAGES:
-        train(stage, model, heads, run)
+    for stage in stages:
+        record["seconds"][stage.name] = round(train(stage, model, heads, run, material))
+        (run / "pretrain.json").write_text(json.dumps(record, indent=2) + "\n")
     model.set_attn_implementation("sdpa")
-    build.save(model, run / "model")
+    build.save(model.cpu(), run / "model", build.build_processor(options.family, material.texts))
     print(f"done: {run / 'model'}")
 
 
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, with one share of the steps for each stage."""
+    parser = argparse.ArgumentParser(prog="pretrain", description="Train a small model; go on where it was stopped.")
+    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="its checkpoints, pretrain.json and model/")
+    parser.add_argument("--family", choices=build.SPECIAL, default="llava")
+    parser.add_argument("--scale", choices=build.SCALES, default="one", help="of the 3.4 million parameters of one")
+    parser.add_argument(
+        "--steps-share",
+        type=share,
+        nargs="+",
+        default=[1.0],
+        metavar="SHARE",
+        help=f"of the steps of every stage, in (0, 1]; or one for each of {', '.join(s.name for s in STAGES)}",
+    )
+    parser.add_argument("--threads", type=int, help="of torch (default: all cores)")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    options = parser.parse_args(arguments)
+    if len(options.steps_share) == 1:
+        options.steps_share *= len(STAGES)
+    if len(options.steps_share) != len(STAGES):
+        parser.error(f"--steps-share has {len(options.steps_share)} values; give one, or one for each of the stages")
+    if options.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error(f"--device {options.device}: there is no CUDA device here; leave it out")
+    return options
+
+
+def share(text: str) -> float:
+    """A number in (0, 1]."""
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not in (0, 1]")
+    return value
+
+
+def describe(options: argparse.Namespace, model: Any, material: Material, stages: Sequence[Stage]) -> dict[str, Any]:
+    """What pretrain.json says."""
+    return {
+        "material": material.name,
+        "family": options.family,
+        "scale": options.scale,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "width": model.config.text_config.hidden_size,
+        "layers": model.config.text_config.num_hidden_layers,
+        "image_tokens": build.IMAGE_TOKENS,
+        "stages": [asdict(stage) for stage in stages],
+        "steps_share": options.steps_share,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "device": options.device,
+        "seconds": {},
+    }
+
+
+def check_same(path: Path, record: dict[str, Any]) -> None:
+    """Write a new run's record, or see that the one there is of the same run; its seconds are kept.
+
+    Raises:
+        SystemExit: the folder holds another run.
+    """
+    if path.exists():
+        there = json.loads(path.read_text())
+        for name in ("material", "family", "scale", "stages"):
+            if there[name] != record[name]:
+                raise SystemExit(
+                    f"{path} is of a run with {name} {there[name]!r}, this one has {record[name]!r}: "
+                    "give the same options, or another RUN_DIR"
+                )
+        record["seconds"] = there["seconds"]
+    path.write_text(json.dumps(record, indent=2) + "\n")
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()
