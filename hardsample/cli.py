@@ -40,6 +40,7 @@ EngineName = StrEnum("EngineName", ("transformers",))
 GraderName = StrEnum("GraderName", ("math", "ocr", "counting", "grounding", "detection", "choice", "text"))
 BoxFormat = StrEnum("BoxFormat", ("pixels", "relative_1000"))
 DType = StrEnum("DType", ("float32", "bfloat16", "float16", "auto"))
+BenchmarkName = StrEnum("BenchmarkName", ("mathvista", "mmvet", "ocrbench", "hallusionbench", "mmmu", "mmstar"))
 
 _OUT = Console(soft_wrap=True, highlight=False)
 _ERR = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -79,8 +80,8 @@ def score(
     data: Annotated[
         str,
         typer.Argument(
-            help="A .jsonl, .json or .parquet file, a folder from save_to_disk, a hub id, or `demo` (also demo:pool, "
-            "demo:test, demo:pretrain)."
+            help="A .jsonl, .json, .parquet or .tsv file, a folder from save_to_disk, a hub id, or `demo` (also "
+            "demo:pool, demo:test, demo:pretrain)."
         ),
     ],
     model: Annotated[str, typer.Option(help="Folder or hub id of a vision-language model, or `demo`.")],
@@ -277,6 +278,20 @@ def evaluate(
     compare: Annotated[
         tuple[Path, Path] | None, typer.Option(help="two evaluated folders: what the second does better, paired")
     ] = None,
+    benchmark: Annotated[
+        BenchmarkName | None,
+        typer.Option(help="grade as this benchmark does; without DATA: say what to get, and where"),
+    ] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(help="of a VLMEvalKit .tsv: write its prediction file, such as MODEL_DATASET.tsv")
+    ] = None,
+    judge_url: Annotated[
+        str | None,
+        typer.Option(
+            help="OpenAI-compatible server of a judge model, such as http://localhost:8000/v1; key: OPENAI_API_KEY"
+        ),
+    ] = None,
+    judge_model: Annotated[str | None, typer.Option(help="name of the judge model on that server")] = None,
     limit: Annotated[int | None, _option("limit", min=1)] = None,
     image_root: Annotated[Path | None, _option("image_root")] = None,
     grader: Annotated[GraderName | None, _option("grader")] = None,
@@ -294,13 +309,22 @@ def evaluate(
     trained model; then `hardsample evaluate --compare runs/before runs/after`.
     """
     from hardsample import evaluation
+    from hardsample.benchmarks import BENCHMARKS, missing_data
     from hardsample.output import OutputError
     from hardsample.tables import accuracy_table, comparison_table
+    from hardsample.vlmevalkit import check_target
 
     if compare is not None:
         with _failing(OutputError, ValueError):
             _OUT.print(comparison_table(evaluation.compare(*compare), str(compare[0]), str(compare[1])))
         return
+    if benchmark and (data is None or (data.endswith(".tsv") and not Path(data).exists())):
+        raise typer.BadParameter(missing_data(benchmark.value))
+    if (judge_url is None) != (judge_model is None):
+        raise typer.BadParameter("a judge has both a --judge-url and a --judge-model: give the other one too")
+    if judge_url and (benchmark is None or BENCHMARKS[benchmark.value].judge is None):
+        judged = ", ".join(name for name, known in BENCHMARKS.items() if known.judge)
+        raise typer.BadParameter(f"a judge is asked for --benchmark {judged}: name one, or leave --judge-url out")
     for name, value in (("DATA", data), ("--model", model), ("--output", output)):
         if value is None:
             raise typer.BadParameter(f"{name} is missing: name data, --model and --output, or --compare two folders")
@@ -317,14 +341,50 @@ def evaluate(
         "trust_remote_code": trust_remote_code,
     }
     with _running(str(output)):
+        if predictions:
+            check_target(str(data), predictions)
+        judge = _judge(str(output), judge_url, judge_model) if judge_url and judge_model else None
         found = evaluation.evaluate(
             str(data), str(model), str(output), rollouts=rollouts, temperature=temperature, strata=strata_of, **settings
         )
-    _OUT.print(accuracy_table(found))
+        if predictions:
+            _write_predictions(str(data), predictions, found.directory)
+        if benchmark:
+            _grade_benchmark(found.directory, benchmark.value, judge)
+    if not benchmark:
+        _OUT.print(accuracy_table(found))
     if found.set_aside:
         _say(f"set aside  {found.set_aside} records that could not be used: {output}/rejected.jsonl")
     _say(f"results    {output} (evaluation.json)")
     _say(f"next: hardsample evaluate --compare {output} ANOTHER_EVALUATION")
+
+
+def _judge(output: str, url: str, model: str) -> Any:
+    """The judge, whose verdicts are kept in the output folder."""
+    from hardsample.judge import Judge
+
+    return Judge(output, url, model)
+
+
+def _write_predictions(table: str, target: Path, directory: Path) -> None:
+    """Write VLMEvalKit's prediction file and say what is in it."""
+    from hardsample.benchmarks import first_completion
+    from hardsample.store import Store
+    from hardsample.vlmevalkit import write_predictions
+
+    with Store(directory) as store:
+        written, left_out = write_predictions(table, target, lambda sample: first_completion(store, sample))
+    rest = f"; {left_out:,} rows without a completion are left out" if left_out else ""
+    _say(f"predicted  {target}: {written:,} rows, the first rollout of each{rest}")
+    _say(f"           named MODEL_DATASET.tsv, VLMEvalKit grades it: vlmutil eval DATASET {target}")
+
+
+def _grade_benchmark(directory: Path, name: str, judge: Any) -> None:
+    """Grade the completions as a benchmark does and print its figures."""
+    from hardsample.benchmarks import grade_benchmark
+    from hardsample.tables import benchmark_table
+
+    _OUT.print(benchmark_table(grade_benchmark(directory, name, judge)))
 
 
 @app.command(

@@ -21,6 +21,7 @@ from datasets import Features
 
 from hardsample.columns import decode_json, holds_json
 from hardsample.conversation import RecordError
+from hardsample.vlmevalkit import TableError, read_table, table_features
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +53,8 @@ def open_source(data: str | Path | datasets.Dataset, limit: int | None = None) -
     """Find out what `data` is.
 
     Args:
-        data: .jsonl, .json or .parquet file, folder from save_to_disk, Hub id (`owner/name` or `owner/name:split`),
-            `demo` (`demo:pool`, `demo:test`, `demo:pretrain`), or a Dataset.
+        data: .jsonl, .json, .parquet or .tsv file, folder from save_to_disk, Hub id (`owner/name` or
+            `owner/name:split`), `demo` (`demo:pool`, `demo:test`, `demo:pretrain`), or a Dataset.
         limit: how many records will be read; questions of the demo are drawn, and no more of them than that.
 
     Raises:
@@ -169,6 +170,14 @@ def _from_jsonl(path: Path) -> Source:
     return Source(str(path.resolve()), rows, path.parent)
 
 
+def _from_tsv(path: Path) -> Source:
+    try:
+        features = table_features(path)
+    except TableError as error:
+        raise DataError(str(error)) from error
+    return Source(str(path.resolve()), lambda: read_table(path), path.parent, features)
+
+
 def _parse_line(line: bytes, number: int) -> Row:
     try:
         return _mapping(json.loads(line), f"line {number}")
@@ -278,5 +287,10 @@ def limited(source: Source, limit: int | None) -> Iterator[tuple[int, Row]]:
     return islice(enumerate(source.rows()), limit)
 
 
-_READERS: dict[str, Callable[[Path], Source]] = {".jsonl": _from_jsonl, ".json": _from_json, ".parquet": _from_parquet}
+_READERS: dict[str, Callable[[Path], Source]] = {
+    ".jsonl": _from_jsonl,
+    ".json": _from_json,
+    ".parquet": _from_parquet,
+    ".tsv": _from_tsv,
+}
 _SUFFIXES = ", ".join(_READERS)

@@ -93,8 +93,8 @@ def load(
     Nothing is cached between calls: the dataset lies in a folder of its own until this process ends.
 
     Args:
-        data: .jsonl, .json or .parquet file, folder from save_to_disk, Hub id (`owner/name`, `owner/name:split`), a
-            Dataset, or `demo`, `demo:pool`, `demo:test`, `demo:pretrain`.
+        data: .jsonl, .json, .parquet or .tsv file, folder from save_to_disk, Hub id (`owner/name`,
+            `owner/name:split`), a Dataset, or `demo`, `demo:pool`, `demo:test`, `demo:pretrain`.
         image_root: folder that image paths resolve against and may not leave, links resolved first. Default: the file's
             own folder; for a Dataset in memory the working directory, and absolute paths are taken as they are.
         grader: one of `solutions.GRADERS`, for records that leave it open.

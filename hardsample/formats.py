@@ -64,6 +64,7 @@ FORMATS = (
     Format("ms-swift", ("query",), "query", ("solution", "response")),
     Format("r1v-eval", ("question", "ground_truth"), "question", ("ground_truth",)),
     Format("dynamath", ("question", "answer", "answer_type"), "question", ("answer",)),
+    Format("vlmevalkit", ("index", "question", "answer"), "question", ("answer",)),
     Format("math-v", ("question",), "question", ("answer", "solution")),
     Format("easyr1", ("problem", "answer"), "problem", ("answer",)),
     Format("ms-swift", ("problem",), "problem", ("solution", "response", "ground_truth")),

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from hardsample.benchmarks import Result
 from hardsample.evaluation import Comparison, Evaluation
 from hardsample.intervals import Interval
 from hardsample.output import REJECTED_FILE, Scores
@@ -87,6 +88,17 @@ def accuracy_table(found: Evaluation) -> RenderableType:
         for value, one in values.items():
             add(f"{name} {value}", one)
     return table
+
+
+def benchmark_table(found: Result) -> RenderableType:
+    """A benchmark's figures with their intervals, its score first, and what to know of them."""
+    table = Table(title=Text(f"{found.benchmark}, graded by {found.how}, 95 % intervals"), title_justify="left")
+    for name in ("", "value", "95 % interval", "samples"):
+        table.add_column(name, justify="right" if name else "left")
+    for name, one in found.figures.items():
+        bounds = f"{100 * one.low:.1f} – {100 * one.high:.1f}"
+        table.add_row(Text(name), f"{100 * one.value:.1f} %", bounds, f"{one.samples:,}")
+    return Group(table, *(Text(f"note       {note}") for note in found.notes))
 
 
 def comparison_table(found: Comparison, first: str, second: str) -> RenderableType:
