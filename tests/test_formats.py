@@ -32,6 +32,7 @@ TALK = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "5"}]
 SHARED_TALK = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": 5.0}]
 ORSTA = {"answer": "9", "ground_truth": "5", "verifier": "mathverify"}
 KNOWN = [
+    ("vlmevalkit", {"index": "1", "question": "Q", "image": ["a"], "answer": "5"}),
     ("ms-swift", {"messages": ASKED, "images": ["a"], "solution": "5"}),
     ("ms-swift", {"query": "<image>Q", "response": "5", "image": "a"}),
     ("ms-swift", {"query": "<img>a</img>Q", "response": "no", "solution": "5"}),
