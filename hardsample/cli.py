@@ -376,7 +376,7 @@ def _write_predictions(table: str, target: Path, directory: Path) -> None:
         written, left_out = write_predictions(table, target, lambda sample: first_completion(store, sample))
     rest = f"; {left_out:,} rows without a completion are left out" if left_out else ""
     _say(f"predicted  {target}: {written:,} rows, the first rollout of each{rest}")
-    _say(f"           named MODEL_DATASET.tsv, VLMEvalKit grades it: vlmutil eval DATASET {target}")
+    _say(f"           named MODEL_DATASET.tsv, VLMEvalKit grades it: vlmutil eval {target}")
 
 
 def _grade_benchmark(directory: Path, name: str, judge: Any) -> None:

@@ -147,7 +147,8 @@ def _record(row: Row, pictures: _Pictures) -> dict[str, Any]:
         record["image"] = images
     elif record.get("image_path") is not None:
         images = record["image_path"] = as_list(row["image_path"])
-    yes_no = row.get("answer", "").strip().capitalize() in _YES_NO and not options
+    given = bool(options) or row.get("choices", "") not in ("", "nan", "[]")  # MathVista's, written in its question
+    yes_no = row.get("answer", "").strip().capitalize() in _YES_NO and not given
     if options or yes_no:
         record["options"] = options or list(_YES_NO)
     record["question"] = _question(row, options, yes_no, len(images))

@@ -102,6 +102,12 @@ def test_paths_and_rows_without_a_picture(tmp_path):
     assert [one.number for one in loaded.rejected] == [3] and "three.png" in loaded.rejected[0].reason
 
 
+def test_choices_in_their_own_column_keep_their_order(tmp_path):
+    row = {"index": "1", "image": picture(), "question": "q?\nChoices:\n(A) No\n(B) Yes", "answer": "Yes"}
+    record = load(write(tmp_path / "data.tsv", [row | {"choices": "['No', 'Yes']"}])).dataset[0]
+    assert record["options"] == ["No", "Yes"] and record["grader"] == "choice" and text(record).endswith("(B) Yes")
+
+
 def test_bad_rows_are_set_aside_with_their_reason(tmp_path):
     path = tmp_path / "data.tsv"
     good = f"\t{picture()}\tq?\tA text\t\t\tA\n"
