@@ -21,7 +21,8 @@ from hardsample.benchmarks import (
     grade_yes_no,
     missing_data,
 )
-from hardsample.cli import BenchmarkName, app
+from hardsample.cli import app
+from hardsample.console import BenchmarkName
 from hardsample.demo import load_split
 from hardsample.evaluation import evaluate
 from hardsample.intervals import accuracy_interval, mean_interval

@@ -86,11 +86,13 @@ FORBIDDEN = [
     ("hardsample/engines/example.py", "from hardsample.trainer import config\n"),
     ("hardsample/example.py", "def late():\n    from hardsample.trainer import config\n"),
     ("hardsample/cli.py", "from hardsample.trainer import config\n"),
+    ("hardsample/cli_training.py", "from hardsample.trainer import config\n"),
 ]
 ALLOWED = [
     ("kernels/example.py", "import torch\nfrom .reference import mask\nfrom . import native\n"),
     ("hardsample/example.py", "from hardsample.kernels.reference import mask\nfrom hardsample import pism\n"),
     ("hardsample/cli.py", "def train():\n    from hardsample.trainer import config\n"),
+    ("hardsample/cli_training.py", "def train():\n    from hardsample.trainer import config\n"),
     ("trainer/example.py", "from hardsample import data\nfrom hardsample.kernels import ops\n"),
 ]
 
