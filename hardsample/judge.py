@@ -204,7 +204,7 @@ def _read_verdicts(path: Path) -> dict[str, float]:
         for line in text.splitlines():
             try:
                 verdict = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            kept[verdict["key"]] = verdict["worth"]
+                kept[verdict["key"]] = float(verdict["worth"])
+            except (ValueError, KeyError, TypeError):
+                continue  # asked again
     return kept

@@ -120,7 +120,7 @@ def choose_grader(verifier: Any, options: list[str] | None, solution: str, wante
 def given_options(value: Any) -> list[str] | None:
     """Options of a column as a list of texts: a list, {"A": …} in its order, or JSON or lettered lines in one text."""
     if isinstance(value, str):
-        parsed = _literal(value)
+        parsed = read_literal(value)
         value = parsed if isinstance(parsed, list | dict) else (written_options(value) or [])
     if isinstance(value, Mapping):
         # a typed file gives every record all letters, null where it has none
@@ -190,7 +190,7 @@ def _balanced(text: str) -> bool:
 
 
 def _box_form(answer: str) -> str | None:
-    value = _literal(answer)
+    value = read_literal(answer)
     if _is_box(value):
         return "box"
     return "boxes" if isinstance(value, list) and value and all(_is_box(item) for item in value) else None
@@ -204,9 +204,9 @@ def _is_box(value: Any) -> bool:
     return numbers and 0 <= value[0] < value[2] and 0 <= value[1] < value[3]
 
 
-def _literal(text: str) -> Any:
-    """The list or mapping that a text holds, in JSON or as Python prints it; None where it holds none."""
-    if not text.lstrip().startswith(("[", "{")) or len(text) > 100_000:
+def read_literal(text: str, most_chars: int = 100_000) -> Any:
+    """The list or mapping that a text holds, in JSON or as Python prints it; None where it holds none, or is longer."""
+    if not text.lstrip().startswith(("[", "{")) or len(text) > most_chars:
         return None
     for parse in (json.loads, ast.literal_eval):
         try:

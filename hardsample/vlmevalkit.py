@@ -7,10 +7,8 @@ index of the row whose picture is meant. Rows are read one at a time, whatever t
 
 from __future__ import annotations
 
-import ast
 import codecs
 import csv
-import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -21,6 +19,7 @@ from typing import IO, Any
 from datasets import Features, Value
 
 from hardsample.conversation import RecordError
+from hardsample.solutions import read_literal
 
 MOST_REFERENCE_CHARS = 64
 """Longer texts in `image` are pictures, shorter ones the index of another row; that is VLMEvalKit's own bound."""
@@ -122,15 +121,8 @@ def check_target(table: str | Path, target: str | Path) -> None:
 
 def as_list(text: str) -> list[str]:
     """The items of a field that may hold a list, in JSON or as Python prints it; the text alone where it holds none."""
-    if text.startswith("[") and text.endswith("]"):
-        for parse in (json.loads, ast.literal_eval):
-            try:
-                value = parse(text)
-            except (ValueError, SyntaxError, RecursionError, MemoryError):
-                continue
-            if isinstance(value, list):
-                return [str(item) for item in value]
-    return [text]
+    value = read_literal(text, MOST_FIELD_CHARS) if text.endswith("]") else None
+    return [str(item) for item in value] if isinstance(value, list) else [text]
 
 
 def _record(row: Row, pictures: _Pictures) -> dict[str, Any]:
