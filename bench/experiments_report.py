@@ -11,8 +11,9 @@ from pathlib import Path
 from preparing import machine
 
 from hardsample.figures import mean_intervals
-from hardsample.trainer.experiment import laid_out, summed_up
+from hardsample.trainer.experiment import laid_out
 from hardsample.trainer.experiment_config import read_experiment
+from hardsample.trainer.summary import summed_up
 
 ROOT = Path(__file__).parent
 RESULTS = ROOT / "results" / "experiments"

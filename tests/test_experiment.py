@@ -7,16 +7,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from filelock import FileLock
 from safetensors.torch import load_file
 
-from hardsample.trainer.experiment import check_options, costs, laid_out, run_experiment
+from hardsample.config import ScoringConfig
+from hardsample.scoring import score
+from hardsample.trainer.experiment import check_options, laid_out, run_experiment
 from hardsample.trainer.experiment_config import ExperimentConfig, ExperimentError, read_experiment
 from hardsample.trainer.jobs import Job, run_jobs
-from hardsample.trainer.stage import STAGE_FILE
+from hardsample.trainer.stage import PROGRESS_FILE, STAGE_FILE, Progress, train
+from hardsample.trainer.summary import costs, summed_up
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -151,3 +155,35 @@ def test_mistakes_are_said_before_anything_is_trained(tmp_path):
     ):
         with pytest.raises(ValueError, match=said):
             check_options(ExperimentConfig(**SMALL | {"output": str(tmp_path / "no")} | options))
+
+
+@pytest.fixture(scope="module")
+def small_scores(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scores")
+    score("demo", "demo", folder, ScoringConfig(limit=6, num_masks=2, ratios=(0.0, 0.2, 0.5, 0.8), tau=0.5))
+    return folder
+
+
+def test_scores_that_do_not_fit_are_refused(tmp_path, small_scores):
+    of_scores = SMALL | {"output": str(tmp_path), "scores": str(small_scores)}
+    with pytest.raises(ExperimentError, match="scores of 6 samples, and limit is 5"):
+        laid_out(ExperimentConfig(**of_scores | {"limit": 5}))
+    config = ExperimentConfig(**of_scores | {"model": str(tmp_path / "other")})
+    plan, strata = laid_out(config)
+    notes = summed_up(config, plan, strata, {}).notes
+    assert f"the strata are those of demo, not of {tmp_path / 'other'}: score it, unless that is wanted" in notes
+
+    wanted = {"model": "demo", "model_config": {}, "freeze": [], "trust_remote_code": False, "image_root": None}
+    wanted |= {"data": "demo:test", "grader": None, "limit": 6, "scores": str(small_scores), "ids": ["pool-000000"]}
+    with pytest.raises(ValueError, match=r"1 of 1 samples that were scored are not in demo:test.*'pool-000000'"):
+        train(tmp_path, wanted)
+
+
+def test_seconds_before_a_kill_count(tmp_path):
+    first = Progress(tmp_path)
+    first.began -= 100
+    first.on_step_end(None, SimpleNamespace(global_step=7), None)
+    assert (tmp_path / PROGRESS_FILE).read_text() == "7"
+    second = Progress(tmp_path)  # what the next process sees
+    second.began -= 20
+    assert 120 <= second.seconds < 125

@@ -412,7 +412,13 @@ def test_evaluation_is_left_alone(tmp_path, pictures):
 
 @pytest.mark.parametrize("loss_type", ["dapo", "bnpo", "dr_grpo", "cispo", "sapo"])
 def test_loss_types(tmp_path, texts, loss_type):
-    run(DifficultyAwareGRPOTrainer, tmp_path, texts, text=True, policy="signal", loss_type=loss_type, max_steps=2)
+    trainer = run(
+        DifficultyAwareGRPOTrainer, tmp_path, texts, text=True, policy="signal", loss_type=loss_type, max_steps=2
+    )
+    logs = [entry for entry in logged(trainer) if "loss" in entry]
+    assert len(logs) == 2 and all(np.isfinite(entry["loss"]) for entry in logs)
+    assert any(entry["grad_norm"] > 0 for entry in logs)  # the reward's spread reaches the weights by this loss
+    assert (trainer.difficulty.evidence.last_step >= 0).any()
 
 
 def test_peft(tmp_path, pictures):

@@ -35,20 +35,31 @@ from hardsample.trainer.targets import completion_dataset
 from hardsample.trainer.training import last_checkpoint, reward
 from hardsample.trainer.watch import Watch
 
-STAGE_FILE, DONE_FILE, PROGRESS_FILE = "stage.json", "done.json", "progress"
+STAGE_FILE, DONE_FILE, PROGRESS_FILE, SECONDS_FILE = "stage.json", "done.json", "progress", "seconds"
 MODEL = "model"
 LOCK_SECONDS = 60
 
 
 class Progress(TrainerCallback):
-    """Writes the number of the last step where the experiment's bar reads it."""
+    """Writes the number of the last step where the experiment's bar reads it, and the seconds spent so far.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Args:
+        folder: of the training. Time before a kill counts, also that of steps which are then made again.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.before, self.began = _number(folder / SECONDS_FILE), time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Spent on this training, by all its processes."""
+        return self.before + time.monotonic() - self.began
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Hears of each step."""
-        self.path.write_text(str(state.global_step))
+        (self.folder / PROGRESS_FILE).write_text(str(state.global_step))
+        (self.folder / SECONDS_FILE).write_text(f"{self.seconds:.1f}")
 
 
 def run(folder: Path) -> None:
@@ -83,11 +94,17 @@ def train(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         What it took: steps, rollouts, tokens, seconds; alarms; and for SFT what its targets are.
     """
-    began = time.time()
+    progress = Progress(folder)
     model_options = ModelConfig(**wanted["model_config"])
     network, processor = _load(wanted, model_options)
     data = load(wanted["data"], image_root=wanted["image_root"], grader=wanted["grader"], limit=wanted["limit"]).dataset
     rows = {sample: row for row, sample in enumerate(data["id"])}
+    missing = [sample for sample in wanted["ids"] if sample not in rows]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(wanted['ids'])} samples that were scored are not in {wanted['data']}, the first "
+            f"is {missing[0]!r}: give the data that {wanted['scores']} was scored on"
+        )
     data = data.select([rows[sample] for sample in wanted["ids"]]).cast_column("images", List(Image()))
     made = folder / "training"
     common = {
@@ -103,7 +120,7 @@ def train(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     targets = None
     make = _grpo if wanted["method"] == "grpo" else _sft
     trainer, targets = make(network, processor, data, common | wanted["options"], wanted, peft)
-    trainer.add_callback(Progress(folder / PROGRESS_FILE))
+    trainer.add_callback(progress)
     trainer.train(resume_from_checkpoint=last_checkpoint(made))
     _save(trainer, processor, folder / MODEL, merge=peft is not None)
     logs = trainer.state.log_history
@@ -114,7 +131,7 @@ def train(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
         "samples": len(data),
         "rollouts": sum(counters.get(name, 0) for name in ("rollouts", "probes", "slice_rollouts")),
         "tokens": int(tokens[-1]) if tokens else 0,
-        "seconds": round(time.time() - began, 1),
+        "seconds": round(progress.seconds, 1),
         "alarms": {alarm.name: alarm.text for alarm in _alarms(logs)},
         "targets": targets,
         "rewards": [entry["reward"] for entry in logs if "reward" in entry],
@@ -197,6 +214,13 @@ def _save(trainer: Any, processor: Any, target: Path, merge: bool) -> None:
     processor.save_pretrained(new)
     shutil.rmtree(target, ignore_errors=True)
     new.rename(target)
+
+
+def _number(path: Path) -> float:
+    try:
+        return float(path.read_text())
+    except (OSError, ValueError):
+        return 0.0
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from hardsample.trainer.plan import Cell
 from hardsample.trainer.results import Difference, Row, name_of, shown
 
 if TYPE_CHECKING:
-    from hardsample.trainer.experiment import Cost, Results
+    from hardsample.trainer.summary import Cost, Results
 
 
 def plan_table(costs: Sequence[Cost], cells: Sequence[Cell], notes: Sequence[str]) -> RenderableType:
