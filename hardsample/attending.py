@@ -68,10 +68,16 @@ class SampleAttention:
     reason: str | None = None
 
 
-def definition(config: CmabConfig, dtype: str) -> str:
-    """What a balance depends on beside the rollout; the bounds and the profile are no part of it."""
+def definition(config: CmabConfig, dtype: str, copy: str | None = None) -> str:
+    """What a balance depends on beside the rollout; the bounds and the profile are no part of it.
+
+    Args:
+        config: settings of CMAB.
+        dtype: of the model.
+        copy: fingerprint of the model, where it is not known to be the one that made the rollouts.
+    """
     settings = {name: value for name, value in asdict(config).items() if name not in ("bounds", "profile")}
-    return json.dumps(settings | {"dtype": dtype}, sort_keys=True)
+    return json.dumps(settings | {"dtype": dtype} | ({"copy": copy} if copy else {}), sort_keys=True)
 
 
 def attend_to(
@@ -81,6 +87,7 @@ def attend_to(
     store: Store,
     config: CmabConfig,
     progress: bool,
+    copy: str | None = None,
 ) -> tuple[dict[str, SampleAttention] | None, dict[str, Any]]:
     """The balances of the finished samples, and what run.json says of CMAB.
 
@@ -93,6 +100,7 @@ def attend_to(
         store: with the rollouts.
         config: settings of CMAB.
         progress: show a bar.
+        copy: see `definition`.
     """
     told: dict[str, Any] = {"settings": settings_of(config), "seconds": 0.0, "completions": 0}
     reason = why_not_attention_mass(engine.model)
@@ -100,7 +108,7 @@ def attend_to(
         engine.notice(f"no attention balance: {reason}")
         return None, told | {"reason": reason}
     found = {ladder.row: ladder.record["id"] for ladder in ladders if ladder.has_image}
-    name = _definition_of(engine, config)
+    name = _definition_of(engine, config, copy)
     bar = tqdm(total=store.count_unattended(name), unit="completion", desc="attention", disable=not progress)
     began = time.perf_counter()
 
@@ -109,22 +117,31 @@ def attend_to(
         bar.update(completions)
 
     with bar:
-        attend((dataset[row] for row in sorted(found)), engine, store, config, advance)
+        attend((dataset[row] for row in sorted(found)), engine, store, config, advance, copy)
     attention = {sample: sample_attention(sample, store, name) for sample in found.values()}
     told["seconds"] = round(time.perf_counter() - began, 2)
     told["without_balance"] = sum(one.reason is not None for one in attention.values())
     return attention, told
 
 
-def attention_backend(engine: TransformersEngine, told: Mapping[str, Any] | None) -> dict[str, str]:
+def attention_backend(engine: Any, told: Mapping[str, Any] | None) -> dict[str, str]:
     """Which kernels made the attention masses, for run.json; nothing where there are none."""
     if told is None or told.get("reason"):
         return {}
     return {"attention_with_mass": chosen(engine.model.get_input_embeddings().weight)["attention_with_mass"]}
 
 
-def pending(records: Iterable[Mapping[str, Any]], store: Store, name: str) -> Iterator[Sample]:
-    """The completions at λ = 0 of records with images that the store has no balance of, equal ones together."""
+def pending(
+    records: Iterable[Mapping[str, Any]], store: Store, name: str, encode: Callable[[str], list[int]]
+) -> Iterator[Sample]:
+    """The completions at λ = 0 of records with images that the store has no balance of, equal ones together.
+
+    Args:
+        records: the dataset's rows.
+        store: with the rollouts.
+        name: definition of the balances.
+        encode: makes tokens of a completion that a server made, which has none.
+    """
     for record in records:
         if not record["images"]:
             continue
@@ -132,7 +149,8 @@ def pending(records: Iterable[Mapping[str, Any]], store: Store, name: str) -> It
         found: dict[tuple[int, ...], list[int]] = {}
         for rollout in store.rollouts(record["id"]):
             if rollout.ratio == UNMASKED and rollout.realization not in done:
-                found.setdefault(tuple(rollout.tokens), []).append(rollout.realization)
+                tokens = rollout.tokens or encode(rollout.completion)
+                found.setdefault(tuple(tokens), []).append(rollout.realization)
         if found:
             yield Sample(record, tuple(Item(tokens, tuple(of)) for tokens, of in found.items()))
 
@@ -143,6 +161,7 @@ def attend(
     store: Store,
     config: CmabConfig,
     advance: Callable[[int], None] = lambda completions: None,
+    copy: str | None = None,
 ) -> None:
     """Run what is pending and put its balances into the store.
 
@@ -154,14 +173,15 @@ def attend(
         store: with the rollouts.
         config: settings of CMAB.
         advance: is told how many stored completions a batch settled.
+        copy: see `definition`.
 
     Raises:
         AttentionMassError: the model has no attention masses; says why.
         CmabError: it has fewer than three layers, or no layer that the settings name.
     """
-    name = _definition_of(engine, config)
+    name = _definition_of(engine, config, copy)
     with use_attention_mass(engine.model), preparing_thread(engine.model.device) as preparing:
-        samples = pending(records, store, name)
+        samples = pending(records, store, name, encoder(engine.processor))
         if why_not_shared(engine.model):  # a row of a batch is then one completion
             samples = (Sample(one.record, (item,)) for one in samples for item in one.items)
 
@@ -259,8 +279,13 @@ def _halves(batch: Sequence[Sample]) -> tuple[Sequence[Sample], Sequence[Sample]
     return [replace(one, items=one.items[:middle])], [replace(one, items=one.items[middle:])]
 
 
-def _definition_of(engine: TransformersEngine, config: CmabConfig) -> str:
-    return definition(config, str(engine.model.dtype).removeprefix("torch."))
+def encoder(processor: Any) -> Callable[[str], list[int]]:
+    """What makes a completion's tokens of its text."""
+    return lambda text: processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _definition_of(engine: TransformersEngine, config: CmabConfig, copy: str | None) -> str:
+    return definition(config, str(engine.model.dtype).removeprefix("torch."), copy)
 
 
 def sample_attention(sample: str, store: Store, name: str) -> SampleAttention:

@@ -28,7 +28,8 @@ def check_images(
 
     Args:
         dataset: `Loaded.dataset`, or a part of it.
-        processor: a model's processor (its `image_processor` is asked), or an image processor.
+        processor: a model's processor (its `image_processor` is asked), or an image processor; None where a server
+            has it: then only `max_pixels` counts.
         max_pixels: width × height above which a picture is refused, in pixels.
 
     Returns:
@@ -59,6 +60,8 @@ def _verdict(header: Header, prepare: Any, max_pixels: int) -> str | None:
     width, height, mode = header
     if width * height > max_pixels:
         return f"{width} × {height} = {width * height} pixels are more than the {max_pixels} allowed; shrink it"
+    if prepare is None:
+        return None
     blank = to_rgb(Image.new(mode, (width, height)))
     try:
         prepare(images=blank, return_tensors="pt")

@@ -1,4 +1,4 @@
-"""The command line: `hardsample score`, `strata`, `explain`, `demo`; in cli_training.py the commands that train."""
+"""The command line: `hardsample score`, `attend`, `strata`, `explain`, `demo`; what trains is in cli_training.py."""
 
 from __future__ import annotations
 
@@ -65,7 +65,10 @@ def score(
             "demo:pool, demo:test, demo:pretrain)."
         ),
     ],
-    model: Annotated[str, typer.Option(help="Folder or hub id of a vision-language model, or `demo`.")],
+    model: Annotated[
+        str,
+        typer.Option(help="Folder or hub id of a vision-language model, or `demo`; for a server, its name there."),
+    ],
     output: Annotated[Path, typer.Option(help="Folder of the results; an unfinished run in it goes on.")],
     metric: Annotated[str, typer.Option(help=help_of("metric") + ": pism or pism,cmab")] = "pism",
     cmab_variant: Annotated[
@@ -77,6 +80,11 @@ def score(
     grader: Annotated[GraderName | None, option("grader")] = None,
     answer_boxes: Annotated[BoxFormat | None, option("answer_boxes")] = None,
     engine: Annotated[EngineName, option("engine")] = EngineName.transformers,
+    base_url: Annotated[str | None, option("base_url")] = None,
+    concurrency: Annotated[int, option("concurrency", min=1)] = ScoringConfig.concurrency,
+    request_timeout: Annotated[float, option("request_timeout_s")] = ScoringConfig.request_timeout_s,
+    retries: Annotated[int, option("retries", min=0)] = ScoringConfig.retries,
+    server_wait: Annotated[float, option("server_wait_s")] = ScoringConfig.server_wait_s,
     search: Annotated[Search, option("search")] = Search.lossless,
     mask: Annotated[MaskKind, option("kind")] = MaskKind.pixel,
     mask_space: Annotated[MaskSpace, option("mask_space")] = MaskSpace.source,
@@ -101,6 +109,8 @@ def score(
     metric added goes on in the same folder.
 
     Try it: `hardsample score demo --model demo --output out`. Stop it whenever you like: the same command goes on.
+    A model behind vLLM, SGLang or another server with OpenAI's interface: `--engine openai --base-url
+    http://localhost:8000/v1 --model NAME_THERE`.
     """
     from hardsample.cmab import CmabConfig
 
@@ -112,6 +122,11 @@ def score(
         "grader": grader.value if grader else None,
         "answer_boxes": answer_boxes.value if answer_boxes else None,
         "engine": engine.value,
+        "base_url": base_url,
+        "concurrency": concurrency,
+        "request_timeout_s": request_timeout,
+        "retries": retries,
+        "server_wait_s": server_wait,
         "search": search.value,
         "kind": mask.value,
         "mask_space": mask_space.value,
@@ -136,6 +151,43 @@ def score(
         raise typer.BadParameter(str(error)) from error
     _score(data, model, output, config)
     say(f"next: hardsample strata {output} --subset medium+hard --control")
+
+
+@app.command(epilog=EXIT_CODES)
+def attend(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The --output of a finished `hardsample score`.")],
+    model: Annotated[
+        str | None,
+        typer.Option(help="Folder or hub id of the model that was scored, or `demo` (default: as scored)."),
+    ] = None,
+    cmab_variant: Annotated[
+        CmabVariant,
+        typer.Option(help="paper (all layers but the first and last) or released (one layer, mean per token)"),
+    ] = CmabVariant.paper,
+    batch_size: Annotated[int, typer.Option(min=1, help="completions that are run at once")] = 64,
+    device: Annotated[str | None, option("device")] = None,
+    dtype: Annotated[DType | None, option("dtype")] = None,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help=help_of("trust_remote_code"))] = False,
+) -> None:
+    """Add CMAB to scores that a server made: where the attention of its answers goes, on a local copy of the model.
+
+    The completions are those that are stored; nothing is generated. DIR/scores.parquet gets CMAB's columns.
+    """
+    from hardsample.attend_run import attend_run
+    from hardsample.cmab import CmabConfig
+    from hardsample.tables import summary
+
+    with running(str(directory)):
+        scores = attend_run(
+            directory,
+            model,
+            CmabConfig(variant=cmab_variant.value),
+            batch_size=batch_size,
+            device=device,
+            dtype=dtype.value if dtype else None,
+            trust_remote_code=trust_remote_code,
+        )
+    OUT.print(summary(scores))
 
 
 @app.command(epilog=EXIT_CODES)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hardsample.config import help_of
+from hardsample.config import ScoringConfig, help_of
 from hardsample.console import (
     EXIT_CODES,
     FAILED,
@@ -18,6 +18,7 @@ from hardsample.console import (
     BenchmarkName,
     BoxFormat,
     DType,
+    EngineName,
     GraderName,
     app,
     failing,
@@ -61,6 +62,9 @@ def evaluate(
     answer_boxes: Annotated[BoxFormat | None, option("answer_boxes")] = None,
     max_new_tokens: Annotated[int | None, option("max_new_tokens", min=1)] = None,
     batch_size: Annotated[int, option("batch_size", min=1)] = 64,
+    engine: Annotated[EngineName, option("engine")] = EngineName.transformers,
+    base_url: Annotated[str | None, option("base_url")] = None,
+    concurrency: Annotated[int, option("concurrency", min=1)] = ScoringConfig.concurrency,
     seed: Annotated[int, option("seed", min=0)] = 0,
     device: Annotated[str | None, option("device")] = None,
     dtype: Annotated[DType | None, option("dtype")] = None,
@@ -98,6 +102,9 @@ def evaluate(
         "answer_boxes": answer_boxes.value if answer_boxes else None,
         "max_new_tokens": max_new_tokens,
         "batch_size": batch_size,
+        "engine": engine.value,
+        "base_url": base_url,
+        "concurrency": concurrency,
         "seed": seed,
         "device": device,
         "dtype": dtype.value if dtype else None,

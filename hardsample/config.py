@@ -9,7 +9,7 @@ from hardsample.images import DEFAULT_MAX_PIXELS
 from hardsample.pism import PismConfig
 
 METRICS = ("pism", "cmab")
-ENGINES = ("transformers",)
+ENGINES = ("transformers", "openai")
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 BOX_FORMATS = ("pixels", "relative_1000")
 
@@ -48,7 +48,27 @@ class ScoringConfig(PismConfig):
             "help": "pixels or relative_1000 (0-1000): how this model writes boxes (default: as the record's are)"
         },
     )
-    engine: str = field(default="transformers", metadata={"help": "who generates: transformers (this machine)"})
+    engine: str = field(
+        default="transformers",
+        metadata={"help": "who generates: transformers (this machine) or openai (a server with OpenAI's interface)"},
+    )
+    base_url: str | None = field(
+        default=None,
+        metadata={"help": "address of the engine openai, such as http://localhost:8000/v1; its key: OPENAI_API_KEY"},
+    )
+    concurrency: int = field(
+        default=64, metadata={"help": "the most requests in flight to a server; fewer while it is overloaded"}
+    )
+    request_timeout_s: float = field(
+        default=600.0, metadata={"help": "seconds that a server's reply may take, above 0"}
+    )
+    retries: int = field(
+        default=12,
+        metadata={"help": "tries after the first, of a request that fails while the server answers others"},
+    )
+    server_wait_s: float = field(
+        default=600.0, metadata={"help": "seconds to wait for a server that answers nothing, before the job ends"}
+    )
     temperature: float = field(default=0.7, metadata={"help": "sampling temperature T, 0 (greedy) or above"})
     max_new_tokens: int | None = field(
         default=None,
@@ -87,7 +107,7 @@ class ScoringConfig(PismConfig):
                 f"metric is {','.join(self.metric)!r}, must be pism or pism,cmab: cmab reads the completions that pism "
                 "makes"
             )
-        for name in ("limit", "max_new_tokens", "batch_size", "max_pixels"):
+        for name in ("limit", "max_new_tokens", "batch_size", "max_pixels", "concurrency"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} is {value}, must be an integer of at least 1: choose one, or leave it out")
@@ -95,9 +115,31 @@ class ScoringConfig(PismConfig):
             raise ValueError(f"temperature is {self.temperature}, must be 0 (greedy) or above: choose one, such as 0.7")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}, must lie in 0 to 2**63 - 1: choose one, such as 0")
+        if not isinstance(self.retries, int) or self.retries < 0:
+            raise ValueError(f"retries is {self.retries}, must be an integer from 0: choose one, such as 12")
+        for name in ("request_timeout_s", "server_wait_s"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} is {getattr(self, name)}, must be a number of seconds above 0: choose one")
+        self._check_engine()
         for name, choices in (("engine", ENGINES), ("dtype", DTYPES), ("answer_boxes", BOX_FORMATS)):
             if getattr(self, name) not in (*choices, None):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, must be one of {', '.join(choices)}: choose one")
+
+    def _check_engine(self) -> None:
+        """Find what does not go with the engine."""
+        if self.engine != "openai":
+            if self.base_url is not None:
+                raise ValueError("base_url is given, but the engine runs on this machine: add --engine openai")
+            return
+        if self.base_url is None:
+            raise ValueError("the engine openai needs the server's address: give --base-url http://localhost:8000/v1")
+        if self.mask_space == "model":
+            raise ValueError(
+                "mask_space is 'model', but a server makes the model's inputs itself: use --mask-space source"
+            )
+        for name in ("device", "dtype", "attn_implementation"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, but the server has the model: leave it out")
 
 
 def help_of(name: str) -> str:

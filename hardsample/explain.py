@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hardsample.attending import UNMASKED
+from hardsample.attending import UNMASKED, encoder
 from hardsample.attention import collect_attention_mass, use_attention_mass
 from hardsample.cmab import CmabConfig, attention_balance
 from hardsample.engines.preparing import Request
@@ -254,7 +254,8 @@ def explain(directory: str | Path, sample: str, *, model: str | None = None, dev
     if told and record["images"]:
         engine = reopened_engine(scores, model, device)
         try:
-            attention = token_attention(engine, record, told.tokens, scores.cmab_config())
+            tokens = told.tokens or encoder(engine.processor)(told.completion)
+            attention = token_attention(engine, record, tokens, scores.cmab_config())
         except AttentionMassError as error:
             print(f"no attention: {error}")
     figure = explain_figure(record, scores, rollouts, attention, told)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import threading
 from collections.abc import Sequence
@@ -16,10 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+
+from hardsample.server_url import KEY_VARIABLE, checked_url, server_key
 
 VERDICTS_FILE = "verdicts.jsonl"
-KEY_VARIABLE = "OPENAI_API_KEY"
 MOST_FAILURES = 20
 """After so many failures in a row, none between them answered, nothing more is asked in this run."""
 
@@ -81,19 +80,16 @@ class Judge:
         retries: int = 4,
         workers: int = 8,
     ) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise JudgeError("the judge's URL is no web address: give one such as http://localhost:8000/v1")
-        if parts.username or parts.password or parts.query:
-            raise JudgeError(f"the judge's URL holds a user, password or query: leave it out, and set {KEY_VARIABLE}")
+        try:
+            url = checked_url(url, "the judge's URL")
+        except ValueError as error:
+            raise JudgeError(str(error)) from None  # without the address, which may hold a password
         try:
             import openai
         except ImportError as error:
             raise JudgeError("a judge needs the openai package: pip install 'hardsample[openai]'") from error
         self._openai = openai
-        self._client = openai.OpenAI(
-            base_url=url, api_key=os.environ.get(KEY_VARIABLE) or "none", timeout=timeout_s, max_retries=retries
-        )
+        self._client = openai.OpenAI(base_url=url, api_key=server_key(), timeout=timeout_s, max_retries=retries)
         self._path = Path(directory) / VERDICTS_FILE
         self.model, self._workers = model, workers
         self._lock = threading.Lock()

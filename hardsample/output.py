@@ -20,7 +20,7 @@ from hardsample.attending import SampleAttention
 from hardsample.cmab import BalanceBounds, CmabConfig, balance_stratum, piled_up
 from hardsample.config import ScoringConfig
 from hardsample.pism import PismConfig
-from hardsample.signatures import flat_curve
+from hardsample.signatures import all_alike, flat_curve
 
 if TYPE_CHECKING:
     from hardsample.data import Rejection
@@ -276,7 +276,8 @@ def _outcome(directory: Path, content: Mapping[str, Any]) -> dict[str, object]:
         table["attempts"],
         content["settings"]["search"],
     )
-    signatures = [flat] if flat else []
+    alike = all_alike(**content["variety"]) if "variety" in content else None
+    signatures = [one for one in (flat, alike) if one]
     if content.get("cmab") and not content["cmab"].get("reason"):
         labels = table["cmab_stratum"]
         counts["cmab_strata"] = {name: labels.count(name) for name in strata.STRATA}

@@ -12,8 +12,6 @@ import json
 import sys
 import time
 from collections.abc import Mapping
-from concurrent.futures import Future
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +22,17 @@ from hardsample.attending import attend_to, attention_backend
 from hardsample.checks import check_images
 from hardsample.config import ScoringConfig
 from hardsample.containers import DEMO_NAMES
-from hardsample.data import Loaded, NoRecordsError, Rejection, load
-from hardsample.engines.preparing import Request, preparing_thread
-from hardsample.engines.transformers import (
-    Completion,
-    EngineError,
-    Failure,
-    Prepared,
-    TransformersEngine,
-    load_model,
-    load_processor,
-    model_fingerprint,
-)
+from hardsample.data import Loaded, NoRecordsError, load
+from hardsample.engines.openai import OpenAIEngine
+from hardsample.engines.results import EngineError
+from hardsample.engines.transformers import TransformersEngine, load_model, load_processor, model_fingerprint
 from hardsample.grading import Grader
-from hardsample.images import image_header
-from hardsample.ladders import Ask, Ladder, Queue
 from hardsample.output import IN_MEMORY, Scores, write_rejected, write_run, write_scores
 from hardsample.pism import max_rollouts
-from hardsample.store import Rollout, Store, StoreError
+from hardsample.rolling import Job, RejectedError, run_batches, run_requests, sentence
+from hardsample.store import Store, StoreError
+
+Engine = TransformersEngine | OpenAIEngine
 
 GRADED_COLUMNS = ("prompt", "solution", "grader", "options", "box_format")
 UPGRADES = {"search": ("lossless", "exhaustive"), "blind": (False, True)}
@@ -50,22 +41,6 @@ UPGRADES = {"search": ("lossless", "exhaustive"), "blind": (False, True)}
 
 class NothingToScoreError(ValueError):
     """Every record was set aside, or there was none."""
-
-
-class RejectedError(ValueError):
-    """`strict` met a record that cannot be scored."""
-
-
-@dataclass
-class Job:
-    """What a run has done so far."""
-
-    rejected: list[Rejection]
-    finished: list[Ladder] = field(default_factory=list)
-    rollouts: int = 0
-    """Made by this run, in the store's earlier ones not counted."""
-    grade_seconds: float = 0.0
-    wait_seconds: float = 0.0
 
 
 def score(
@@ -106,17 +81,16 @@ def score(
         raise StoreError(f"the folder {output} cannot be made ({error.strerror}): choose another --output") from error
     loaded = load_records(data, output, config)
     name = demo_model(model)
-    processor = load_processor(name, config.trust_remote_code)
+    processor = load_processor(name, config.trust_remote_code) if config.engine == "transformers" else None
     dataset, refused = check_images(loaded.dataset, processor, max_pixels=config.max_pixels)
-    job = Job([*loaded.rejected, *refused])
+    rejected = [*loaded.rejected, *refused]
     if refused and config.strict:
-        raise RejectedError(_sentence(refused[0]))
-    write_rejected(output, job.rejected)
+        raise RejectedError(sentence(refused[0]))
+    write_rejected(output, rejected)
     if not len(dataset):
-        raise NothingToScoreError(f"all {len(job.rejected)} records were set aside: see {output / 'rejected.jsonl'}")
+        raise NothingToScoreError(f"all {len(rejected)} records were set aside: see {output / 'rejected.jsonl'}")
     with Store(output) as store:
-        network = load_model(name, config.device, config.dtype, config.attn_implementation, config.trust_remote_code)
-        engine = make_engine(network, processor, config)
+        engine = open_engine(name, processor, config)
         store.agree(result_settings(config, engine, name), UPGRADES)
         store.agree_on_samples((record["id"], sample_digest(record)) for record in dataset)
         info = describe(data, model, loaded, config, engine)
@@ -130,10 +104,17 @@ def score(
             mininterval=0.2 if sys.stderr.isatty() else 10.0,  # a log file wants few lines
         )
         with bar, Grader() as grader:
-            run(job, dataset, engine, grader, store, config, bar)
+            job = Job(dataset, grader, store, config, bar, rejected)
+            if isinstance(engine, OpenAIEngine):
+                run_requests(job, engine)
+            else:
+                run_batches(job, engine)
         attention, attended = None, None
         if "cmab" in config.metric:
-            attention, attended = attend_to(job.finished, dataset, engine, store, config.cmab, progress)
+            if isinstance(engine, OpenAIEngine):
+                tqdm.write(f"no attention balance: a server shows no attention; afterwards: {attend_command(output)}")
+            else:
+                attention, attended = attend_to(job.finished, dataset, engine, store, config.cmab, progress)
         job.rejected.sort(key=lambda rejection: rejection.number)
         write_rejected(output, job.rejected)
         write_scores(output, job.finished, config, attention, config.cmab.bounds)
@@ -144,13 +125,18 @@ def score(
             "wait_for_prepare": round(job.wait_seconds, 2),
             **({} if attended is None else {"cmab": attended["seconds"]}),
         }
-        counted = {
+        counted: dict[str, Any] = {
             "samples": len(job.finished),
             "rejected": len(job.rejected),
             "grading_timeouts": grader.timeouts,
             "rollouts_this_run": job.rollouts,
             "rollouts_exhaustive": sum(max_rollouts(config, ladder.has_image) for ladder in job.finished),
         }
+        if isinstance(engine, OpenAIEngine):
+            counted |= {"requests_this_run": engine.sent, "retries": engine.tried_again, "tokens": engine.tokens}
+            info |= {"sampling": engine.sampling()}
+            if config.temperature:
+                info |= {"variety": store.variety()}
         if attended is not None:
             info |= {"cmab": attended}
         done = {
@@ -186,50 +172,40 @@ def load_records(data: str | Path | Dataset, output: Path, config: ScoringConfig
         raise NothingToScoreError(f"{error}. See {output / 'rejected.jsonl'}") from error
 
 
-def run(
-    job: Job,
-    dataset: Dataset,
-    engine: TransformersEngine,
-    grader: Grader,
-    store: Store,
-    config: ScoringConfig,
-    bar: tqdm,
-) -> None:
-    """Work through all ladders: while the model generates one batch, the next is prepared, if it would be full."""
+def open_engine(name: str, processor: Any, config: ScoringConfig) -> Engine:
+    """The engine that the settings name, its model loaded.
 
-    def finish(ladder: Ladder) -> None:
-        bar.update()
-        if ladder.refused is None:
-            ladder.record = {name: ladder.record[name] for name in ("id", "ability")}  # let go of pictures and text
-            job.finished.append(ladder)
-            return
-        rejection = Rejection(int(ladder.record["record_number"]), ladder.record["id"], ladder.refused)
-        if config.strict:
-            raise RejectedError(_sentence(rejection))
-        job.rejected.append(rejection)
+    Args:
+        name: folder or hub id of the model, or its name on the server.
+        processor: its processor; None for a server.
+        config: the settings.
 
-    ladders = (Ladder(row, record, config, store.grades(record["id"])) for row, record in enumerate(dataset))
-    queue = Queue(ladders, finish)
-    with preparing_thread(engine.model.device) as preparing:
+    Raises:
+        EngineError: it cannot be had.
+    """
+    if config.engine == "transformers":
+        network = load_model(name, config.device, config.dtype, config.attn_implementation, config.trust_remote_code)
+        return make_engine(network, processor, config)
+    assert config.base_url is not None  # seen to by the settings
+    return OpenAIEngine(
+        base_url=config.base_url,
+        model=name,
+        seed=config.seed,
+        temperature=config.temperature,
+        max_new_tokens=config.max_new_tokens,
+        kind=config.kind,
+        max_pixels=config.max_pixels,
+        concurrency=config.concurrency,
+        request_timeout_s=config.request_timeout_s,
+        retries=config.retries,
+        server_wait_s=config.server_wait_s,
+        notice=tqdm.write,
+    )
 
-        def start(asks: list[Ask]) -> tuple[list[Ask], Future[Prepared]] | None:
-            requests = [Request(ask.ladder.record, ask.ratio, ask.realization) for ask in asks]
-            return (asks, preparing.submit(engine.prepare, requests)) if asks else None
 
-        current = start(queue.take(engine.batch_size))
-        while current:
-            asks, future = current
-            waited = time.perf_counter()
-            prepared = future.result()
-            job.wait_seconds += time.perf_counter() - waited
-            ahead = start(queue.take(engine.batch_size)) if queue.fills(engine.batch_size) else None
-            results = engine.generate(prepared)
-            settle(job, asks, results, grader, store, config.answer_boxes)
-            for ladder in {id(ask.ladder): ask.ladder for ask in asks}.values():
-                queue.advance(ladder)
-            rate = job.rollouts / max(engine.seconds.generate, 1e-9)
-            bar.set_postfix_str(f"{job.rollouts} rollouts, {rate:.0f}/s", refresh=False)
-            current = ahead or start(queue.take(engine.batch_size))
+def attend_command(output: Path) -> str:
+    """How CMAB is computed for rollouts that a server made."""
+    return f"hardsample attend {output} --model FOLDER"
 
 
 def reopened_engine(scores: Scores, model: str | None = None, device: str | None = None) -> TransformersEngine:
@@ -244,6 +220,8 @@ def reopened_engine(scores: Scores, model: str | None = None, device: str | None
         EngineError: the model cannot be loaded.
     """
     settings = scores.run["settings"]
+    if settings.get("engine") == "openai" and model is None:
+        raise EngineError(f"a server made these rollouts: give --model, a copy of {scores.run['model']!r} to load here")
     name = demo_model(model or scores.run["model"])
     config = ScoringConfig(
         **{key: settings[key] for key in ("seed", "temperature", "max_new_tokens", "kind", "mask_space", "max_pixels")}
@@ -251,40 +229,6 @@ def reopened_engine(scores: Scores, model: str | None = None, device: str | None
     processor = load_processor(name, settings["trust_remote_code"])
     network = load_model(name, device, scores.run["dtype"], None, settings["trust_remote_code"])
     return make_engine(network, processor, config)
-
-
-def settle(
-    job: Job,
-    asks: list[Ask],
-    results: list[Completion | Failure],
-    grader: Grader,
-    store: Store,
-    answer_boxes: str | None,
-) -> None:
-    """Grade a batch, commit it in one transaction, and tell the ladders."""
-    made = [(ask, result) for ask, result in zip(asks, results, strict=True) if isinstance(result, Completion)]
-    began = time.perf_counter()
-    grades = grader.grade_many([(result.text, gradable(ask.ladder.record, answer_boxes)) for ask, result in made])
-    job.grade_seconds += time.perf_counter() - began
-    store.commit(
-        Rollout(ask.ladder.record["id"], ask.ratio, ask.realization, result.text, int(grade), result.tokens)
-        for (ask, result), grade in zip(made, grades, strict=True)
-    )
-    job.rollouts += len(made)
-    for (ask, _), grade in zip(made, grades, strict=True):
-        ask.ladder.record_grade(ask.ratio, ask.realization, int(grade))
-    for ask, result in zip(asks, results, strict=True):
-        if isinstance(result, Failure):
-            ask.ladder.refused = f"column images or prompt: {result.reason}"
-
-
-def gradable(record: Mapping[str, Any], answer_boxes: str | None) -> Mapping[str, Any]:
-    """What the grader is told: of boxes also in which space the model writes them, and the size of the picture."""
-    if record["grader"] not in ("grounding", "detection") or not record["images"]:
-        return record
-    width, height, _ = image_header(record["images"][0])
-    space = record["box_format"] or "pixels"
-    return {**record, "box_format": space, "answer_format": answer_boxes or space, "image_size": (width, height)}
 
 
 def make_engine(network: Any, processor: Any, config: ScoringConfig) -> TransformersEngine:
@@ -312,11 +256,14 @@ def demo_model(model: str) -> str:
     return str(model_path())
 
 
-def result_settings(config: ScoringConfig, engine: TransformersEngine, model: str) -> dict[str, object]:
+def result_settings(config: ScoringConfig, engine: Engine, model: str) -> dict[str, object]:
     """The settings that change a rollout, a grade or a stratum; a folder is not continued with others."""
-    return {
-        "model": model_fingerprint(model, getattr(engine.model.config, "_commit_hash", None)),
-        "dtype": str(engine.model.dtype).removeprefix("torch."),
+    if isinstance(engine, OpenAIEngine):
+        maker: dict[str, object] = {"engine": config.engine, "model": model}
+    else:
+        revision = getattr(engine.model.config, "_commit_hash", None)
+        maker = {"model": model_fingerprint(model, revision), "dtype": dtype_name(engine)}
+    return maker | {
         "seed": config.seed,
         "temperature": config.temperature,
         "max_new_tokens": engine.max_new_tokens,
@@ -329,6 +276,11 @@ def result_settings(config: ScoringConfig, engine: TransformersEngine, model: st
         "search": config.search,
         "blind": config.blind,
     }
+
+
+def dtype_name(engine: Engine) -> str | None:
+    """Of the model's weights; unknown on a server."""
+    return None if isinstance(engine, OpenAIEngine) else str(engine.model.dtype).removeprefix("torch.")
 
 
 def sample_digest(record: Mapping[str, Any]) -> str:
@@ -344,7 +296,7 @@ def sample_digest(record: Mapping[str, Any]) -> str:
 
 
 def describe(
-    data: str | Path | Dataset, model: str, loaded: Loaded, config: ScoringConfig, engine: TransformersEngine
+    data: str | Path | Dataset, model: str, loaded: Loaded, config: ScoringConfig, engine: Engine
 ) -> dict[str, object]:
     """What run.json says of a run apart from its outcome."""
     settings = {name: value for name, value in vars(config).items() if name not in ("image_root", "cmab")}
@@ -355,8 +307,8 @@ def describe(
         "data_format": loaded.format,
         "image_root": str(Path(config.image_root).resolve()) if config.image_root else None,
         "model": model,
-        "device": str(engine.model.device),
-        "dtype": str(engine.model.dtype).removeprefix("torch."),
+        "device": engine.base_url if isinstance(engine, OpenAIEngine) else str(engine.model.device),
+        "dtype": dtype_name(engine),
         "mask_space": config.mask_space,
         "backends": engine.backends(),
         "settings": settings,
@@ -369,10 +321,6 @@ def data_name(data: str | Path | Dataset) -> str:
         return IN_MEMORY
     known = str(data) in DEMO_NAMES or not Path(data).exists()
     return str(data) if known else str(Path(data).resolve())
-
-
-def _sentence(rejection: Rejection) -> str:
-    return f"record {rejection.number} (id {rejection.id!r}): {rejection.reason}"
 
 
 __all__ = ["EngineError", "NothingToScoreError", "RejectedError", "ScoringConfig", "score"]

@@ -57,6 +57,25 @@ def flat_curve(
     )
 
 
+def all_alike(samples: int, alike: int) -> str | None:
+    """Detects a server that does not sample: with the same picture and question it always says the same.
+
+    Args:
+        samples: with several completions at λ = 0, at a temperature above 0.
+        alike: of these, the samples whose completions are all the same.
+
+    Returns:
+        A sentence that says what was found, or None.
+    """
+    if samples < MIN_SOLVED or alike < samples:
+        return None
+    return (
+        f"No variety: each of {samples} samples has the same completion every time, at a temperature above 0. The "
+        "server seems to decode greedily (transformers serve does, where the checkpoint's generation_config.json has "
+        "no do_sample): λ* then rests on one answer a mask."
+    )
+
+
 def moves(successes: Sequence[int], attempts: Sequence[int]) -> bool:
     """Says whether one sample's accuracy differs between mask ratios by more than the noise of its rollouts.
 

@@ -12,6 +12,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from filelock import FileLock, Timeout
 
@@ -246,12 +247,66 @@ class Store:
         )
         return int(self._database.execute(query, (definition,)).fetchone()[0])
 
+    def variety(self, least: int = 5) -> dict[str, int]:
+        """How often the completions of a sample at λ = 0 differ at all.
+
+        Args:
+            least: completions that a sample must have to count.
+
+        Returns:
+            `samples` that count, and how many of them are `alike`: all their completions are the same.
+        """
+        query = (
+            "SELECT count(*), coalesce(sum(kinds = 1), 0) FROM (SELECT count(DISTINCT completion) AS kinds FROM "
+            "rollouts WHERE ratio = 0 GROUP BY sample HAVING count(*) >= ?)"
+        )
+        samples, alike = self._database.execute(query, (least,)).fetchone()
+        return {"samples": samples, "alike": alike}
+
     def count(self) -> int:
         """How many rollouts the folder holds."""
         return self._database.execute("SELECT count(*) FROM rollouts").fetchone()[0]
 
     def _transaction(self) -> _Transaction:
         return _Transaction(self._database)
+
+
+class StoreReader:
+    """The rollouts of a folder, to be read only: nothing is locked, made or written; a context manager.
+
+    Args:
+        directory: the output folder.
+
+    Raises:
+        StoreError: if it holds no rollouts that can be read.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        path = Path(directory) / ROLLOUTS_FILE
+        log = path.with_name(path.name + "-wal")
+        # without a write-ahead log nobody is writing, and a folder may then be one that cannot be written to
+        how = "mode=ro" if log.exists() else "mode=ro&immutable=1"
+        try:
+            self._database = sqlite3.connect(f"file:{quote(str(path.resolve()))}?{how}", uri=True)
+            self._database.execute("SELECT 1 FROM rollouts LIMIT 1")
+        except sqlite3.Error as error:
+            raise StoreError(f"{path} cannot be read ({error})") from error
+
+    def __enter__(self) -> StoreReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._database.close()
+
+    def rollouts(self, sample: str) -> list[Rollout]:
+        """The rollouts of one sample, ordered by ratio and realization."""
+        columns = "sample, ratio, realization, completion, grade, tokens"
+        query = f"SELECT {columns} FROM rollouts WHERE sample = ? ORDER BY ratio, realization"
+        return [Rollout(*row[:5], json.loads(row[5])) for row in self._database.execute(query, (sample,))]
+
+    def digests(self) -> dict[str, str]:
+        """The digest of each sample: of all in it that changes a rollout or a grade."""
+        return dict(self._database.execute("SELECT sample, digest FROM samples"))
 
 
 class _Transaction:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -119,15 +120,18 @@ def summary(scores: Scores) -> RenderableType:
     run, counts = scores.run, scores.run["counts"]
     seconds = run["seconds"]
     title = f"Strata of {run['data']} for {run['model']}, by ability (mask space: {run['mask_space']})"
+    served = "requests_this_run" in counts
     lines = [
         f"rollouts   {counts['rollouts']:,} of the {counts['rollouts_exhaustive']:,} of an exhaustive search "
         f"({100 * counts['rollouts'] / max(counts['rollouts_exhaustive'], 1):.0f} %)",
-        f"time       {_seconds(seconds['total'])}: {_seconds(seconds['generate'])} in the model, "
+        f"time       {_seconds(seconds['total'])}: {_seconds(seconds['generate'])} "
+        f"{'waiting for the server' if served else 'in the model'}, "
         f"{_seconds(seconds['wait_for_prepare'])} waiting for pictures, {_seconds(seconds['grade'])} grading; "
         f"{counts['rollouts_this_run']:,} rollouts in this run",
-        f"pictures   beside the model: {_seconds(seconds['decode'])} decoding, {_seconds(seconds['mask'])} masking "
-        f"({run['backends']['mask_pixels']}), {_seconds(seconds['processor'])} in the processor "
-        f"({run['backends']['image_processor']})",
+        f"pictures   {'in threads' if served else 'beside the model'}: {_seconds(seconds['decode'])} decoding, "
+        f"{_seconds(seconds['mask'])} masking ({run['backends']['mask_pixels']}), {_seconds(seconds['processor'])} "
+        + ("writing PNG" if served else f"in the processor ({run['backends']['image_processor']})"),
+        *([_requests(counts)] if served else []),
         f"set aside  {counts['rejected']} records"
         + (f": see {scores.directory / REJECTED_FILE}" * bool(counts["rejected"])),
     ]
@@ -158,6 +162,16 @@ def summary(scores: Scores) -> RenderableType:
     warnings = [Text(f"! {sentence}", style="bold yellow") for sentence in run["signatures"]]
     table = strata_table(list(scores.table["ability"]), list(scores.table["stratum"]), title)
     return Group(table, *parts, *map(Text, lines), *warnings, Text(f"results    {scores.directory}"))
+
+
+def _requests(counts: Mapping[str, Any]) -> str:
+    again = counts["retries"]
+    reasons = ", ".join(f"{number:,} after {reason}" for reason, number in sorted(again.items()))
+    return (
+        f"requests   {counts['requests_this_run']:,} to the server, {sum(again.values()):,} of them tries again"
+        + (f" ({reasons})" if reasons else "")
+        + f"; {counts['tokens']['completion']:,} tokens came back"
+    )
 
 
 def _seconds(value: float) -> str:

@@ -92,7 +92,7 @@ def test_equal_completions_of_a_sample_are_run_once(tmp_path):
         store.commit([Rollout("a", 0.0, k, "x", 0, [4, 5] if k != 1 else [4]) for k in range(4)])
         store.commit([Rollout("a", 0.1, 0, "x", 0, [9]), Rollout("b", 0.0, 0, "x", 0, [4])])
         records = [{"id": "a", "images": [1]}, {"id": "b", "images": []}]
-        (found,) = pending(records, store, "name")
+        (found,) = pending(records, store, "name", list)
         assert found.record is records[0]
         assert [(item.tokens, item.realizations) for item in found.items] == [((4, 5), (0, 2, 3)), ((4,), (1,))]
         assert sample_attention("a", store, "name") == attending.SampleAttention()

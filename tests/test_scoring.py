@@ -24,7 +24,8 @@ from hardsample.demo import load_split
 from hardsample.grading import Grader
 from hardsample.kernels.ops import chosen
 from hardsample.output import OutputError, Scores
-from hardsample.scoring import NothingToScoreError, RejectedError, gradable, score
+from hardsample.rolling import gradable
+from hardsample.scoring import NothingToScoreError, RejectedError, score
 from hardsample.store import Store, StoreError
 from hardsample.tables import summary
 

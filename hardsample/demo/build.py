@@ -128,7 +128,7 @@ def build_model(
 
     Returns:
         `LlavaForConditionalGeneration` or `Gemma3ForConditionalGeneration` in float32, its generation config set to 16
-        new tokens.
+        new tokens, sampled.
     """
     import torch
     from transformers import GenerationConfig
@@ -141,7 +141,7 @@ def build_model(
     }
     torch.manual_seed(seed)
     model = {"llava": _llava, "gemma3": _gemma3}[family](width, layers, tokens, ends)
-    model.generation_config = GenerationConfig(max_new_tokens=16, **ends)
+    model.generation_config = GenerationConfig(max_new_tokens=16, do_sample=True, top_k=0, **ends)  # as a score samples
     return model
 
 

@@ -16,30 +16,12 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, LogitsProcessorList
 
 from hardsample.engines.preparing import Preparation, Request, Seconds
+from hardsample.engines.results import Completion, EngineError, Failure
 from hardsample.masking import MaskSpaceError
 from hardsample.sampling import GumbelNoise, NoiseKey
 
 DEFAULT_NEW_TOKENS = 1024
 _HASHED_WHOLE_BYTES = 64 * 2**20
-
-
-class EngineError(RuntimeError):
-    """The model cannot be loaded or does not run; the message says what to do."""
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What came back: the text without special tokens, and the generated ids without end-of-sequence."""
-
-    text: str
-    tokens: list[int]
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A rollout that cannot be made, with the reason."""
-
-    reason: str
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,244 @@
+"""Scoring through a server: `python bench/served.py` → bench/results/served.json and served.md (some ten minutes).
+
+1. The demo's 400 questions through `transformers serve` and on this machine with three seeds: do the strata agree as
+   well as those of two local seeds do? 2. Rollouts a second with 16 requests in flight against one. 3. What a request
+   costs the client in processor time, measured against a server that answers at once, for small and for large pictures.
+
+`--quick` measures little and writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from preparing import machine
+
+from hardsample.config import ScoringConfig
+from hardsample.demo import load_split, model_path
+from hardsample.engines.preparing import Request
+from hardsample.intervals import mean_interval
+from hardsample.output import Scores
+from hardsample.scoring import open_engine, score
+
+RESULTS = Path(__file__).parent / "results"
+SEEDS = (0, 1, 2)
+REPLY = {
+    "id": "1",
+    "object": "chat.completion",
+    "created": 0,
+    "model": "stub",
+    "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "7"}}],
+}
+LARGE = 1024
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@contextmanager
+def running(command: list[str], port: int) -> Iterator[str]:
+    """A server until the end of the block; its address."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+                break
+            except OSError:
+                time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def transformers_serve(port: int) -> list[str]:
+    program = [sys.executable, "-c", "from transformers.cli.transformers import main; main()"]
+    return [*program, "serve", str(model_path()), "--device", "cpu", "--dtype", "float32", "--port", str(port)]
+
+
+class Stub(BaseHTTPRequestHandler):
+    """Answers every request at once with the same reply."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None: ...
+
+    def do_GET(self) -> None:
+        self.reply(b"{}")
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.reply(json.dumps(REPLY).encode())
+
+    def reply(self, body: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def agreement(folder: Path, url: str, limit: int | None) -> dict:
+    """Strata through the server against local ones, and local seeds against each other, paired by sample."""
+    options = {"max_new_tokens": 16, "limit": limit}
+    there = score("demo", str(model_path()), folder / "served", engine="openai", base_url=url, **options)
+    here = [score("demo", "demo", folder / f"local{seed}", seed=seed, batch_size=256, **options) for seed in SEEDS]
+
+    def same(one: Scores, other: Scores) -> np.ndarray:
+        return np.array([a == b for a, b in zip(one.table["stratum"], other.table["stratum"], strict=True)])
+
+    served = np.mean([same(there, one) for one in here], axis=0)
+    local = np.mean([same(one, other) for one, other in combinations(here, 2)], axis=0)
+    found = {"samples": len(served)}
+    for name, values in (("served_local", served), ("local_local", local), ("difference", served - local)):
+        one = mean_interval(list(map(float, values)))
+        found[name] = {"value": round(one.value, 4), "low": round(one.low, 4), "high": round(one.high, 4)}
+    return found
+
+
+def throughput(folder: Path, url: str, limit: int) -> dict:
+    """Rollouts a second of the same samples with one request in flight and with sixteen, in turns."""
+    rates: dict[int, list[float]] = {1: [], 16: []}
+    for turn in range(3):
+        for most in rates:
+            began = time.perf_counter()
+            out = folder / f"rate-{most}-{turn}"
+            settings = {"max_new_tokens": 16, "limit": limit, "concurrency": most, "seed": turn}
+            done = score("demo", str(model_path()), out, engine="openai", base_url=url, progress=False, **settings)
+            rates[most].append(done.run["counts"]["rollouts_this_run"] / (time.perf_counter() - began))
+    best = {str(most): round(float(np.median(values)), 2) for most, values in rates.items()}
+    ratios = [round(fast / slow, 2) for slow, fast in zip(rates[1], rates[16], strict=True)]
+    return {"rollouts_per_s": best, "ratio": float(np.median(ratios)), "ratios": ratios}
+
+
+def client_cost(url: str, count: int) -> list[dict]:
+    """Processor time of this process for each request, all threads together, by size of the picture."""
+    file = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (LARGE, LARGE, 3), dtype=np.uint8)
+    Image.fromarray(noise).resize((LARGE, LARGE)).save(file, "JPEG", quality=90)
+    small = load_split("demo", limit=1)[0]
+    large = small | {"id": "large", "images": [{"bytes": file.getvalue(), "path": None}]}
+    found = []
+    for name, record, number in (("96 × 96", small, count), (f"{LARGE} × {LARGE} noise", large, count // 10)):
+        for ratio in (0.0, 0.5):
+            config = ScoringConfig(engine="openai", base_url=url, concurrency=16)
+            engine = open_engine("stub", None, config)
+            with engine.flight() as flight:
+                flight.start(0, Request(record, ratio, 0))
+                flight.landed()
+                began, cpu, landed = time.perf_counter(), time.process_time(), 0
+                asked = 0
+                while landed < number:
+                    while asked < number and flight.room > 0:
+                        flight.start(asked, Request(record, ratio, asked))
+                        asked += 1
+                    landed += len(flight.landed())
+            spent = time.process_time() - cpu
+            found.append(
+                {
+                    "picture": name,
+                    "ratio": ratio,
+                    "requests": number,
+                    "cpu_ms": round(1e3 * spent / number, 2),
+                    "requests_per_s": round(number / (time.perf_counter() - began), 1),
+                    **{
+                        f"{step}_ms": round(1e3 * getattr(engine.seconds, step) / (number + 1), 2)
+                        for step in ("decode", "mask", "processor")
+                    },
+                }
+            )
+    return found
+
+
+def page(found: dict) -> str:
+    """The results as Markdown."""
+    one = found["agreement"]
+
+    def share(part: dict) -> str:
+        return f"{100 * part['value']:.1f} % [{100 * part['low']:.1f}, {100 * part['high']:.1f}]"
+
+    difference = one["difference"]
+    lines = [
+        "# Scoring through a server",
+        "",
+        f"`python bench/served.py`; {found['machine']}. Server: `transformers serve`, embedded model, float32.",
+        "",
+        f"**Agreement.** {one['samples']} questions, temperature 0.7, lossless search; server and three local seeds. "
+        "Samples with the same stratum, 95 % intervals over samples:",
+        "",
+        "| | same stratum |",
+        "|---|---|",
+        f"| server and local seed, mean of three | {share(one['served_local'])} |",
+        f"| two local seeds, mean of three pairs | {share(one['local_local'])} |",
+        f"| difference, points, paired by sample | {100 * difference['value']:+.1f} "
+        f"[{100 * difference['low']:+.1f}, {100 * difference['high']:+.1f}] |",
+        "",
+        "**In flight.** Rollouts a second, median of three turns; this server generates one request at a time and runs "
+        "on the cores of the client.",
+        "",
+        "| in flight | rollouts/s |",
+        "|---|---|",
+        *(f"| {most} | {rate} |" for most, rate in found["throughput"]["rollouts_per_s"].items()),
+        "",
+        f"Ratio {found['throughput']['ratio']} (turns: {', '.join(map(str, found['throughput']['ratios']))}).",
+        "",
+        "**Client.** Processor time for each request against a server that answers at once, 16 in flight; in threads.",
+        "",
+        "| picture | λ | CPU, ms | of it masking | of it PNG | requests/s |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| {row['picture']} | {row['ratio']} | {row['cpu_ms']} | {row['mask_ms']} | {row['processor_ms']} | "
+            f"{row['requests_per_s']} |"
+            for row in found["client"]
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="little, and nothing is written")
+    parser.add_argument("--stub", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.stub:
+        ThreadingHTTPServer(("127.0.0.1", arguments.stub), Stub).serve_forever()
+    quick = arguments.quick
+    found: dict = {"machine": machine()}
+    with tempfile.TemporaryDirectory() as folder:
+        port = free_port()
+        with running([sys.executable, __file__, "--stub", str(port)], port) as url:
+            found["client"] = client_cost(url, 100 if quick else 2000)
+        port = free_port()
+        with running(transformers_serve(port), port) as url:
+            found["throughput"] = throughput(Path(folder), url, 3 if quick else 24)
+            found["agreement"] = agreement(Path(folder), url, 12 if quick else None)
+    print(page(found))
+    if not quick:
+        (RESULTS / "served.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        (RESULTS / "served.md").write_text(page(found))
+
+
+if __name__ == "__main__":
+    main()
