@@ -20,6 +20,7 @@ from preparing import machine
 
 from hardsample.config import ScoringConfig
 from hardsample.demo import KNOBS, load_split
+from hardsample.figures import STRATUM_COLOURS, new_figure
 from hardsample.intervals import Interval, accuracy_interval, rank_correlation
 from hardsample.output import RUN_FILE, Scores
 from hardsample.scoring import score
@@ -171,6 +172,64 @@ def table_of(found: dict) -> list[str]:
     return lines
 
 
+def draw_curves(found: dict):
+    """P_c(λ) by stratum and by ability."""
+    figure = new_figure(9, 3.6)
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axes, kind in ((left, "stratum "), (right, "ability ")):
+        for name, curve in found["curves"].items():
+            if name.startswith(kind):
+                label = name.removeprefix(kind)
+                colour = STRATUM_COLOURS.get(label)
+                axes.plot(found["ratios"], [100 * one for one in curve], marker="o", ms=3, label=label, color=colour)
+        axes.plot(found["ratios"], [100 * one for one in found["curves"]["all"]], "k--", lw=1, label="all")
+        axes.set(xlabel="mask ratio λ", title=f"by {kind.strip()}", ylim=(0, 100))
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8, frameon=False)
+    left.set_ylabel("accuracy P_c(λ), %")
+    return figure
+
+
+def draw_correlations(found: dict):
+    """Rank correlations of λ* and of ρ̄ with each knob, kinds of question taken out, with their intervals."""
+    figure = new_figure(7, 3.6)
+    axes = figure.subplots()
+    for shift, (name, table, colour) in enumerate(
+        (("λ*", found["threshold_by_knob"], "#1f4e79"), ("ρ̄", found["balance_by_knob"], "#d1495b"))
+    ):
+        ones = [(place, by["all, within ability"]) for place, by in enumerate(table.values())]
+        for place, one in ones:
+            if one:
+                y = place + 0.16 * (2 * shift - 1)
+                axes.plot([one["low"], one["high"]], [y, y], color=colour, lw=2)
+                axes.plot(one["value"], y, "o", color=colour, label=name if place == ones[0][0] else None)
+    names = list(found["threshold_by_knob"])
+    axes.axvline(0, color="#6b7280", lw=1)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="Spearman's correlation within ability, 95 %", xlim=(-1, 1), ylim=(len(names) - 0.5, -0.5))
+    axes.legend(frameon=False)
+    return figure
+
+
+def draw_balances(found: dict):
+    """Quantiles of ρ̄ by ability, with the paper's bounds."""
+    figure = new_figure(7, 3.2)
+    axes = figure.subplots()
+    names = list(found["balance"])
+    for place, name in enumerate(names):
+        low, quarter, middle, three, high = found["balance"][name]["quantiles"]
+        axes.plot([low, high], [place, place], color="#9ca3af", lw=2)
+        axes.plot([quarter, three], [place, place], color="#374151", lw=6)
+        axes.plot(middle, place, "o", color="white", ms=4)
+    for bound in found["bounds"].values():
+        axes.axvline(bound, color="#d1495b", ls="--", lw=1)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(
+        xscale="log", xlabel="ρ̄: 5-95 %, 25-75 %, median; dashed: the paper's bounds", ylim=(len(names) - 0.5, -0.5)
+    )
+    return figure
+
+
 def page(found: dict) -> str:
     """The results page."""
 
@@ -195,7 +254,11 @@ def page(found: dict) -> str:
         f"|---|{'---|' * len(found['ratios'])}",
         *(f"| {name} | {' | '.join(f'{100 * one:.0f}' for one in curve)} |" for name, curve in found["curves"].items()),
         "",
+        "![Accuracy by mask ratio](curves.png)",
+        "",
         "Spearman's correlation of λ* (1 where no ratio fails) with the knobs of the generator:",
+        "",
+        "![Correlations with the knobs](correlations.png)",
         "",
         *table_of(found["threshold_by_knob"]),
         "",
@@ -219,6 +282,7 @@ def page(found: dict) -> str:
         shares = [one[key] for key in list(one)[2:]]
         values = [*(f"{value:.2f}" for value in one["quantiles"]), *(f"{100 * value:.0f}" for value in shares)]
         lines.append(f"| {name} | {one['solved']} | {' | '.join(values)} |")
+    lines += ["", "![Attention balance by ability](balances.png)"]
     lines += ["", "Spearman's correlation with the number of reasoning steps of the question:", ""]
     for name, one in found["steps"].items():
         if "value" in one:
@@ -245,6 +309,8 @@ def main() -> None:
     found = json.loads(path.read_text()) if arguments.report else measure()
     path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     (RESULTS / "README.md").write_text(page(found))
+    for name, draw in (("curves", draw_curves), ("correlations", draw_correlations), ("balances", draw_balances)):
+        draw(found).savefig(RESULTS / f"{name}.png", dpi=110)
     print(page(found))
 
 

@@ -28,6 +28,7 @@ from hardsample.console import (
     option,
     running,
     say,
+    say_loading,
 )
 
 
@@ -282,7 +283,7 @@ def explain(
 
     The PNG goes to DIR/explain. The attention of one completion is computed anew, so the model is loaded.
     """
-    say("loading …", err=True)
+    say_loading()
     import datasets
     import transformers
 
@@ -298,7 +299,7 @@ def explain(
     say(f"figure     {path}")
 
 
-from hardsample import cli_training  # noqa: E402, F401 - its commands stand between these in --help
+from hardsample import cli_report, cli_training  # noqa: E402, F401 - their commands stand between these in --help
 
 
 @app.command(epilog=EXIT_CODES)
@@ -323,6 +324,7 @@ def demo(
     strata(output, subset=["medium+hard"], control=True)
     if train and limit is None:
         _train_demo(output)
+    cli_report.write_report(output)
     say("next: hardsample score YOUR_DATA.jsonl --model YOUR_MODEL --output runs/mine")
 
 

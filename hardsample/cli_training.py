@@ -26,6 +26,7 @@ from hardsample.console import (
     option,
     running,
     say,
+    say_loading,
 )
 
 
@@ -178,7 +179,7 @@ def train(
     Try it: `hardsample train --config examples/train_embedded.yaml`. Stop it whenever you like: the same command goes
     on from the last checkpoint. Several GPUs: `accelerate launch -m hardsample.cli train --config FILE`.
     """
-    say("loading …", err=True)
+    say_loading()
     import datasets
 
     from hardsample.data import DataError
@@ -233,7 +234,7 @@ def experiment(
     Try it: `hardsample experiment examples/embedded.yaml`. Stop it whenever you like: the same command goes on. Recipes
     and seeds may be added later; what is there is not trained again.
     """
-    say("loading …", err=True)
+    say_loading()
     from hardsample.trainer import experiment as work
     from hardsample.trainer.experiment_config import explain_options, read_experiment
     from hardsample.trainer.experiment_folder import RESULTS_JSON, RESULTS_PAGE
@@ -266,4 +267,5 @@ def experiment(
         say("next: mend what failed and give the same command again; what is done is not trained again")
         raise typer.Exit(FAILED)
     say(f"models     {found.folder}/trainings/*/model; which cell is which: {found.folder}/cells")
+    say(f"look:      hardsample report {found.folder}")
     say(f"next: add recipes or seeds to {config} and give the same command again; what is there is not trained again")

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import cache
 from types import FrameType
 from typing import Any
 
@@ -51,7 +52,7 @@ def option(name: str, **more: Any) -> Any:
 @contextmanager
 def running(output: str) -> Iterator[None]:
     """Lets a job be stopped and gone on with; every known failure ends with its exit code."""
-    say("loading …", err=True)
+    say_loading()
     import datasets
     import transformers
 
@@ -95,6 +96,12 @@ class failing:
 def say(text: str, err: bool = False) -> None:
     """Print a line as it is, on standard error if `err`."""
     (ERR if err else OUT).print(text, markup=False)
+
+
+@cache
+def say_loading() -> None:
+    """Say, once, why nothing is seen to happen: importing torch takes seconds."""
+    say("loading …", err=True)
 
 
 def interrupt(_signal: int, _frame: FrameType | None) -> None:

@@ -23,7 +23,7 @@ from hardsample.formats import Record, absent, canonical, extra_name, known_form
 from hardsample.images import DEFAULT_MAX_PIXELS, ImageError, ImageRef, as_ref, image_header
 from hardsample.solutions import GRADERS
 
-__all__ = ["DataError", "Loaded", "NoRecordsError", "Rejection", "load"]
+__all__ = ["DataError", "Loaded", "NoRecordsError", "Rejection", "load", "unchecked"]
 
 logger = logging.getLogger(__name__)
 
@@ -143,6 +143,30 @@ def load(
     counts = ", ".join(f"{format_name} {count}" for format_name, count in seen.formats.most_common())
     logger.info("%s: format %s (%s), %d records set aside", source.name, name, counts, len(seen.rejected))
     return Loaded(dataset, seen.rejected, name, source.name)
+
+
+def unchecked(
+    data: str | Path, *, image_root: str | Path | None = None, grader: str | None = None, limit: int | None = None
+) -> tuple[Iterator[Record], Path | None]:
+    """Read data of any known format one record at a time, as `load` does, but without a look at its pictures.
+
+    Args:
+        data: as for `load`.
+        image_root: likewise.
+        grader: likewise.
+        limit: likewise.
+
+    Returns:
+        The records that fit a format, the first of each id; and the folder that their pictures' paths start from.
+
+    Raises:
+        DataError: the data cannot be read.
+    """
+    source = open_source(data, limit)
+    seen = _Pass()
+    records = _records(source, grader, limit, False, seen)
+    first = (record for number, record in records if _duplicate(record, number, seen) is None)
+    return first, source.root if image_root is None else Path(image_root)
 
 
 def _records(

@@ -87,7 +87,10 @@ def mean_intervals(
         axes.plot(100 * mean, place, "D", color="#374151", ms=6)
     if base is not None:
         axes.axvline(100 * base, color="#d1495b", ls="--", lw=1)
-        axes.text(100 * base, -0.75, " before training", color="#d1495b", fontsize=8, va="center")
+        told = (100 * base, -0.75)
+        axes.annotate(
+            "before training", told, (4, 0), textcoords="offset points", color="#d1495b", fontsize=8, va="center"
+        )
     axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
     axes.set_ylim(len(rows) - 0.4, -1.1)
     axes.set(xlabel="accuracy, % (◆ mean, ─ 95 % interval, ● one seed)", title=title)

@@ -92,8 +92,9 @@ class Scores:
             self.run: dict[str, Any] = json.loads((self.directory / RUN_FILE).read_text())
             self.table = Dataset(InMemoryTable(pq.read_table(self.directory / SCORES_FILE)))
         except FileNotFoundError as error:
+            missing = Path(error.filename or SCORES_FILE).name  # pyarrow names no file
             raise OutputError(
-                f"{self.directory} holds no finished run ({Path(error.filename).name} is missing): give the --output "
+                f"{self.directory} holds no finished run ({missing} is missing): give the --output "
                 "of `hardsample score`, and let it come to its end"
             ) from error
         except (json.JSONDecodeError, pa.ArrowInvalid, UnicodeDecodeError) as error:

@@ -302,7 +302,8 @@ class StoreReader:
         """The rollouts of one sample, ordered by ratio and realization."""
         columns = "sample, ratio, realization, completion, grade, tokens"
         query = f"SELECT {columns} FROM rollouts WHERE sample = ? ORDER BY ratio, realization"
-        return [Rollout(*row[:5], json.loads(row[5])) for row in self._database.execute(query, (sample,))]
+        rows = self._database.execute(query, (sample,))
+        return [Rollout(name, at, k, text, grade, json.loads(tokens)) for name, at, k, text, grade, tokens in rows]
 
     def digests(self) -> dict[str, str]:
         """The digest of each sample: of all in it that changes a rollout or a grade."""

@@ -42,7 +42,8 @@ class Handler(BaseHTTPRequestHandler):
             said = {"error": {"message": f"bad key {self.headers.get('Authorization')}"}}
             self.answer(401, json.dumps(said).encode())
         elif fault == "400":
-            self.answer(400, b'{"error": {"message": "this picture is too large"}}')
+            said = f"this picture is too large ({self.headers.get('Authorization')})"
+            self.answer(400, json.dumps({"error": {"message": said}}).encode())
         elif fault == "429":
             self.answer(429, b'{"error": {"message": "slow down"}}', {"Retry-After": "0.2"})
         elif fault == "500":

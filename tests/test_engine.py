@@ -128,7 +128,7 @@ class FullBeyond(torch.nn.Module):
         self.sizes.append(len(inputs["input_ids"]))
         if self.sizes[-1] > self.most:
             raise self.error
-        return self.inner.generate(**inputs)
+        return self.inner.generate(generation_config=self.generation_config, **inputs)
 
 
 def test_out_of_memory_halves_the_batch_and_goes_on(model, processor, requests):

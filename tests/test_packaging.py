@@ -55,14 +55,15 @@ def dist(tmp_path_factory) -> Path:
     return folder
 
 
-def test_the_wheel_holds_every_module_and_the_demo_data(dist):
+def test_the_wheel_holds_every_module_and_the_data_of_demo_and_report(dist):
     (wheel,) = dist.glob("*.whl")
     assert wheel.name.endswith("-py3-none-any.whl")
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     expected = {"hardsample/py.typed"}
     for package, source in SOURCES.items():
         expected |= {f"{package}/{path.relative_to(REPO / source)}" for path in (REPO / source).rglob("*.py")}
-    data = (path for path in (REPO / "hardsample" / "demo").rglob("*") if path.is_file() and path.suffix != ".pyc")
+    folders = (REPO / "hardsample" / name for name in ("demo", "report"))
+    data = (path for folder in folders for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
     expected |= {str(path.relative_to(REPO)) for path in data}
     assert {"hardsample/kernels/reference.py", "hardsample/trainer/__init__.py"} <= expected
     assert names == expected

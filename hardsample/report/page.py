@@ -1,0 +1,126 @@
+"""From a page's parts to one HTML file that refers to nothing outside, and the two commands' work around it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from hardsample import __version__
+from hardsample.output import OutputError
+from hardsample.report.document import Page
+from hardsample.report.folders import kind_of
+from hardsample.report.trained import Watcher
+
+HERE = Path(__file__).parent
+REPORT_FILE = "report.html"
+PER_STRATUM = 24
+
+
+class ReportError(RuntimeError):
+    """jinja2 is not installed."""
+
+
+def write_report(
+    directory: str | Path,
+    output: str | Path | None = None,
+    *,
+    samples_per_stratum: int = PER_STRATUM,
+    seed: int = 0,
+    data: str | None = None,
+    image_root: str | None = None,
+    watch: Watcher = lambda logs: [],
+) -> Path:
+    """Writes the report of a folder: of a scoring, an evaluation, a training or an experiment.
+
+    Args:
+        directory: the folder.
+        output: the HTML file; default DIR/report.html.
+        samples_per_stratum: of the gallery, at least 0.
+        seed: of the gallery's draw.
+        data: where the data is now, if not where run.json says.
+        image_root: where its pictures are now, likewise.
+        watch: from a training's log entries to sentences on what went wrong.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        OutputError: the folder holds nothing to report, or is not finished.
+        FiguresError: matplotlib is not installed.
+        ReportError: jinja2 is not installed.
+    """
+    from hardsample.figures import new_figure
+    from hardsample.report.experimented import experimented_page
+    from hardsample.report.scored import evaluation_page, scored_page
+    from hardsample.report.trained import trained_page
+
+    directory = Path(directory)
+    new_figure(1, 1)  # before anything is read
+    kind = kind_of(directory)
+    of_scores: dict[str, Any] = {"each": samples_per_stratum, "seed": seed, "data": data, "image_root": image_root}
+    if kind == "experiment":
+        page = experimented_page(directory)
+    elif kind == "training":
+        page = trained_page(directory, watch)
+    elif kind == "evaluation":
+        page = evaluation_page(directory, **of_scores)
+    else:
+        page = scored_page(directory, **of_scores)
+    return write_page(page, Path(output) if output else directory / REPORT_FILE)
+
+
+def write_page(page: Page, path: Path) -> Path:
+    """Writes a page, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written there.
+        ReportError: jinja2 is not installed.
+    """
+    html = render(page)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_name(path.name + ".new")
+        new.write_text(html, encoding="utf-8")
+        return new.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error.strerror}): give another --output") from error
+
+
+def render(page: Page) -> str:
+    """The HTML of a page.
+
+    All that comes from data is escaped by the template. Behind that stands a Content-Security-Policy: of scripts and
+    styles only our own run, told by their hashes, and nothing is fetched.
+
+    Raises:
+        ReportError: jinja2 is not installed.
+    """
+    try:
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    except ImportError as error:
+        raise ReportError("the report needs jinja2: pip install 'hardsample[report]'") from error
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    policy = (
+        f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    return environment.get_template("page.jinja").render(
+        page=page,
+        style=Markup(style),
+        script=Markup(script),
+        policy=policy,
+        version=__version__,
+        made=f"{datetime.now(UTC):%Y-%m-%d}",
+    )
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
