@@ -341,6 +341,7 @@ def _train_demo(output: Path) -> None:
         wanted = read_experiment(experiment_file(), output=str(output / "recipes"), scores=str(output))
         found = work.run_experiment(wanted, jobs=min(2, os.cpu_count() or 1))
     OUT.print(recipe_table(found))
+    cli_report.write_report(found.folder)
     say(f"results    {found.folder}/{RESULTS_PAGE}; more recipes: hardsample experiment examples/embedded.yaml")
     if found.failed:
         for key, problem in found.failed.items():

@@ -223,6 +223,15 @@ def test_a_training_shows_its_last_complete_checkpoint(tmp_path, hostile):
     assert len(page.named("script")) == 1
 
 
+def test_a_training_that_came_to_its_end_is_shown_to_its_end(tmp_path):
+    checkpoint(tmp_path, 10, logs(10))
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": logs(15)}))
+    assert "The logs end with" not in Parsed(made(tmp_path, tmp_path / "out.html")).text
+    checkpoint(tmp_path, 20, logs(20))  # the same training went on
+    page = Parsed(made(tmp_path, tmp_path / "out.html"))
+    assert "The logs end with checkpoint-20" in page.text
+
+
 def test_a_training_of_stock_trl_has_no_strata_and_says_so(tmp_path):
     checkpoint(tmp_path, 5, [{"step": step, "reward": 0.5, "frac_reward_zero_std": 1.0} for step in range(5)])
     page = Parsed(made(tmp_path, tmp_path / "out.html"))

@@ -216,6 +216,7 @@ def train(options: Options) -> DifficultyAwareGRPOTrainer:
         _say(args, f"goes on    from {checkpoint}")
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(args.output_dir)
+    trainer.save_state()  # the logs to the last step, for `hardsample report`
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=training.dataset_name)
     return trainer

@@ -42,6 +42,9 @@ SMOOTH = 7
 """Log entries that a moving mean takes."""
 
 
+THE_END = "the whole training"
+
+
 def trained_page(directory: Path, watch: Watcher) -> Page:
     """The page of a training.
 
@@ -70,7 +73,7 @@ def trained_page(directory: Path, watch: Watcher) -> Page:
 
 
 def read_logs(directory: Path) -> tuple[Logs, str]:
-    """The log entries of training steps, as the last complete checkpoint has them, and that checkpoint's name.
+    """The log entries of training steps to the last step that is saved, and where: the end, or a checkpoint's name.
 
     Raises:
         OutputError: there is none.
@@ -80,18 +83,27 @@ def read_logs(directory: Path) -> tuple[Logs, str]:
         number = path.parent.name.rpartition("-")[2]
         if number.isdigit():
             found.append((int(number), path))
-    for _, path in sorted(found, reverse=True):
-        try:
-            state = json.loads(path.read_text())
-        except (OSError, ValueError):
-            continue  # a kill while it was saved: the one before is taken
-        logs = [one for one in state.get("log_history", []) if "reward" in one and "step" in one]
-        if logs:
+    whole = _logs(directory / TRAINER_STATE)
+    for number, path in sorted(found, reverse=True):
+        if whole and whole[-1]["step"] >= number:
+            break
+        if logs := _logs(path):
             return logs, path.parent.name
+    if whole:
+        return whole, THE_END
     raise OutputError(
         f"the training in {directory} has no logs yet: looked for log entries with a reward in "
         f"checkpoint-*/{TRAINER_STATE}; let it come to its first checkpoint (save_steps, logging_steps)"
     )
+
+
+def _logs(path: Path) -> Logs:
+    """The entries of training steps in a trainer's state; none where a kill cut it short."""
+    try:
+        state = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return []
+    return [one for one in state.get("log_history", []) if "reward" in one and "step" in one]
 
 
 def series(logs: Logs, key: str) -> Series:
@@ -199,5 +211,6 @@ def _lead(logs: Logs, where: str) -> list[str]:
     silent = series(logs, "difficulty/frac_no_signal")[1] or series(logs, "frac_reward_zero_std")[1]
     if silent:
         said.append(f"{100 * sum(silent) / len(silent):.0f} % of the groups were without signal.")
-    said.append(f"The logs end with {where}; what was trained after it is not in them.")
+    if where != THE_END:
+        said.append(f"The logs end with {where}; what was trained after it is not in them.")
     return said
