@@ -46,6 +46,8 @@ REPLY = {
     "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "7"}}],
 }
 LARGE = 1024
+WAITING_S = 0.1
+PARTS = ("client", "waiting", "throughput", "agreement")
 
 
 def free_port() -> int:
@@ -78,9 +80,10 @@ def transformers_serve(port: int) -> list[str]:
 
 
 class Stub(BaseHTTPRequestHandler):
-    """Answers every request at once with the same reply."""
+    """Answers every request with the same reply, at once or after a while, as many side by side as come."""
 
     protocol_version = "HTTP/1.1"
+    waiting_s = 0.0
 
     def log_message(self, *_: object) -> None: ...
 
@@ -89,6 +92,7 @@ class Stub(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
+        time.sleep(self.waiting_s)
         self.reply(json.dumps(REPLY).encode())
 
     def reply(self, body: bytes) -> None:
@@ -97,6 +101,10 @@ class Stub(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+
+def stub(port: int, waiting_s: float = 0.0) -> list[str]:
+    return [sys.executable, __file__, "--stub", str(port), "--waiting", str(waiting_s)]
 
 
 def agreement(folder: Path, url: str, limit: int | None) -> dict:
@@ -194,22 +202,26 @@ def page(found: dict) -> str:
         f"| difference, points, paired by sample | {100 * difference['value']:+.1f} "
         f"[{100 * difference['low']:+.1f}, {100 * difference['high']:+.1f}] |",
         "",
-        "**In flight.** Rollouts a second, median of three turns; this server generates one request at a time and runs "
-        "on the cores of the client.",
+        "**In flight.** Rollouts a second, median of three turns. `transformers serve` generates one request at a time "
+        f"and runs on the cores of the client; the other is a stand-in that answers after {1e3 * WAITING_S:.0f} ms, as "
+        "many side by side as come: what the client makes of a server that batches.",
         "",
-        "| in flight | rollouts/s |",
-        "|---|---|",
-        *(f"| {most} | {rate} |" for most, rate in found["throughput"]["rollouts_per_s"].items()),
+        "| server | 1 in flight | 16 in flight | ratio (turns) |",
+        "|---|---|---|---|",
+        *(
+            f"| {name} | {' | '.join(map(str, part['rollouts_per_s'].values()))} | "
+            f"{part['ratio']} ({', '.join(map(str, part['ratios']))}) |"
+            for name, part in (("transformers serve", found["throughput"]), ("stand-in", found["waiting"]))
+        ),
         "",
-        f"Ratio {found['throughput']['ratio']} (turns: {', '.join(map(str, found['throughput']['ratios']))}).",
+        "**Client.** Processor time for each request against a server that answers at once, 16 in flight. The last columns "
+        "are time in its threads, which includes waiting for a core.",
         "",
-        "**Client.** Processor time for each request against a server that answers at once, 16 in flight; in threads.",
-        "",
-        "| picture | λ | CPU, ms | of it masking | of it PNG | requests/s |",
+        "| picture | λ | CPU, ms | requests/s | masking, ms | PNG, ms |",
         "|---|---|---|---|---|---|",
         *(
-            f"| {row['picture']} | {row['ratio']} | {row['cpu_ms']} | {row['mask_ms']} | {row['processor_ms']} | "
-            f"{row['requests_per_s']} |"
+            f"| {row['picture']} | {row['ratio']} | {row['cpu_ms']} | {row['requests_per_s']} | "
+            f"{row['mask_ms']} | {row['processor_ms']} |"
             for row in found["client"]
         ),
     ]
@@ -220,20 +232,30 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="little, and nothing is written")
+    parser.add_argument("--only", choices=PARTS, help="this part anew; the others stay as they were measured")
     parser.add_argument("--stub", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--waiting", type=float, default=0.0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.stub:
+        Stub.waiting_s = arguments.waiting
         ThreadingHTTPServer(("127.0.0.1", arguments.stub), Stub).serve_forever()
-    quick = arguments.quick
-    found: dict = {"machine": machine()}
-    with tempfile.TemporaryDirectory() as folder:
-        port = free_port()
-        with running([sys.executable, __file__, "--stub", str(port)], port) as url:
-            found["client"] = client_cost(url, 100 if quick else 2000)
-        port = free_port()
-        with running(transformers_serve(port), port) as url:
-            found["throughput"] = throughput(Path(folder), url, 3 if quick else 24)
-            found["agreement"] = agreement(Path(folder), url, 12 if quick else None)
+    quick, wanted = arguments.quick, [arguments.only] if arguments.only else PARTS
+    found: dict = json.loads((RESULTS / "served.json").read_text()) if arguments.only else {}
+    found.setdefault("machine", machine())
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        if "client" in wanted:
+            with running(stub(port := free_port()), port) as url:
+                found["client"] = client_cost(url, 100 if quick else 2000)
+        if "waiting" in wanted:
+            with running(stub(port := free_port(), WAITING_S), port) as url:
+                found["waiting"] = throughput(folder / "waiting", url, 3 if quick else 24)
+        if {"throughput", "agreement"} & {*wanted}:
+            with running(transformers_serve(port := free_port()), port) as url:
+                if "throughput" in wanted:
+                    found["throughput"] = throughput(folder / "serve", url, 3 if quick else 24)
+                if "agreement" in wanted:
+                    found["agreement"] = agreement(folder, url, 12 if quick else None)
     print(page(found))
     if not quick:
         (RESULTS / "served.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
