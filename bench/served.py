@@ -214,8 +214,8 @@ def page(found: dict) -> str:
             for name, part in (("transformers serve", found["throughput"]), ("stand-in", found["waiting"]))
         ),
         "",
-        "**Client.** Processor time for each request against a server that answers at once, 16 in flight. The last columns "
-        "are time in its threads, which includes waiting for a core.",
+        "**Client.** Processor time for each request against a server that answers at once, 16 in flight. The last two "
+        "columns are time in its threads, which includes waiting for a core.",
         "",
         "| picture | λ | CPU, ms | requests/s | masking, ms | PNG, ms |",
         "|---|---|---|---|---|---|",
