@@ -7,6 +7,7 @@ for each, and README.md, which begins with bench/experiments/findings.md and has
 from __future__ import annotations
 
 import json
+from itertools import takewhile
 from pathlib import Path
 
 from preparing import machine
@@ -41,10 +42,11 @@ def main() -> None:
 
 
 def said_above(path: Path) -> tuple[str, str]:
-    """What a config says of itself above its options: in words, and the commands."""
+    """What a config says of itself above its options: in words up to the commands, and the commands."""
     lines = [line.removeprefix("#") for line in path.read_text().splitlines() if line.startswith("#")]
     commands = [line.strip() for line in lines if line.startswith("     ")]
-    return " ".join(line.strip() for line in lines if not line.startswith("     ")), "\n".join(commands)
+    words = takewhile(lambda line: not line.startswith("     "), lines)
+    return " ".join(line.strip() for line in words).removesuffix(":") + ".", "\n".join(commands)
 
 
 def write(name: str, found: Results, head: str, command: str) -> None:

@@ -15,7 +15,9 @@ from filelock import FileLock
 from safetensors.torch import load_file
 
 from hardsample.config import ScoringConfig
+from hardsample.output import Scores
 from hardsample.scoring import score
+from hardsample.strata import STRATA
 from hardsample.trainer.experiment import check_options, laid_out, run_experiment
 from hardsample.trainer.experiment_config import ExperimentConfig, ExperimentError, read_experiment
 from hardsample.trainer.jobs import Job, run_jobs
@@ -172,6 +174,9 @@ def test_scores_that_do_not_fit_are_refused(tmp_path, small_scores):
     plan, strata = laid_out(config)
     notes = summed_up(config, plan, strata, {}).notes
     assert f"the strata are those of demo, not of {tmp_path / 'other'}: score it, unless that is wanted" in notes
+    labels = list(Scores(config.scores_folder).table["stratum"])
+    counted = {name: labels.count(name) for name in STRATA if name in labels}
+    assert "strata by pism: " + ", ".join(f"{name} {count:,}" for name, count in counted.items()) in notes
 
     wanted = {"model": "demo", "model_config": {}, "freeze": [], "trust_remote_code": False, "image_root": None}
     wanted |= {"data": "demo:test", "grader": None, "limit": 6, "scores": str(small_scores), "ids": ["pool-000000"]}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hardsample.evaluation import EVALUATION_FILE
 from hardsample.output import RUN_FILE
+from hardsample.strata import STRATA
 from hardsample.trainer.experiment_config import ExperimentConfig
 from hardsample.trainer.experiment_folder import (
     CELL_FILE,
@@ -92,7 +94,7 @@ def summed_up(config: ExperimentConfig, plan: Plan, strata: Sequence[Strata], fa
     differences = compare_rows(rows, config.primary.recipe, config.primary.against)
     found = read_json(config.folder / "trainings" / BASE / evaluation_name(config) / EVALUATION_FILE)
     base = found["overall"]["accuracy"] if found else None
-    notes = [one.note for one in strata if one.note]
+    notes = [text for one in strata for text in (one.note, _sizes(one)) if text]
     run = read_json(config.scores_folder / RUN_FILE) or {}
     if run.get("model", config.model) != config.model:
         notes.append(f"the strata are those of {run['model']}, not of {config.model}: score it, unless that is wanted")
@@ -132,6 +134,14 @@ def _outcome(config: ExperimentConfig, plan: Plan, cell: Cell, failed: dict[str,
         )
     write_json(folder / CELL_FILE, asdict(outcome) | {"trainings": list(cell.trainings)})
     return outcome
+
+
+def _sizes(strata: Strata) -> str:
+    """How many samples each stratum has, in words."""
+    counts = Counter(one or "none" for one in strata.strata)
+    return f"strata by {strata.metric}: " + ", ".join(
+        f"{name} {counts[name]:,}" for name in (*STRATA, "none") if name in counts
+    )
 
 
 def _targets(config: ExperimentConfig, plan: Plan) -> str:
