@@ -1,9 +1,12 @@
 r"""Where in a completion the answer is. Every grader starts here, so the order is written down once.
 
-1. Thinking goes first: what stands before the last ``</think>`` is dropped. A ``<think>`` that never closes is kept.
+1. Thinking goes first: what stands before the last ``</think>`` is dropped, whatever the tag is called (``<thinking>``,
+   ``<reasoning>``, ``[THINK]``, ``◁think▷`` …). Where nothing follows it, what stands before its opening is read. A
+   ``<think>`` that never closes is kept.
 2. The last ``<answer>``: to its ``</answer>``, or to the end where the completion was cut off. Of a lone ``</answer>``
-   what stands before it is read on. A ``\boxed{}`` inside the tag is opened.
-3. The last ``\boxed{}`` (or ``\fbox{}``), braces balanced; cut off, what is there. Of several boxes the last counts.
+   what stands before it is read on. A box inside the tag is opened.
+3. The last ``\boxed{}`` (or ``\fbox{}``, or ``<|begin_of_box|>…<|end_of_box|>``), braces balanced; cut off, what is there.
+   Of several boxes the last counts.
 4. The last phrase such as "the answer is X", "Answer: X", "答案是X" or "#### X": the rest of its line.
 5. Otherwise the last line with something on it.
 
@@ -20,18 +23,24 @@ from typing import Literal, NamedTuple
 MAX_CHARS = 100_000
 MAX_NORMALISED_CHARS = 20_000
 
-_TAG = re.compile(r"<answer>", re.IGNORECASE)
-_CLOSING_TAG = re.compile(r"</answer>", re.IGNORECASE)
+_THINKING = "think|thinking|thought|thoughts|reasoning|reason|analysis|reflection|seed:think"
+_THOUGHT = re.compile(rf"<({_THINKING})>|\[(THINK)\]|◁(think)▷|<\|(begin_of_thought)\|>", re.IGNORECASE)
+_THOUGHT_END = re.compile(rf"</({_THINKING})>|\[/(THINK)\]|◁/(think)▷|<\|(end_of_thought)\|>", re.IGNORECASE)
+_TAG = re.compile(r"<(?:answer|final_answer|conclusion)>", re.IGNORECASE)
+_CLOSING_TAG = re.compile(r"</(?:answer|final_answer|conclusion)>", re.IGNORECASE)
+_GLM_BOX = re.compile(r"<\|begin_of_box\|>(.*?)(?:<\|end_of_box\|>|$)", re.DOTALL)
+_MARKDOWN = re.compile(r"(?<![\w*])(\*{1,3}|__)(?=[^\s*_])(.*?[^\s*_\\])\1(?!\w)|`{1,3}([^`\n]+)`{1,3}", re.DOTALL)
 _CUT_TAG = re.compile(r"</?[a-z]{0,6}$", re.IGNORECASE)
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _PHRASE = re.compile(r"\banswer\b[^.\n:：=]{0,60}?(?:\bis\b|[:：=])|答案(?:是|为|[:：])|####", re.IGNORECASE)
 # A line that only opens or closes a block: code fences, display mathematics, rules.
-_FILLER = re.compile(r"```\w*|\\[\[\]]|[\s`*_=$#~|.-]*")
+_FILLER = re.compile(r"(?!\s*[*=~|-][.]?$)(?:```\w*|\\[\[\]]|[\s`*_=$#~|.:：-]*)")
 _SENTENCE_END = re.compile(r"[.!?。](?=\s|$)|。")
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|operatorname)\s{0,3}\{([^{}]*)\}")
 _PIECE = re.compile(r"\s{1,500}|\S{1,500}")
 _SPACES = re.compile(r"\s+")
 _MARKED = re.compile(r"\*\*([^*\n]+)\*\*|\"([^\"\n]+)\"|“([^”\n]+)”|`([^`\n]+)`")
+_DENIAL = re.compile(r"\b(?:not|isn['’]?t|never|neither|nor|no|cannot|can['’]?t)\b|不是|并非", re.IGNORECASE)
 _END_PUNCTUATION = " \t\r\n.,;:!?*_`'\"“”‘’()[]{}。，、；："
 
 
@@ -64,7 +73,7 @@ def find_answer(completion: str) -> Answer:
     Returns:
         The answer, its source (tag, box, phrase or end), and the completion without its thinking.
     """
-    body = _without_thinking(completion[-MAX_CHARS:])
+    body = without_thinking(completion[-MAX_CHARS:])
     opening = _last(_TAG, body)
     if opening is not None:
         tagged = body[opening.end() :]
@@ -80,11 +89,47 @@ def find_answer(completion: str) -> Answer:
         return Answer(boxed.strip(), "box", body)
     phrase = _last(_PHRASE, body)
     if phrase is not None:
-        lines = _lines(body[phrase.end() :].lstrip(" \t*_:："))
+        lines = _lines(body[phrase.end() :])
         if lines:
-            return Answer(lines[0].lstrip("*_:： ").strip(), "phrase", body)
+            line = plain(lines[0])
+            bare = line.lstrip("*_:： ")
+            return Answer((bare if bare.strip(".。") else line).strip(), "phrase", body)
     lines = _lines(body)
     return Answer(lines[-1] if lines else body, "end", body)
+
+
+def without_thinking(text: str) -> str:
+    """Take off what the model thought before it answered, whatever the tags are called.
+
+    Args:
+        text: a completion.
+
+    Returns:
+        What follows the last closing tag, or where that is nothing, what precedes its opening; empty for a completion
+        of thinking only. Thinking that never closes is kept, without its tag.
+    """
+    end = _last(_THOUGHT_END, text)
+    if end is not None:
+        after = text[end.end() :].strip()
+        opening = _last(_THOUGHT, text[: end.start()])
+        text = after or (text[: opening.start()] if opening else "")
+    text = text.strip()
+    opening = _THOUGHT.match(text)
+    return text[opening.end() :].strip() if opening else text
+
+
+def plain(text: str) -> str:
+    r"""Take off Markdown's bold, italics and code marks: ``**45 cm**.`` → ``45 cm.``; ``2**3`` stays.
+
+    Args:
+        text: an answer.
+
+    Returns:
+        The answer without these marks.
+    """
+    if "*" not in text and "`" not in text and "__" not in text:
+        return text
+    return _MARKDOWN.sub(lambda match: match.group(2) or match.group(3), text)
 
 
 def unwrap_solution(solution: str) -> str:
@@ -101,7 +146,7 @@ def unwrap_solution(solution: str) -> str:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Find the content of the last ``\boxed{}`` or ``\fbox{}``, with balanced braces.
+    r"""Find the content of the last ``\boxed{}``, ``\fbox{}`` or ``<|begin_of_box|>``, with balanced braces.
 
     Args:
         text: any text.
@@ -110,6 +155,10 @@ def last_boxed(text: str) -> str | None:
         The content, to the end of the text where the box does not close; None where there is no box.
     """
     start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
+    glm = _last(_GLM_BOX, text)
+    if glm is not None and glm.start() > start:
+        inner = last_boxed(glm.group(1))
+        return glm.group(1) if inner is None else inner
     if start < 0:
         return None
     rest = text[start + (6 if text.startswith("\\boxed", start) else 5) :].lstrip()
@@ -143,10 +192,12 @@ def marked_span(line: str) -> str | None:
         line: one line of a completion.
 
     Returns:
-        The span's text; None where there is none, or more than one.
+        The span's text; None where there is none, or more than one, or it is denied ("not **red**").
     """
-    spans = [next(group for group in match.groups() if group) for match in _MARKED.finditer(line)]
-    return spans[0] if len(spans) == 1 else None
+    marked = list(_MARKED.finditer(line))
+    if len(marked) != 1 or _DENIAL.search(line[: marked[0].start()]):
+        return None
+    return next(group for group in marked[0].groups() if group)
 
 
 def strip_latex_text(text: str) -> str:
@@ -204,12 +255,6 @@ def nfkc(text: str) -> str:
     if text.isascii():
         return text
     return "".join(unicodedata.normalize("NFKC", piece) for piece in _PIECE.findall(text))
-
-
-def _without_thinking(text: str) -> str:
-    end = text.rfind("</think>")
-    text = text[end + len("</think>") :] if end >= 0 else text
-    return text.strip().removeprefix("<think>").strip()
 
 
 def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:

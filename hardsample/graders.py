@@ -16,21 +16,31 @@ from hardsample.answers import (
     first_sentence,
     marked_span,
     normalise,
+    plain,
     unwrap_solution,
 )
 from hardsample.boxes import Box, BoxFormat, all_matched, convert, iou, parse_boxes
-from hardsample.choices import read_choice
+from hardsample.choices import Chosen, read_choices, read_yes_no, yes_no_options
 from hardsample.numerals import read_integers
 
 _DIGITS = re.compile(r"\d+")
+_LETTERS = re.compile(r"[A-H](?:\s*[,;、]?\s*[A-H])+")
+_ARTICLE = re.compile(r"^(?:an?|the)\s+(?=\S)")
+_COPULA = re.compile(
+    r"(?:(?:it|this|that|there|they|these|those|he|she|the|in|i|we)\b[^.!?\n]{0,120}?(?:\b(?:is|are|was|were|says|reads|shows|see)|['’]s)"
+    r"|it['’]s|that['’]s)\s+(?:called\s+)?(\S.{0,2000})",
+    re.IGNORECASE | re.DOTALL,
+)
 _EMPTY_LIST = re.compile(r"\[\s*\]")
 
 
 def grade_text(completion: str, solution: str) -> bool:
-    """Accept the solution's text, exactly but for case, NFKC, whitespace and punctuation at the ends; articles count.
+    """Accept the solution's text, exactly but for case, NFKC, whitespace, punctuation at the ends and an article.
 
-    The answer is the one found by :func:`hardsample.answers.find_answer`. Where nothing marks it, the whole completion
-    (without thinking), its last line, or the one quoted or bold span of that line may match.
+    The answer is the one found by :func:`hardsample.answers.find_answer`. Where no tag or box marks it, the whole
+    completion (without thinking), its last line, the end of a sentence that says what it is ("It is a lamp."), or the
+    one quoted or bold span of that line may match. Letters in a row (gold ``AC``) match in any order and spelling
+    (``C, A``); a gold of yes or no matches an answer that begins with it.
 
     Args:
         completion: what the model wrote.
@@ -39,8 +49,14 @@ def grade_text(completion: str, solution: str) -> bool:
     Returns:
         Whether the answer is right.
     """
-    gold = normalise(unwrap_solution(solution))
-    return bool(gold) and gold in map(normalise, _text_candidates(completion))
+    gold_text = unwrap_solution(solution)
+    gold = _bare(gold_text)
+    if not gold:
+        return False
+    if yes_no_options(gold_text) or _LETTERS.fullmatch(gold_text):
+        return grade_choice(completion, solution)
+    texts = _text_candidates(completion)
+    return any(gold in (_bare(text), _bare(_told(text))) for text in texts)
 
 
 def grade_ocr(completion: str, solution: str, *, min_similarity: float = 0.9) -> bool:
@@ -95,37 +111,41 @@ def grade_counting(completion: str, solution: str) -> bool:
 
 
 def grade_choice(completion: str, solution: str, *, options: Sequence[str] | None = None) -> bool:
-    """Accept the right option by its letter or by its text, whichever of the two the solution gives.
+    r"""Accept the right option by its letter or by its text, whichever of the two the solution gives.
 
-    Letters: ``B``, ``b``, ``(B)``, ``B.``, ``B) red``, ``option B``, ``the answer is B``. An option's text is read
-    before a letter. A capital that a lower-case word follows is no letter ("A dog"). In a longer answer, the one letter
-    that is named as an option, or else the one option whose text occurs, is taken; two different ones are no answer.
-    Where nothing marks the answer, the last line is read, then the first.
+    Letters: ``B``, ``b``, ``(B)``, ``B.``, ``B) red``, ``option B``, ``the answer is B``, ``故选B``. Texts: also a value in
+    another notation (``\\dfrac12`` for ``1/2``, ``15`` for ``15 cm``). A solution of several letters (``A, C``, ``AC``) needs
+    just these, in any order. An option's text is read before a letter. An answer that leaves open which option it means,
+    or denies one, is wrong: see :func:`hardsample.choices.read_choices`. A solution of yes or no (true or false) without
+    options has these two. Where nothing marks the answer, the last line is read, then the first.
 
     Args:
         completion: what the model wrote.
-        solution: the right option's letter or text.
+        solution: the right option's letter or text, or several letters.
         options: all options' texts in order; without them only letter against letter and text against text compare.
 
     Returns:
         Whether the right option was chosen.
     """
-    texts = tuple(str(option) for option in options or ())
     gold_text = unwrap_solution(solution)
-    gold = read_choice(gold_text, texts, prose=False)
+    texts = tuple(str(option) for option in options or ()) or yes_no_options(gold_text)
+    gold = read_choices(gold_text, texts, prose=False)
     found = find_answer(completion)
     if not found.text or not gold_text:
         return False
     if gold is None:
-        return normalise(found.text) == normalise(gold_text)
-    candidates = [first_sentence(found.text)] if found.source == "phrase" else []
-    candidates.append(found.text)
+        return normalise(plain(found.text)) == normalise(gold_text)
+    candidates = [found.text]
+    if found.source == "phrase":
+        candidates = list(dict.fromkeys([first_sentence(found.text), found.text]))
     if found.source == "end":
-        candidates += [span for span in [marked_span(found.text)] if span]
-    chosen = next((c for c in (read_choice(text, texts, prose=True) for text in candidates) if c is not None), None)
-    if chosen is None and found.source == "end":
-        chosen = read_choice(found.body.partition("\n")[0].strip(), texts, prose=False)
-    return chosen == gold
+        candidates += filter(None, [marked_span(found.text)])
+    for text in candidates:
+        chosen = read_choices(text, texts, prose=True)
+        if chosen is not None:
+            return chosen == gold
+    first = found.body.partition("\n")[0].strip()
+    return found.source == "end" and first != found.text and _first_line(first, texts) == gold
 
 
 def grade_grounding(
@@ -202,10 +222,31 @@ def grade_detection(
 
 def _text_candidates(completion: str) -> list[str]:
     found = find_answer(completion)
-    if found.source != "end":
+    if found.source in ("tag", "box"):
         return [found.text]
     span = marked_span(found.text)
-    return [found.body, found.text, *([span] if span else [])]
+    texts = [found.body if found.source == "end" else first_sentence(found.text), found.text, *([span] if span else [])]
+    if found.source == "phrase":  # an answer of several lines
+        texts.append(found.body[found.body.rfind(found.text) :])
+    return texts
+
+
+def _first_line(line: str, options: Sequence[str]) -> Chosen | None:
+    """What the first line says: a letter, an option's text, or yes or no; explanations may follow it."""
+    chosen = read_choices(line, options, prose=False)
+    index = read_yes_no(line, options, prose=True) if chosen is None else None
+    return chosen if index is None else frozenset([index])
+
+
+def _bare(text: str) -> str:
+    """The normal form without marks and without an article."""
+    return _ARTICLE.sub("", normalise(plain(text)))
+
+
+def _told(text: str) -> str:
+    """What the last clause of a sentence says something is: "It is a lamp." → "a lamp."; the text where it does not."""
+    said = _COPULA.fullmatch(text.strip())
+    return said.group(1) if said else text
 
 
 @lru_cache(maxsize=4096)

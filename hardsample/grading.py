@@ -123,8 +123,9 @@ class Grader:
         """Grade completions, each against its record.
 
         Args:
-            pairs: (completion, record). A record has ``solution`` and ``grader``, and may have that grader's keyword
-                arguments, such as ``options``, ``box_format`` and ``image_size``; other fields are not looked at.
+            pairs: (completion, record). A record has ``solution`` and ``grader``, and may have ``answers`` (all accepted
+                solutions, of which any is right) and that grader's keyword arguments, such as ``options``, ``box_format``
+                and ``image_size``; other fields are not looked at.
 
         Returns:
             Whether each is right, in the order given.
@@ -134,12 +135,13 @@ class Grader:
             RuntimeError: the worker process cannot be started.
         """
         verdicts = [_decide(completion, record) for completion, record in pairs]
-        open_questions = [(i, verdict) for i, verdict in enumerate(verdicts) if isinstance(verdict, MathQuestion)]
-        if open_questions:
+        questions = [question for verdict in verdicts if isinstance(verdict, list) for question in verdict]
+        if questions:
             with self._lock:
-                answers = self._worker.ask([question for _, question in open_questions])
-            for (i, _), answer in zip(open_questions, answers, strict=True):
-                verdicts[i] = answer
+                answers = iter(self._worker.ask(questions))
+            verdicts = [
+                any([next(answers) for _ in verdict]) if isinstance(verdict, list) else verdict for verdict in verdicts
+            ]
         return [bool(verdict) for verdict in verdicts]
 
     def close(self) -> None:
@@ -156,20 +158,26 @@ class Grader:
         self.close()
 
 
-def _decide(completion: str, record: Mapping[str, Any]) -> bool | MathQuestion:
+def _decide(completion: str, record: Mapping[str, Any]) -> bool | list[MathQuestion]:
+    """The verdict, or the questions of which one has to be answered with yes: one for each accepted answer."""
     name = record["grader"]
     if name not in GRADERS:
         raise ValueError(f"there is no grader {name!r}; use one of {', '.join(GRADERS)}")
-    try:
-        if name == "math":
-            return decide_math(completion, str(record["solution"]))
-        options = {key: record[key] for key in _OPTIONS[name] if record.get(key) is not None}
-        return GRADERS[name](completion, str(record["solution"]), **options)
-    except Exception:
-        # The one broad catch: a model may write anything, and one completion must not end a job of many hours. It is
-        # wrong, and said so; no text is known that comes here.
-        logger.exception("grader %s failed on a completion of %d characters: counted as wrong", name, len(completion))
-        return False
+    options = {key: record[key] for key in _OPTIONS[name] if record.get(key) is not None}
+    questions: list[MathQuestion] = []
+    for solution in record.get("answers") or [record["solution"]]:
+        try:
+            verdict = (decide_math if name == "math" else GRADERS[name])(completion, str(solution), **options)
+        except Exception:
+            # The one broad catch: a model may write anything, and one completion must not end a job of many hours. It
+            # is wrong, and said so; no text is known that comes here.
+            logger.exception("grader %s failed on a completion of %d characters: counted as wrong", name, len(completion))
+            verdict = False
+        if verdict is True:
+            return True
+        if isinstance(verdict, MathQuestion):
+            questions.append(verdict)
+    return questions or False
 
 
 def reward_function(grader: str | None = None, **options: Any) -> Callable[..., list[float]]:
@@ -195,7 +203,7 @@ def reward_function(grader: str | None = None, **options: Any) -> Callable[..., 
         raise ValueError(f"grader {grader} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}")
 
     def reward(completions: Sequence[Completion], solution: Sequence[Any], **columns: Any) -> list[float]:
-        names = ["solution", *known] if grader else ["grader", "solution", *known]
+        names = ["solution", "answers", *known] if grader else ["grader", "solution", "answers", *known]
         values = {name: columns[name] for name in names if name in columns} | {"solution": solution}
         fixed = options | ({"grader": grader} if grader else {})
         records = [dict(zip(values, row, strict=True)) | fixed for row in zip(*values.values(), strict=True)]

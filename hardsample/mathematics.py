@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
-from decimal import Decimal
+from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
-from hardsample.answers import find_answer, first_sentence, normalise, strip_latex_text, unwrap_solution
+from hardsample.answers import Answer, find_answer, first_sentence, normalise, plain, strip_latex_text, unwrap_solution
 from hardsample.graders import grade_choice
-from hardsample.numerals import decimals, latex_number_text, number_in_words, plain_number, same_number
+from hardsample.inequalities import as_interval
+from hardsample.notation import Number, plain_formula, same_constant
+from hardsample.numerals import decimals, latex_number_text, without_unit_power
+from hardsample.quantities import Quantity, read_quantity
+from hardsample.units import compatible, is_percent, read_unit
 
 MAX_MATH_CHARS = 1000
 
@@ -18,15 +22,25 @@ _PRODUCT = re.compile(r"[a-z]{1,3}")  # xy may be a product, "Sunday" and the se
 _LETTER = re.compile(r"[A-Z]")
 _TIME_OR_DATE = re.compile(r"(?<!\d)(?:\d{1,2}:\d{2}(?::\d{2})?|\d{1,4}([/.-])\d{1,2}\1\d{1,4})(?!\d)")
 _LEADING_ZERO = re.compile(r"(?<!\d)0+(?=\d)")
-_PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
-_NUMBER = re.compile(r"(?<![^\s($€£¥=])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?=[\s.,;:!?)]|$)")
+_PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}|[㐀-鿿]")
+_CONNECTORS = re.compile(r"\\text\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b|和|或", re.IGNORECASE)
+_NUMBER = re.compile(
+    r"(?<![A-Za-z0-9_.,/^*+(-])[$€£¥]?-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:\s\d+/\d+|/\d+)?(?P<percent>\s?%)?(?![\w.]*\d|[/^*+]|[A-Za-z])"
+)
+_UNIT_AFTER = re.compile(r"\s*([^\d\s.,;!?()]+(?:\s[a-z]+)?)")
 # Words that make another number of the one in front of them or behind.
 _MODIFIER = re.compile(
     r"\b(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|root|squared|cubed|pi|half|third|quarter|percent|minus|negative|plus"
-    r"|times|over|dozen|hundred|thousand|million|billion)\b",
+    r"|times|over|dozen|hundred|thousand|million|billion|not|isn['’]t|never|neither|nor|wrong|incorrect)\b|不是|并非",
     re.IGNORECASE,
 )
 _DIGITS = re.compile(r"\d+")
+_EXPLAINS = re.compile(r"(?:explanation|because|since|reason\w*|note|this|i|we|the|as|here|why|解释|因为|理由)\b", re.IGNORECASE)
+# An equation that is not solved, 2x = 10 or x + 3 = 10: its right side is no answer.
+_UNSOLVED = re.compile(r"[^=<>]*(?:\d\s*[a-zA-Z]|[a-zA-Z]\s*[-+*/]|[-+*/]\s*[a-zA-Z])[^=<>]*=[^=<>]*")
+_WHY = re.compile(r",?\s+(?:since|because|as|which|so|for)\b|;|\s[-–—]\s", re.IGNORECASE)
+_DENIAL = re.compile(r"\b(?:not|isn['’]t|never|neither|nor|wrong|incorrect)\b|不是|并非", re.IGNORECASE)
+_TOLERANCE = Fraction(2, 10**6)
 
 
 class MathQuestion(NamedTuple):
@@ -37,11 +51,20 @@ class MathQuestion(NamedTuple):
     decimals: int
 
 
+class _Gold(NamedTuple):
+    """A gold answer, read once."""
+
+    text: str
+    quantity: Quantity | None
+    decimals: int
+    interval: tuple[str, str] | None
+
+
 def decide_math(completion: str, solution: str) -> bool | MathQuestion:
     """Grade a math answer as far as that needs no computer algebra.
 
-    Decided here: the same text; plain numbers on both sides (also a number in words, and the only number of a text in
-    prose); words; times and dates; a capital letter, which is graded as a choice.
+    Decided here: the same text; numbers with or without units on both sides (also a number in words, and the only
+    number of a text in prose); words; times and dates; a capital letter, which is graded as a choice.
 
     Args:
         completion: what the model wrote.
@@ -50,35 +73,124 @@ def decide_math(completion: str, solution: str) -> bool | MathQuestion:
     Returns:
         The verdict, or the question to put to :class:`hardsample.grading_worker.MathWorker`.
     """
-    gold, gold_number, places = _gold(solution)
+    gold = _gold(solution)
     found = find_answer(completion)
-    text = found.text
-    if not gold or not text:
+    if not gold.text or not found.text:
         return False
-    number = plain_number(text)
-    if number is None and found.source == "phrase":
-        text = first_sentence(text)
-        number = plain_number(text)
-    if gold_number is not None:
-        number = _number_in_text(text) if number is None else number
-        if number is not None:
-            return same_number(number, gold_number, places)
-    if _LETTER.fullmatch(_plain(gold)):
-        return grade_choice(completion, _plain(gold))
+    if gold.quantity is not None:
+        quantity = _answer_quantity(found)
+        if quantity is not None:
+            return same_quantity(quantity, gold.quantity, gold.decimals)
+    if _LETTER.fullmatch(_plain(gold.text)):
+        return grade_choice(completion, _plain(gold.text))
+    text = first_sentence(found.text) if found.source == "phrase" else found.text
     if len(text) > MAX_MATH_CHARS:
         return False
-    answer = latex_number_text(text)
-    return answer == gold or _decide_words(answer, gold, places)
+    answer = plain_formula(latex_number_text(plain(text))).removesuffix(".").removesuffix("。").strip()
+    return answer == gold.text or _decide_words(answer, gold)
 
 
-def _decide_words(answer: str, gold: str, places: int) -> bool | MathQuestion:
-    plain_answer, plain_gold = _plain(answer), _plain(gold)
+def same_quantity(answer: Quantity, gold: Quantity, places: int) -> bool:
+    """Compare two numbers with their units.
+
+    ``12%`` equals ``12`` and ``0.12``; a unit on one side only does not matter, two known units have to be the same.
+
+    Args:
+        answer: the answer.
+        gold: the gold answer.
+        places: decimals that have to agree, see :func:`hardsample.numerals.decimals`.
+
+    Returns:
+        Whether they are equal: exactly, or to these decimals and (where the gold has not been rounded to them) to 2 parts
+        in a million of its value.
+    """
+    if not compatible(answer.unit, gold.unit):
+        return False
+    values = [answer.value]
+    golds = [gold.value]
+    if is_percent(answer.unit) != is_percent(gold.unit):
+        (values if is_percent(answer.unit) else golds).append((answer if is_percent(answer.unit) else gold).value / 100)
+    return any(_same_value(value, other, places) for value in values for other in golds)
+
+
+def _same_value(answer: Number, gold: Number, places: int) -> bool:
+    if same_constant(answer, gold):
+        return True
+    answer, gold = Fraction(answer), Fraction(gold)
+    if max(answer.denominator.bit_length(), answer.numerator.bit_length()) > 10_000:
+        return False
+    if round(answer, places) != round(gold, places):
+        return False
+    rounded = places < 6 or (round(gold, places) == gold and abs(gold) * 10**places >= 100)
+    return rounded or abs(answer - gold) <= _TOLERANCE * abs(gold)
+
+
+def _answer_quantity(found: Answer) -> Quantity | None:
+    """The number that an answer gives, as the whole of it, or as the only one in prose."""
+    quantity = read_quantity(found.text)
+    if quantity is None and found.source == "phrase":
+        sentence = first_sentence(found.text)
+        quantity = read_quantity(_WHY.split(sentence)[0]) or _quantity_in_prose(sentence)
+    if quantity is not None:
+        return quantity
+    in_prose = _quantity_in_prose(found.text)
+    if found.source != "end":
+        return in_prose
+    first = first_sentence(found.body.partition("\n")[0].strip())
+    rest = found.body[found.body.find(first) + len(first) :].strip(" .*_#\n")
+    alone = read_quantity(first) if rest else None
+    if alone is None or (in_prose is not None and not _EXPLAINS.match(rest)):
+        return in_prose
+    return alone  # the answer first, then why
+
+
+def _decide_words(answer: str, gold: _Gold) -> bool | MathQuestion:
+    plain_answer, plain_gold = _plain(answer), _plain(gold.text)
     if _WORDS.fullmatch(plain_gold) and _WORDS.fullmatch(plain_answer) and not _PRODUCT.fullmatch(plain_gold):
         return normalise(plain_answer) == normalise(plain_gold)
     times = [match.group() for match in _TIME_OR_DATE.finditer(plain_answer)]
     if _TIME_OR_DATE.fullmatch(plain_gold) and times:
         return [_LEADING_ZERO.sub("", time) for time in times] == [_LEADING_ZERO.sub("", plain_gold)]
-    return MathQuestion(answer, gold, places)
+    if _PROSE.search(plain_gold) and normalise(plain_answer) == normalise(plain_gold):
+        return True
+    if gold.quantity is None and _is_phrase(plain_gold):
+        return _words(plain_answer) == _words(plain_gold)
+    if _DENIAL.search(answer) and not _DENIAL.search(gold.text):
+        return False
+    interval = as_interval(answer)
+    if interval and gold.interval and interval[0] != gold.interval[0]:
+        return False
+    if interval or gold.interval:
+        answer_text = interval[1] if interval else answer
+        gold_text = gold.interval[1] if gold.interval else gold.text
+        return answer_text.replace(" ", "") == gold_text.replace(" ", "") or MathQuestion(answer_text, gold_text, 6)
+    if "=" not in gold.text and _UNSOLVED.fullmatch(re.sub(r"\\[a-zA-Z]+|_\{?\w+\}?|\b[a-zA-Z]\(\w+\)", " ", answer)):
+        return False
+    return MathQuestion(_joined(answer), _joined(gold.text), gold.decimals)
+
+
+def _joined(text: str) -> str:
+    """What math-verify reads better: Chinese "and" and "or" as commas, functions as commands, no power behind a unit."""
+    text = _ROOT.sub(r"\\sqrt{\1}", re.sub(r"\s*(?:或|和|且)\s*", ", ", text))
+    return without_unit_power(_FUNCTION.sub(r"\\\g<0>", text))
+
+
+def _is_phrase(text: str) -> bool:
+    """Whether a gold has words that are no unit behind one number, such as "2 hours and 30 minutes"."""
+    return len(_DIGITS.findall(text)) > 1 and bool(_PROSE.search(_CONNECTORS.sub(" ", _FUNCTIONS.sub(" ", text))))
+
+
+_FUNCTIONS = re.compile(r"\\(?:begin|end)\{\w+\*?\}|\\[a-zA-Z]+|\b(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|arcsin|arccos|arctan|max|min|det)\b")
+_ROOT = re.compile(r"(?<![\\a-zA-Z])sqrt\(([^()]*)\)")
+_FUNCTION = re.compile(r"(?<![\\a-zA-Z])(?:sin|cos|tan|cot|sec|csc|log|ln|exp|pi)(?![a-zA-Z])")
+_PIECES = re.compile(r"[^\W\d_]+|\d+(?:\.\d+)?|[^\w\s.,;]")
+
+
+def _words(text: str) -> list[str]:
+    """The numbers and words of a phrase, units in one spelling."""
+    words = [word for word in _PIECES.findall(text.replace(",", "")) if word.casefold() != "and"]
+    units = [read_unit(word) for word in words]
+    return [str(unit) if unit else word.casefold() for word, unit in zip(words, units, strict=True)]
 
 
 def _plain(text: str) -> str:
@@ -86,20 +198,24 @@ def _plain(text: str) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _gold(solution: str) -> tuple[str, Decimal | None, int]:
+def _gold(solution: str) -> _Gold:
     gold = unwrap_solution(solution)
-    gold = latex_number_text(gold) if len(gold) <= MAX_MATH_CHARS else ""
-    return gold, plain_number(gold), decimals(gold)
+    if len(gold) > MAX_MATH_CHARS:
+        return _Gold("", None, 6, None)
+    text = plain_formula(latex_number_text(plain(gold)))
+    time = _TIME_OR_DATE.fullmatch(_plain(text))
+    return _Gold(text, None if time else read_quantity(gold), decimals(gold), as_interval(text))
 
 
-def _number_in_text(text: str) -> Decimal | None:
-    """Read a number in words, or the one number of a text in prose; None where there is another or any formula."""
-    words = number_in_words(text)
-    if words is not None:
-        return Decimal(words)
+def _quantity_in_prose(text: str) -> Quantity | None:
+    """The one number of a text in prose, with the known unit behind it; None where there is another or any formula."""
+    text = plain(text)
     if "\\" in text or len(text) > MAX_MATH_CHARS or not _PROSE.search(text) or _MODIFIER.search(text):
         return None
-    numbers = _NUMBER.findall(text)
-    if len(numbers) != 1 or len(_DIGITS.findall(text)) != len(_DIGITS.findall(numbers[0])):
+    numbers = list(_NUMBER.finditer(text))
+    if len(numbers) != 1 or len(_DIGITS.findall(text)) != len(_DIGITS.findall(numbers[0].group())):
         return None
-    return plain_number(numbers[0])
+    quantity = read_quantity(numbers[0].group())
+    after = _UNIT_AFTER.match(text, numbers[0].end())
+    unit = (read_unit(after.group(1)) or read_unit(after.group(1).partition(" ")[0])) if after else None
+    return Quantity(quantity.value, quantity.unit or unit) if quantity else None

@@ -18,6 +18,7 @@ _UNITS = (
 ).split()
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 _SMALL = {word: value for value, word in enumerate(_UNITS)} | {word: 10 * (i + 2) for i, word in enumerate(_TENS)}
+_CHINESE = {character: value for value, character in enumerate("零一二三四五六七八九")} | {"两": 2}
 _LARGE = {"hundred": 100, "thousand": 1000, "million": 1_000_000}
 
 _PLAIN = re.compile(r"[-+]?(?:(?:\d{1,3}(?:,\d{3}){1,5}|\d{1,18})(?:\.\d{0,15})?|\.\d{1,15})")
@@ -25,7 +26,7 @@ _CURRENCY = re.compile(r"(?:RM|Rs\.?|USD|EUR|GBP|CNY|JPY|US\$|[€£¥₹])\s?(?
 # In the order of the alternatives: digits with their fraction, or a word. A digit after a letter (H2O) or before an
 # ordinal's ending (2nd) is no count; a minus is a sign only after white space or an opening bracket.
 _TOKEN = re.compile(
-    r"(?<![\w.])(?P<sign>(?<![^\s(\[{,;:=])-)?(?P<digits>\d+)(?P<fraction>\.\d+)?(?!\.?\d|e[+-]?\d|(?:st|nd|rd|th)\b)|(?P<word>[a-z]+)"
+    r"(?<![A-Za-z0-9_.])(?P<sign>(?<![^\s(\[{,;:=])-)?(?P<digits>\d+)(?P<fraction>\.\d+)?(?!\.?\d|e[+-]?\d|(?:st|nd|rd|th)\b)|(?P<word>[a-z]+)"
 )
 _THOUSANDS = re.compile(r"(?<![\d,])(\d{1,3}(?:,\d{3})+)(?![\d,])")
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
@@ -76,22 +77,9 @@ def decimals(text: str) -> int:
     Returns:
         Its own number of decimals where that is three to five, since such a gold has been rounded; 6 otherwise.
     """
+    text = text.strip(" $")
     places = len(text.rpartition(".")[2]) if plain_number(text) is not None and "." in text else 0
     return places if 3 <= places <= 5 else 6
-
-
-def same_number(answer: Decimal, gold: Decimal, places: int) -> bool:
-    """Compare two plain numbers, rounded half to even at a number of decimals.
-
-    Args:
-        answer: the answer's value.
-        gold: the gold value.
-        places: decimals that have to agree.
-
-    Returns:
-        Whether they agree.
-    """
-    return answer == gold or round(answer, places) == round(gold, places)
 
 
 def read_integers(text: str) -> list[list[int]]:
@@ -129,6 +117,21 @@ def number_in_words(text: str) -> int | None:
     return numbers[0] if len(numbers) == 1 else None
 
 
+def number_in_chinese(text: str) -> int | None:
+    """Read a Chinese numeral below a hundred: ``三``, ``十二``, ``四十五``, ``两``.
+
+    Args:
+        text: an answer.
+
+    Returns:
+        The integer; None for every other text.
+    """
+    tens, ten, units = text.rpartition("十")
+    if len(text) > 3 or (tens and tens not in _CHINESE) or (units and units not in _CHINESE) or not text:
+        return None
+    return (_CHINESE[tens] if tens else 1 if ten else 0) * 10 + (_CHINESE[units] if units else 0)
+
+
 def latex_number_text(text: str) -> str:
     r"""Write an answer so that a LaTeX parser reads it: ``1½`` → ``1\frac{1}{2}``, ``x²`` → ``x^{2}``, ``５`` → ``5``.
 
@@ -136,13 +139,25 @@ def latex_number_text(text: str) -> str:
         text: an answer.
 
     Returns:
-        The same with ASCII digits and LaTeX commands; a length unit's power at the end is dropped.
+        The same with ASCII digits and LaTeX commands.
     """
     text = _SUPERSCRIPT_RUN.sub(lambda run: "^{" + run.group().translate(_SUPERSCRIPTS) + "}", text)
     text = _VULGAR.sub(_latex_fraction, text)
     text = nfkc(text)
     text = "".join(str(unicodedata.decimal(c)) if c.isdecimal() else _SIGNS.get(c, c) for c in text)
-    return _UNIT_POWER.sub("", _THIN_SPACE.sub("", text)).strip()
+    return _THIN_SPACE.sub("", text).strip()
+
+
+def without_unit_power(text: str) -> str:
+    """Drop the power of a length unit at the end, which computer algebra would take for one of the number: ``12cm^2``.
+
+    Args:
+        text: what :func:`latex_number_text` gives.
+
+    Returns:
+        The number alone, or the text as it was.
+    """
+    return _UNIT_POWER.sub("", text).strip()
 
 
 def _latex_fraction(match: re.Match[str]) -> str:

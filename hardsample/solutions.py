@@ -12,6 +12,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from hardsample.quantities import read_quantity
+
 GRADERS = ("math", "ocr", "counting", "grounding", "detection", "choice", "text")
 
 VERIFIERS = {name: name for name in GRADERS} | {
@@ -19,7 +21,7 @@ VERIFIERS = {name: name for name in GRADERS} | {
     "math_verify": "math",
     "mcq": "choice",
     "multiple_choice": "choice",
-    "yes_no": "text",
+    "yes_no": "choice",
     "exact_match": "text",
     "rec": "grounding",
     "iou": "grounding",
@@ -28,8 +30,10 @@ VERIFIERS = {name: name for name in GRADERS} | {
 """What records call their verifier (Orsta, VLM-R1, our own) → grader; other names say nothing."""
 
 FORM_GRADERS: dict[str, tuple[str, ...]] = {
-    "letter": ("choice", "ocr"),
-    "number": ("math", "counting", "ocr"),
+    "letter": ("choice", "ocr", "text"),
+    "yes_no": ("choice", "text", "ocr"),
+    "number": ("math", "counting", "ocr", "text"),
+    "formula": ("math", "ocr", "text", "counting"),
     "latex": ("math",),
     "box": ("grounding", "detection"),
     "boxes": ("detection", "grounding"),
@@ -47,17 +51,16 @@ BOX_FORMATS = {
 }
 """What records say of their boxes (ours, ms-swift's bbox_type, Orsta's det_verifier_normalized) → box_format."""
 
-_NUMBER = r"[-+−]?(?:\d[\d,]*(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
-_UNIT = r"\s*(?:%|°|degrees?|[kcm]?m(?:\^?[23]|²|³)?|k?g|m?s|min|h|mph|km/h)?"
-_NUMERIC = re.compile(
-    rf"[$€£¥]?\s*{_NUMBER}{_UNIT}"  # -1,234.5 cm
-    rf"|{_NUMBER}\s*/\s*{_NUMBER}"  # 3/4, no date
-    r"|[-−]?[\d.√π*+^()]*[\d√π][\d.√π*+^()]*(?:/[\d√π.]+)?"  # 2√3
-    rf"|[(\[{{]\s*{_NUMBER}(?:\s*,\s*{_NUMBER})*\s*[)\]}}]"  # (2, 4)
-    r"|[½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞]"
-)
 _LETTER = re.compile(r"\(?([A-J])\)?[.:]?")
+_YES_NO = re.compile(r"(?:yes|no|true|false)[.!]?", re.IGNORECASE)
 _LATEX = re.compile(r"\\[a-zA-Z]+|\$[^$]+\$|\w\^[\w{]")
+_TIME_OR_DATE = re.compile(r"\d{1,2}:\d{2}(?::\d{2})?(?:\s*[ap]\.?m\.?)?|\d{1,4}([/.-])\d{1,2}\1\d{1,4}", re.IGNORECASE)
+_NUMBERS = re.compile(r"[(\[{]?\s*[-+−±]?[\d.,]+%?(?:\s*(?:[,;]|,?\s*\b(?:and|or)\b|和|或)\s*[-+−±]?[\d.,]+%?)*\s*[)\]}]?")
+_SYMBOLS = re.compile(r"[\w\s.,;:+\-−–*·×/÷^=<>≤≥≠≈±√π∞∪∩∈()\[\]{}|!%°'′²³½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞α-ωΑ-Ω∠△]+")
+_OPERATOR = re.compile(r"[+*×÷^=<>≤≥≠≈±√π∞∪∩∈²³½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞]|(?<=[\w)\]])\s*[-−/]\s*(?=[\w(\[])|^[-−](?=\w)|\d:\d|\d[a-z]\b|\d\(|\)\(|\b(?:sin|cos|tan|log|ln|exp|sqrt)\b")
+_FUNCTIONS = re.compile(r"\b(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|arcsin|arccos|arctan|max|min|and|or|pi|inf)\b")
+_WORD = re.compile(r"[^\W\d_]{3,}|[㐀-鿿]")
+_RANGE = re.compile(r"\d[\d.,]*\s*[-–—]\s*\d[\d.,]*%?|[A-Z]\s*/\s*[A-Z]|->|\d+[A-Z]|[A-Z]+-?\d+[A-Z]?")
 _MARKER = re.compile(r"\(([A-J])\)")
 _LINE_MARKER = re.compile(r"^[ \t]*([A-J])[.:)]", re.MULTILINE)
 
@@ -85,15 +88,38 @@ def unwrap(solution: str) -> str:
 
 
 def solution_form(solution: str) -> str:
-    """Name the form of a solution: a key of `FORM_GRADERS`."""
+    """Name the form of a solution, by what it is: a key of `FORM_GRADERS`.
+
+    A number, with a unit or words for what is counted behind it, is a number; digits, operators and relations without
+    prose are a formula ("2x+3", "x > 3", "3:4", "1331 and 1728"); "Route 66", "2 hours and 5 minutes", "3-5" and "H2O"
+    are words.
+    """
     answer = unwrap(solution)
     if _LETTER.fullmatch(answer):
         return "letter"
+    if _YES_NO.fullmatch(answer):
+        return "yes_no"
     if form := _box_form(answer):
         return form
-    if _NUMERIC.fullmatch(answer):
+    if _TIME_OR_DATE.fullmatch(answer):
+        return "formula"
+    if _RANGE.fullmatch(answer):
+        return "words"
+    if _LATEX.search(answer):
+        return "latex"
+    has_digit = any(character.isdigit() or character in "½⅓⅔¼¾π√" for character in answer)
+    if has_digit and (_NUMBERS.fullmatch(answer) or ("=" not in answer and _measures(answer))):
         return "number"
-    return "latex" if _LATEX.search(answer) else "words"
+    is_formula = _SYMBOLS.fullmatch(answer) and _OPERATOR.search(answer) and not _WORD.search(_FUNCTIONS.sub(" ", answer))
+    return "formula" if is_formula and "->" not in answer else "words"
+
+
+def _measures(answer: str) -> bool:
+    """Whether it is one quantity, or several with known units ("2 hours and 30 minutes")."""
+    if read_quantity(answer) is not None:
+        return True
+    parts = [read_quantity(part) for part in re.split(r",\s*|\s+and\s+|(?<=[a-z])\s+(?=\d)", answer)]
+    return all(part is not None and part.unit for part in parts)
 
 
 def choose_grader(verifier: Any, options: list[str] | None, solution: str, wanted: str | None) -> str:
