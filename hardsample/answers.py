@@ -5,8 +5,8 @@ r"""Where in a completion the answer is. Every grader starts here, so the order 
    ``<think>`` that never closes is kept.
 2. The last ``<answer>``: to its ``</answer>``, or to the end where the completion was cut off. Of a lone ``</answer>``
    what stands before it is read on. A box inside the tag is opened.
-3. The last ``\boxed{}`` (or ``\fbox{}``, or ``<|begin_of_box|>…<|end_of_box|>``), braces balanced; cut off, what is there.
-   Of several boxes the last counts.
+3. The last ``\boxed{}`` (or ``\fbox{}``, or ``<|begin_of_box|>…<|end_of_box|>``), braces balanced; cut off, what is
+   there. Of several boxes the last counts.
 4. The last phrase such as "the answer is X", "Answer: X", "答案是X" or "#### X": the rest of its line.
 5. Otherwise the last line with something on it.
 
@@ -38,7 +38,6 @@ _FILLER = re.compile(r"(?!\s*[*=~|-][.]?$)(?:```\w*|\\[\[\]]|[\s`*_=$#~|.:：-]*
 _SENTENCE_END = re.compile(r"[.!?。](?=\s|$)|。")
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|operatorname)\s{0,3}\{([^{}]*)\}")
 _PIECE = re.compile(r"\s{1,500}|\S{1,500}")
-_SPACES = re.compile(r"\s+")
 _MARKED = re.compile(r"\*\*([^*\n]+)\*\*|\"([^\"\n]+)\"|“([^”\n]+)”|`([^`\n]+)`")
 _DENIAL = re.compile(r"\b(?:not|isn['’]?t|never|neither|nor|no|cannot|can['’]?t)\b|不是|并非", re.IGNORECASE)
 _END_PUNCTUATION = " \t\r\n.,;:!?*_`'\"“”‘’()[]{}。，、；："
@@ -74,14 +73,14 @@ def find_answer(completion: str) -> Answer:
         The answer, its source (tag, box, phrase or end), and the completion without its thinking.
     """
     body = without_thinking(completion[-MAX_CHARS:])
-    opening = _last(_TAG, body)
+    opening = _last(_TAG, body) if "<" in body else None
     if opening is not None:
         tagged = body[opening.end() :]
         closing = _CLOSING_TAG.search(tagged)
         tagged = tagged[: closing.start()] if closing else _CUT_TAG.sub("", tagged)
         boxed = last_boxed(tagged)
         return Answer((tagged if boxed is None else boxed).strip(), "tag", body)
-    closing = _last(_CLOSING_TAG, body)
+    closing = _last(_CLOSING_TAG, body) if "</" in body else None
     if closing is not None:
         body = body[: closing.start()].strip()
     boxed = last_boxed(body)
@@ -108,6 +107,8 @@ def without_thinking(text: str) -> str:
         What follows the last closing tag, or where that is nothing, what precedes its opening; empty for a completion
         of thinking only. Thinking that never closes is kept, without its tag.
     """
+    if not any(mark in text for mark in ("<", "[", "◁")):
+        return text.strip()
     end = _last(_THOUGHT_END, text)
     if end is not None:
         after = text[end.end() :].strip()
@@ -154,6 +155,8 @@ def last_boxed(text: str) -> str | None:
     Returns:
         The content, to the end of the text where the box does not close; None where there is no box.
     """
+    if "box" not in text:
+        return None
     start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
     glm = _last(_GLM_BOX, text)
     if glm is not None and glm.start() > start:
@@ -209,6 +212,8 @@ def strip_latex_text(text: str) -> str:
     Returns:
         The answer in plain characters, as far as these commands go.
     """
+    if "\\" not in text and "$" not in text:
+        return text.strip()
     text = _TEXT_COMMAND.sub(r"\1", text).strip()
     for left, right in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
         if len(text) > len(left) + len(right) and text.startswith(left) and text.endswith(right):
@@ -232,8 +237,7 @@ def normalise(text: str) -> str:
 
 
 def _normalise(text: str) -> str:
-    text = nfkc(strip_latex_text(text)).casefold()
-    text = _SPACES.sub(" ", text).strip()
+    text = " ".join(nfkc(strip_latex_text(text)).casefold().split())
     return text.strip(_END_PUNCTUATION) or text
 
 

@@ -37,7 +37,8 @@ _NAMED = re.compile(
     rf"|选(?:择|项)?(?:[是为])?\s*[(]?([A-Z])(?![a-z0-9'’_])|{_L}([A-Z])(?:选项|项)"
 )
 _BRACKETED = re.compile(r"\(([A-Z])\)")
-# A capital letter by itself. A is an article where a word follows that is no verb or conjunction; I ends a text or is a word.
+# A capital letter by itself. A is an article where a word follows that is no verb or conjunction; I is a letter only at
+# the end of a text.
 _LONE = re.compile(
     rf"{_L}(?:([B-HJ-Z]){_R}|(A){_R}(?!\s+(?!(?:{_FOLLOWS})\b)[^\W\d_])(?!\s*[=+*/^<>-])|(I){_R}(?=[.,;:!*)]*\s*$))"
 )
@@ -46,7 +47,9 @@ _SEPARATOR = r"\s*(?:,|;|、|/|&|\+|\band\b|和|与|及|\s)\s*"
 _SET = re.compile(
     rf"[(\[{{]?\s*\(?[A-Z]\)?(?:(?:{_SEPARATOR}){{1,2}}\(?[A-Z]\)?){{1,9}}\s*[)\]}}]?[.。]?|(?:\([A-Z]\)\s*){{2,10}}|[A-Z]{{2,10}}[.。]?"
 )
-_MORE = re.compile(rf"[)\]*]*(?P<and>(?:{_SEPARATOR}){{1,2}}|(?<=[A-Z])(?=[A-Z]))\(?([A-Z])(?![a-z0-9'’_])\)?|[)\]*]*\s*(?P<or>\bor\b|或)\s*\(?(?:options?\s*)?([A-Z]){_R}")
+_MORE = re.compile(
+    rf"[)\]*]*(?P<and>(?:{_SEPARATOR}){{1,2}}|(?<=[A-Z])(?=[A-Z]))\(?([A-Z])(?![a-z0-9'’_])\)?|[)\]*]*\s*(?P<or>\bor\b|或)\s*\(?(?:options?\s*)?([A-Z]){_R}"
+)
 _NEGATION = re.compile(
     r"\b(?:not|isn['’]?t|aren['’]?t|wasn['’]?t|never|neither|nor|none|cannot|can['’]?t|except|incorrect|wrong|false|excluding"
     r"|rather\s+than|instead\s+of|other\s+than|eliminate\w*|rule[sd]?\s+out|unlikely)\b|不|非|错|排除|没有",
@@ -57,9 +60,13 @@ _LETTERS = re.compile(r"[A-Z]")
 _YES_NO = ({"yes", "no"}, {"true", "false"}, {"是", "否"})
 _YES_NO_WORDS = {"yes": "yes", "no": "no", "true": "true", "false": "false", "correct": "true", "incorrect": "false"}
 _YES_NO_WORDS |= {"yeah": "yes", "yep": "yes", "nope": "no"}
-_YES_NO_START = re.compile(r"(?:the\s+(?:correct\s+)?answer\s+is\s*:?\s*)?[\"'“*\s]*([A-Za-z]+)(?![\w'’])(.*)", re.DOTALL | re.IGNORECASE)
+_YES_NO_START = re.compile(
+    r"(?:the\s+(?:correct\s+)?answer\s+is\s*:?\s*)?[\"'“*\s]*([A-Za-z]+)(?![\w'’])(.*)", re.DOTALL | re.IGNORECASE
+)
 _CHINESE_YES = re.compile(r"(?:是的?|对的?|有的?|正确)(?=$|[,，。.!！\s])")
 _CHINESE_NO = re.compile(r"(?:否|不是?|没有|不对|错误?)(?=$|[,，。.!！\s])")
+
+_WIDE = str.maketrans("（）【】．，", "()[].,")
 
 Chosen = frozenset[int]
 
@@ -95,14 +102,16 @@ def read_choices(text: str, options: Sequence[str], *, prose: bool) -> Chosen | 
     Returns:
         The options' indices (A is 0); None where the text names none, or it is not clear which.
     """
-    text = _clean(text[:MAX_CHOICE_CHARS])
-    texts = option_texts(tuple(options))
-    exact = [index for index, option in enumerate(texts) if option.strip() == text.strip()]
-    exact = exact or [index for index, option in enumerate(options) if option.strip() == text.strip()]
-    wanted = normalise(text)
-    same = exact or [index for index, option in enumerate(texts) if normalise(option) == wanted]
-    if same:
-        return frozenset(same[:1])
+    return _read(text[:MAX_CHOICE_CHARS], tuple(options), prose)
+
+
+@lru_cache(maxsize=8192)
+def _read(text: str, options: tuple[str, ...], prose: bool) -> Chosen | None:
+    text = _clean(text)
+    texts = option_texts(options)
+    same = _same_text(text, options)
+    if same is not None:
+        return frozenset([same])
     if (verdict := read_yes_no(text, texts, prose=prose)) is not None:
         return frozenset([verdict])
     alone = _ALONE.fullmatch(text)
@@ -119,6 +128,20 @@ def read_choices(text: str, options: Sequence[str], *, prose: bool) -> Chosen | 
     return _in_prose(text, texts) if prose else None
 
 
+@lru_cache(maxsize=1024)
+def _normal(options: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(map(normalise, options))
+
+
+def _same_text(text: str, options: tuple[str, ...]) -> int | None:
+    """The first option of just this text, else of its normal form."""
+    texts = option_texts(options)
+    for wanted, offered in ((text, texts), (text, options), (normalise(text), _normal(texts))):
+        if wanted in offered:
+            return offered.index(wanted)
+    return None
+
+
 @lru_cache(maxsize=4096)
 def option_texts(options: tuple[str, ...]) -> tuple[str, ...]:
     """Take the letters off options that all carry their own: ``A. red``, ``(B) blue``.
@@ -129,8 +152,11 @@ def option_texts(options: tuple[str, ...]) -> tuple[str, ...]:
     Returns:
         Their texts.
     """
-    options = tuple(str(option) for option in options)
-    led = [re.match(rf"\s*[(\[]?{letter}(?:[.):：、\]]|\s+-)[.:)]?\s*(?=\S)", option) for letter, option in _lettered(options)]
+    options = tuple(str(option).strip() for option in options)
+    led = [
+        re.match(rf"\s*[(\[]?{letter}(?:[.):：、\]]|\s+-)[.:)]?\s*(?=\S)", option)
+        for letter, option in _lettered(options)
+    ]
     if len(options) < 2 or not all(led):
         return options
     return tuple(option[match.end() :] for option, match in zip(options, led, strict=True) if match)
@@ -161,8 +187,8 @@ def read_yes_no(text: str, options: Sequence[str], *, prose: bool) -> int | None
     Returns:
         The option's index; None where the answer says neither, or takes it back.
     """
-    words = [normalise(option) for option in options]
-    if set(words) not in _YES_NO:
+    words = _normal(tuple(options))
+    if len(words) != 2 or set(words) not in _YES_NO:
         return None
     start = _YES_NO_START.match(text)
     said = _YES_NO_WORDS.get(start.group(1).lower(), "") if start else ""
@@ -179,8 +205,7 @@ def read_yes_no(text: str, options: Sequence[str], *, prose: bool) -> int | None
 
 
 def _clean(text: str) -> str:
-    text = plain(text.translate(str.maketrans("（）【】．，", "()[].,")))
-    return strip_latex_text(text).strip()
+    return strip_latex_text(plain(text if text.isascii() else text.translate(_WIDE))).strip()
 
 
 def _lettered(options: Sequence[str]) -> list[tuple[str, str]]:
@@ -192,7 +217,8 @@ def _led(letter: str, rest: str, options: Sequence[str]) -> Chosen | None:
     index = _index(letter, options)
     if index is None:
         return None
-    stated = [i for i, option in enumerate(options) if normalise(option) == normalise(rest)]
+    said = normalise(rest)
+    stated = [i for i, option in enumerate(_normal(tuple(options))) if option == said]
     if stated:
         return frozenset([index]) if index in stated else None
     if _DENIED.match(rest):
@@ -201,7 +227,9 @@ def _led(letter: str, rest: str, options: Sequence[str]) -> Chosen | None:
     if begun is not None and begun != index:
         return None
     own = options[index] if index < len(options) else ""
-    others = {m.group(m.lastindex or 0) for m in _LABEL.finditer(rest.replace(own, " ") if own else rest)} - {letter.upper()}
+    others = {m.group(m.lastindex or 0) for m in _LABEL.finditer(rest.replace(own, " ") if own else rest)} - {
+        letter.upper()
+    }
     named = {m.group(m.lastindex or 0) for m in _NAMED.finditer(rest)} - {letter.upper()}
     if any(_index(other, options) is not None for other in others | named) and not _NEGATION.search(rest):
         return None
@@ -213,7 +241,7 @@ def _begins_with(text: str, options: Sequence[str]) -> int | None:
     words = normalise(text)
     hits = [
         (len(option), index)
-        for index, option in enumerate(map(normalise, options))
+        for index, option in enumerate(_normal(tuple(options)))
         if option and words.startswith(option) and not re.match(r"[\w^]", words[len(option) : len(option) + 1])
     ]
     return max(hits)[1] if hits else None
@@ -221,12 +249,22 @@ def _begins_with(text: str, options: Sequence[str]) -> int | None:
 
 def _by_value(text: str, options: Sequence[str]) -> int | None:
     """The one option of the same value or formula: ``\\dfrac{1}{2}`` for ``1/2``, ``15`` for ``15 cm``."""
+    values = _values(tuple(options))
+    if not any(values):
+        return None
     key = formula_key(text)
-    alike = [index for index, option in enumerate(options) if key and formula_key(option) == key]
+    alike = [index for index, (other, _) in enumerate(values) if key and other == key]
     quantity = read_quantity(text)
     if not alike and quantity is not None:
-        alike = [index for index, option in enumerate(options) if _same_quantity(quantity, read_quantity(option))]
+        alike = [index for index, (_, other) in enumerate(values) if _same_quantity(quantity, other)]
     return alike[0] if len(alike) == 1 else None
+
+
+@lru_cache(maxsize=1024)
+def _values(options: tuple[str, ...]) -> tuple[tuple[str, Quantity | None], ...]:
+    """Key and quantity of each option; nothing where no option has either."""
+    values = tuple((formula_key(option), read_quantity(option)) for option in options)
+    return values if any(key or quantity for key, quantity in values) else ()
 
 
 def _same_quantity(one: Quantity, other: Quantity | None) -> bool:
@@ -238,7 +276,7 @@ def _in_prose(text: str, options: Sequence[str]) -> Chosen | None:
         mentions = list(pattern.finditer(text))
         if mentions:
             return _asserted(text, mentions, options)
-    occurring = _occurring(normalise(text), [normalise(option) for option in options])
+    occurring = _occurring(text, options)
     if occurring:
         return occurring if len(occurring) == 1 and not _NEGATION.search(_before(text, occurring, options)) else None
     return _asserted(text, list(_LONE.finditer(text)), options)
@@ -291,24 +329,37 @@ def _index(letter: str, options: Sequence[str]) -> int | None:
     return index if index < (len(options) or 26) else None
 
 
-def _occurring(text: str, options: list[str]) -> Chosen:
+def _occurring(text: str, options: Sequence[str]) -> Chosen:
     """Find the options that occur as whole words or numbers, longest first: "light red" is not also "red".
 
-    A number or a formula does not occur inside another formula, and a single letter not at all: it may be an article.
+    A number or a formula does not occur inside another formula, a short name in capitals (IT) only in capitals, and a
+    single letter not at all: it may be an article.
     """
     found = set()
-    for index in sorted(range(len(options)), key=lambda i: -len(options[i])):
-        option = options[index]
+    normal = _normal(tuple(options))
+    lower = normalise(text)
+    for index in sorted(range(len(options)), key=lambda i: -len(normal[i])):
+        name, option = options[index], normal[index]
         if not option or (len(option) == 1 and option.isascii() and option.isalpha()):
             continue
-        left = r"(?<![A-Za-z0-9_./])(?<!\d,)" if _word_edge(option[0]) else ""
-        right = r"(?![A-Za-z0-9_/%]|[.,]\d)" if _word_edge(option[-1]) else ""
-        if any(character.isdigit() for character in option):
-            left, right = left + r"(?<![\\+\-*^{(]\s)(?<![\\+\-*^{(])", right + r"(?!\s*[+\-*^=(){}\\:])"
-        text, count = re.subn(left + re.escape(option) + right, "\0", text)
+        if name.isalpha() and name.isupper() and len(name) <= 4 and not re.search(rf"{_L}{name}{_R}", text):
+            continue
+        if option not in lower:
+            continue
+        lower, count = re.subn(_whole(option), "\0", lower)
         if count:
             found.add(index)
     return frozenset(found)
+
+
+@lru_cache(maxsize=4096)
+def _whole(option: str) -> str:
+    """A pattern of an option that is no part of a longer word, number or formula."""
+    left = r"(?<![A-Za-z0-9_./])(?<!\d,)" if _word_edge(option[0]) else ""
+    right = r"(?![A-Za-z0-9_/%]|[.,]\d)" if _word_edge(option[-1]) else ""
+    if any(character.isdigit() for character in option):
+        left, right = left + r"(?<![\\+\-*^{(]\s)(?<![\\+\-*^{(])", right + r"(?!\s*[+\-*^=(){}\\:])"
+    return left + re.escape(option) + right
 
 
 def _word_edge(character: str) -> bool:

@@ -25,7 +25,6 @@ from hardsample.numerals import read_integers
 
 _DIGITS = re.compile(r"\d+")
 _LETTERS = re.compile(r"[A-H](?:\s*[,;、]?\s*[A-H])+")
-_ARTICLE = re.compile(r"^(?:an?|the)\s+(?=\S)")
 _COPULA = re.compile(
     r"(?:(?:it|this|that|there|they|these|those|he|she|the|in|i|we)\b[^.!?\n]{0,120}?(?:\b(?:is|are|was|were|says|reads|shows|see)|['’]s)"
     r"|it['’]s|that['’]s)\s+(?:called\s+)?(\S.{0,2000})",
@@ -49,14 +48,22 @@ def grade_text(completion: str, solution: str) -> bool:
     Returns:
         Whether the answer is right.
     """
-    gold_text = unwrap_solution(solution)
-    gold = _bare(gold_text)
+    gold, is_choice = _gold_text(solution)
     if not gold:
         return False
-    if yes_no_options(gold_text) or _LETTERS.fullmatch(gold_text):
+    if is_choice:
         return grade_choice(completion, solution)
-    texts = _text_candidates(completion)
-    return any(gold in (_bare(text), _bare(_told(text))) for text in texts)
+    texts = dict.fromkeys(_text_candidates(completion))
+    return any(gold == _bare(text) for text in texts) or any(
+        gold == _bare(said) for text in texts if (said := _told(text))
+    )
+
+
+@lru_cache(maxsize=4096)
+def _gold_text(solution: str) -> tuple[str, bool]:
+    """A gold in its normal form, and whether it is yes, no or letters in a row, which are read as choices."""
+    gold = unwrap_solution(solution)
+    return _bare(gold), bool(yes_no_options(gold) or _LETTERS.fullmatch(gold))
 
 
 def grade_ocr(completion: str, solution: str, *, min_similarity: float = 0.9) -> bool:
@@ -113,11 +120,11 @@ def grade_counting(completion: str, solution: str) -> bool:
 def grade_choice(completion: str, solution: str, *, options: Sequence[str] | None = None) -> bool:
     r"""Accept the right option by its letter or by its text, whichever of the two the solution gives.
 
-    Letters: ``B``, ``b``, ``(B)``, ``B.``, ``B) red``, ``option B``, ``the answer is B``, ``故选B``. Texts: also a value in
-    another notation (``\\dfrac12`` for ``1/2``, ``15`` for ``15 cm``). A solution of several letters (``A, C``, ``AC``) needs
-    just these, in any order. An option's text is read before a letter. An answer that leaves open which option it means,
-    or denies one, is wrong: see :func:`hardsample.choices.read_choices`. A solution of yes or no (true or false) without
-    options has these two. Where nothing marks the answer, the last line is read, then the first.
+    Letters: ``B``, ``b``, ``(B)``, ``B.``, ``B) red``, ``option B``, ``the answer is B``, ``选B``. Texts: also a value
+    in another notation (``\dfrac12`` for ``1/2``, ``15`` for ``15 cm``). A solution of several letters (``A, C``,
+    ``AC``) needs just these, in any order. An option's text is read before a letter. An answer that leaves open which
+    option it means, or denies one, is wrong: see :func:`hardsample.choices.read_choices`. A solution of yes or no (true
+    or false) without options has these two. Where nothing marks the answer, the last line is read, then the first.
 
     Args:
         completion: what the model wrote.
@@ -240,13 +247,15 @@ def _first_line(line: str, options: Sequence[str]) -> Chosen | None:
 
 def _bare(text: str) -> str:
     """The normal form without marks and without an article."""
-    return _ARTICLE.sub("", normalise(plain(text)))
+    text = normalise(plain(text))
+    article = next((word for word in ("the ", "a ", "an ") if text.startswith(word)), "")
+    return text[len(article) :].strip() or text
 
 
-def _told(text: str) -> str:
-    """What the last clause of a sentence says something is: "It is a lamp." → "a lamp."; the text where it does not."""
+def _told(text: str) -> str | None:
+    """What the last clause of a sentence says something is: "It is a lamp." → "a lamp."; None where it does not."""
     said = _COPULA.fullmatch(text.strip())
-    return said.group(1) if said else text
+    return said.group(1) if said else None
 
 
 @lru_cache(maxsize=4096)

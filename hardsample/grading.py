@@ -17,6 +17,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from itertools import islice
 from types import TracebackType
 from typing import Any
 
@@ -123,9 +124,9 @@ class Grader:
         """Grade completions, each against its record.
 
         Args:
-            pairs: (completion, record). A record has ``solution`` and ``grader``, and may have ``answers`` (all accepted
-                solutions, of which any is right) and that grader's keyword arguments, such as ``options``, ``box_format``
-                and ``image_size``; other fields are not looked at.
+            pairs: (completion, record). A record has ``solution`` and ``grader``, and may have ``answers`` (all
+                accepted solutions, of which any is right) and that grader's keyword arguments, such as ``options``,
+                ``box_format`` and ``image_size``; other fields are not looked at.
 
         Returns:
             Whether each is right, in the order given.
@@ -140,7 +141,8 @@ class Grader:
             with self._lock:
                 answers = iter(self._worker.ask(questions))
             verdicts = [
-                any([next(answers) for _ in verdict]) if isinstance(verdict, list) else verdict for verdict in verdicts
+                any(list(islice(answers, len(verdict)))) if isinstance(verdict, list) else verdict
+                for verdict in verdicts
             ]
         return [bool(verdict) for verdict in verdicts]
 
@@ -171,7 +173,9 @@ def _decide(completion: str, record: Mapping[str, Any]) -> bool | list[MathQuest
         except Exception:
             # The one broad catch: a model may write anything, and one completion must not end a job of many hours. It
             # is wrong, and said so; no text is known that comes here.
-            logger.exception("grader %s failed on a completion of %d characters: counted as wrong", name, len(completion))
+            logger.exception(
+                "grader %s failed on a completion of %d characters: counted as wrong", name, len(completion)
+            )
             verdict = False
         if verdict is True:
             return True

@@ -168,7 +168,9 @@ def equal(answer: str, gold: str, decimals: int) -> bool:
     answers = _expressions(answer, sentence=True)
     if not verify(golds, answers, float_rounding=decimals, timeout_seconds=None):
         return False
-    pairs = [(one, other) for one in answers for other in golds if not isinstance(one, str) and not isinstance(other, str)]
+    pairs = [
+        (one, other) for one in answers for other in golds if not isinstance(one, str) and not isinstance(other, str)
+    ]
     return not any(_far_apart(one, other, decimals) for one, other in pairs)
 
 

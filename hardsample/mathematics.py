@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from hardsample.answers import Answer, find_answer, first_sentence, normalise, p
 from hardsample.graders import grade_choice
 from hardsample.inequalities import as_interval
 from hardsample.notation import Number, plain_formula, same_constant
-from hardsample.numerals import decimals, latex_number_text, without_unit_power
+from hardsample.numerals import decimals, latex_number_text, plain_number, without_unit_power
 from hardsample.quantities import Quantity, read_quantity
 from hardsample.units import compatible, is_percent, read_unit
 
@@ -35,7 +36,9 @@ _MODIFIER = re.compile(
     re.IGNORECASE,
 )
 _DIGITS = re.compile(r"\d+")
-_EXPLAINS = re.compile(r"(?:explanation|because|since|reason\w*|note|this|i|we|the|as|here|why|解释|因为|理由)\b", re.IGNORECASE)
+_EXPLAINS = re.compile(
+    r"(?:explanation|because|since|reason\w*|note|this|i|we|the|as|here|why|解释|因为|理由)\b", re.IGNORECASE
+)
 # An equation that is not solved, 2x = 10 or x + 3 = 10: its right side is no answer.
 _UNSOLVED = re.compile(r"[^=<>]*(?:\d\s*[a-zA-Z]|[a-zA-Z]\s*[-+*/]|[-+*/]\s*[a-zA-Z])[^=<>]*=[^=<>]*")
 _WHY = re.compile(r",?\s+(?:since|because|as|which|so|for)\b|;|\s[-–—]\s", re.IGNORECASE)
@@ -55,6 +58,7 @@ class _Gold(NamedTuple):
     """A gold answer, read once."""
 
     text: str
+    number: Decimal | None
     quantity: Quantity | None
     decimals: int
     interval: tuple[str, str] | None
@@ -77,6 +81,11 @@ def decide_math(completion: str, solution: str) -> bool | MathQuestion:
     found = find_answer(completion)
     if not gold.text or not found.text:
         return False
+    if gold.number is not None and (number := plain_number(found.text)) is not None:
+        if number == gold.number:
+            return True
+        if number == int(number) and gold.number == int(gold.number):
+            return False
     if gold.quantity is not None:
         quantity = _answer_quantity(found)
         if quantity is not None:
@@ -101,22 +110,26 @@ def same_quantity(answer: Quantity, gold: Quantity, places: int) -> bool:
         places: decimals that have to agree, see :func:`hardsample.numerals.decimals`.
 
     Returns:
-        Whether they are equal: exactly, or to these decimals and (where the gold has not been rounded to them) to 2 parts
-        in a million of its value.
+        Whether they are equal: exactly, or to these decimals and (where the gold has not been rounded to them) to 2
+        parts in a million of its value.
     """
     if not compatible(answer.unit, gold.unit):
         return False
-    values = [answer.value]
-    golds = [gold.value]
-    if is_percent(answer.unit) != is_percent(gold.unit):
-        (values if is_percent(answer.unit) else golds).append((answer if is_percent(answer.unit) else gold).value / 100)
-    return any(_same_value(value, other, places) for value in values for other in golds)
+    if _same_value(answer.value, gold.value, places):
+        return True
+    if is_percent(answer.unit) == is_percent(gold.unit):
+        return False
+    if is_percent(answer.unit):
+        return _same_value(answer.value / 100, gold.value, places)
+    return _same_value(answer.value, gold.value / 100, places)
 
 
 def _same_value(answer: Number, gold: Number, places: int) -> bool:
     if same_constant(answer, gold):
         return True
     answer, gold = Fraction(answer), Fraction(gold)
+    if answer.denominator == 1 == gold.denominator:
+        return False
     if max(answer.denominator.bit_length(), answer.numerator.bit_length()) > 10_000:
         return False
     if round(answer, places) != round(gold, places):
@@ -170,7 +183,7 @@ def _decide_words(answer: str, gold: _Gold) -> bool | MathQuestion:
 
 
 def _joined(text: str) -> str:
-    """What math-verify reads better: Chinese "and" and "or" as commas, functions as commands, no power behind a unit."""
+    """Write what math-verify reads better: "和" and "或" as commas, functions as commands, no power behind a unit."""
     text = _ROOT.sub(r"\\sqrt{\1}", re.sub(r"\s*(?:或|和|且)\s*", ", ", text))
     return without_unit_power(_FUNCTION.sub(r"\\\g<0>", text))
 
@@ -180,7 +193,9 @@ def _is_phrase(text: str) -> bool:
     return len(_DIGITS.findall(text)) > 1 and bool(_PROSE.search(_CONNECTORS.sub(" ", _FUNCTIONS.sub(" ", text))))
 
 
-_FUNCTIONS = re.compile(r"\\(?:begin|end)\{\w+\*?\}|\\[a-zA-Z]+|\b(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|arcsin|arccos|arctan|max|min|det)\b")
+_FUNCTIONS = re.compile(
+    r"\\(?:begin|end)\{\w+\*?\}|\\[a-zA-Z]+|\b(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|arcsin|arccos|arctan|max|min|det)\b"
+)
 _ROOT = re.compile(r"(?<![\\a-zA-Z])sqrt\(([^()]*)\)")
 _FUNCTION = re.compile(r"(?<![\\a-zA-Z])(?:sin|cos|tan|cot|sec|csc|log|ln|exp|pi)(?![a-zA-Z])")
 _PIECES = re.compile(r"[^\W\d_]+|\d+(?:\.\d+)?|[^\w\s.,;]")
@@ -201,10 +216,11 @@ def _plain(text: str) -> str:
 def _gold(solution: str) -> _Gold:
     gold = unwrap_solution(solution)
     if len(gold) > MAX_MATH_CHARS:
-        return _Gold("", None, 6, None)
+        return _Gold("", None, None, 6, None)
     text = plain_formula(latex_number_text(plain(gold)))
     time = _TIME_OR_DATE.fullmatch(_plain(text))
-    return _Gold(text, None if time else read_quantity(gold), decimals(gold), as_interval(text))
+    quantity = None if time else read_quantity(gold)
+    return _Gold(text, plain_number(gold), quantity, decimals(gold), as_interval(text))
 
 
 def _quantity_in_prose(text: str) -> Quantity | None:

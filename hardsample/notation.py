@@ -133,9 +133,7 @@ class _Parser:
                 mixed = before[0] == "number" and isinstance(value, Fraction) and value.denominator == 1
                 mixed = mixed and isinstance(fraction, Fraction)
                 value = value + (fraction if value >= 0 else -fraction) if mixed else value * fraction
-            elif token in ("sqrt", "pi", "(", "{"):
-                value = value * self._power()
-            elif kind == "number" and self._tokens[self._at - 1][1] == ")":
+            elif token in ("sqrt", "pi", "(", "{") or (kind == "number" and self._tokens[self._at - 1][1] == ")"):
                 value = value * self._power()
             else:
                 return value

@@ -41,14 +41,14 @@ def read_quantity(text: str) -> Quantity | None:
         Its value and unit; None for every other text. Of an equation the last side counts, where the others are names
         or numbers: ``2x = 10`` is no quantity.
     """
-    number = plain_number(text)
-    if number is not None:
-        return Quantity(Fraction(number), None)
     return _read(text) if len(text) <= MAX_CHARS else None
 
 
 @lru_cache(maxsize=8192)
 def _read(text: str) -> Quantity | None:
+    number = plain_number(text)
+    if number is not None:
+        return Quantity(Fraction(int(number)) if number == int(number) else Fraction(number), None)
     text = strip_latex_text(plain(text).strip(_ENDS))
     *sides, last = _EQUALS.split(text)
     if not all(_is_name(side) for side in sides):

@@ -55,12 +55,18 @@ _LETTER = re.compile(r"\(?([A-J])\)?[.:]?")
 _YES_NO = re.compile(r"(?:yes|no|true|false)[.!]?", re.IGNORECASE)
 _LATEX = re.compile(r"\\[a-zA-Z]+|\$[^$]+\$|\w\^[\w{]")
 _TIME_OR_DATE = re.compile(r"\d{1,2}:\d{2}(?::\d{2})?(?:\s*[ap]\.?m\.?)?|\d{1,4}([/.-])\d{1,2}\1\d{1,4}", re.IGNORECASE)
-_NUMBERS = re.compile(r"[(\[{]?\s*[-+−±]?[\d.,]+%?(?:\s*(?:[,;]|,?\s*\b(?:and|or)\b|和|或)\s*[-+−±]?[\d.,]+%?)*\s*[)\]}]?")
+_NUMBERS = re.compile(
+    r"[(\[{]?\s*[-+−±]?[\d.,]+%?(?:\s*(?:[,;]|,?\s*\b(?:and|or)\b|和|或)\s*[-+−±]?[\d.,]+%?)*\s*[)\]}]?"
+)
 _SYMBOLS = re.compile(r"[\w\s.,;:+\-−–*·×/÷^=<>≤≥≠≈±√π∞∪∩∈()\[\]{}|!%°'′²³½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞α-ωΑ-Ω∠△]+")
-_OPERATOR = re.compile(r"[+*×÷^=<>≤≥≠≈±√π∞∪∩∈²³½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞]|(?<=[\w)\]])\s*[-−/]\s*(?=[\w(\[])|^[-−](?=\w)|\d:\d|\d[a-z]\b|\d\(|\)\(|\b(?:sin|cos|tan|log|ln|exp|sqrt)\b")
+_OPERATOR = re.compile(
+    r"[+*×÷^=<>≤≥≠≈±√π∞∪∩∈²³½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞]|(?<=[\w)\]])\s*[-−/]\s*(?=[\w(\[])|^[-−](?=\w)|\d:\d|\d[a-z]\b|\d\(|\)\(|\b(?:sin|cos|tan|log|ln|exp|sqrt)\b"
+)
 _FUNCTIONS = re.compile(r"\b(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|arcsin|arccos|arctan|max|min|and|or|pi|inf)\b")
 _WORD = re.compile(r"[^\W\d_]{3,}|[㐀-鿿]")
-_RANGE = re.compile(r"\d[\d.,]*\s*[-–—]\s*\d[\d.,]*%?|[A-Z]\s*/\s*[A-Z]|->|\d+[A-Z]|[A-Z]+-?\d+[A-Z]?")
+_RANGE = re.compile(
+    r"\d[\d.,]*\s*[-–—]\s*\d[\d.,]*%?|[A-Z]\s*/\s*[A-Z]|[a-z]{2,}/[a-z]{2,}|->|\d+[A-Z]|[A-Z]+-?\d+[A-Z]?"
+)
 _MARKER = re.compile(r"\(([A-J])\)")
 _LINE_MARKER = re.compile(r"^[ \t]*([A-J])[.:)]", re.MULTILINE)
 
@@ -110,7 +116,9 @@ def solution_form(solution: str) -> str:
     has_digit = any(character.isdigit() or character in "½⅓⅔¼¾π√" for character in answer)
     if has_digit and (_NUMBERS.fullmatch(answer) or ("=" not in answer and _measures(answer))):
         return "number"
-    is_formula = _SYMBOLS.fullmatch(answer) and _OPERATOR.search(answer) and not _WORD.search(_FUNCTIONS.sub(" ", answer))
+    is_formula = (
+        _SYMBOLS.fullmatch(answer) and _OPERATOR.search(answer) and not _WORD.search(_FUNCTIONS.sub(" ", answer))
+    )
     return "formula" if is_formula and "->" not in answer else "words"
 
 

@@ -73,7 +73,7 @@ def test_time_out_is_checked(timeout_s: float) -> None:
 def test_closing_ends_the_worker_and_grading_starts_a_new_one() -> None:
     grader = Grader()
     for _ in range(2):
-        assert grader.grade("½", {"grader": "math", "solution": "0.5"})
+        assert grader.grade("x/2", {"grader": "math", "solution": "0.5x"})
         process = grader._worker._process
         assert process is not None
         grader.close()

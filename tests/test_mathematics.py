@@ -63,7 +63,7 @@ CASES = [
     ("−5", "-5", True),
     ("x^2-1", "(x-1)(x+1)", True),
     ("x²-1", "(x-1)(x+1)", True),
-    ("1e3", "1000", False),
+    ("1e3", "1000", True),
     ("1.2×10³", "1200", True),
     ("<answer>42", "42", True),
     ("42</answer>", "42", True),
@@ -132,4 +132,9 @@ def test_plain_numbers_need_no_worker(completion: str, solution: str) -> None:
 
 
 def test_formulas_need_the_worker() -> None:
-    assert decide_math("½", "0.5") == MathQuestion(r"\frac{1}{2}", "0.5", 6)
+    assert decide_math("x½", "x/2") == MathQuestion(r"x\frac{1}{2}", "x/2", 6)
+
+
+@pytest.mark.parametrize("completion", ["½", r"\frac{1}{2}", "2√3 cm", "1 1/2", "12 m/s", "The answer is **45 cm**."])
+def test_constants_and_quantities_need_no_worker(completion: str) -> None:
+    assert isinstance(decide_math(completion, "0.5"), bool)
