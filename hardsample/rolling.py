@@ -76,8 +76,8 @@ class Job:
             for (ask, result), grade in zip(made, grades, strict=True)
         )
         self.rollouts += len(made)
-        for (ask, result), grade in zip(made, grades, strict=True):
-            answered = not unanswered(result.finish, int(grade))
+        for (ask, completion), grade in zip(made, grades, strict=True):
+            answered = not unanswered(completion.finish, int(grade))
             ask.ladder.record_grade(ask.ratio, ask.realization, int(grade), answered)
         for ask, result in zip(asks, results, strict=True):
             if isinstance(result, Failure):

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hardsample.benchmarks import Result
-from hardsample.engines.results import shares_text
+from hardsample.engines.results import UNKNOWN, shares_text
 from hardsample.evaluation import Comparison, Evaluation
 from hardsample.intervals import Interval
 from hardsample.output import REJECTED_FILE, Scores
@@ -89,12 +89,15 @@ def accuracy_table(found: Evaluation) -> RenderableType:
         table.add_section()
         for value, one in values.items():
             add(f"{name} {value}", one)
-    if not found.finish:
-        return table
+    return Group(table, *ended_notes(found))
+
+
+def ended_notes(found: Evaluation) -> list[Text]:
+    """How an evaluation's answers ended, if not all by themselves, and the warnings about that."""
     notes = [Text(f"! {sentence}", style="bold yellow") for sentence in found.warnings]
-    if len(found.finish) > 1 or "stop" not in found.finish:
+    if found.finish.keys() - {"stop", UNKNOWN}:
         notes.insert(0, Text(f"ended      {shares_text(found.finish)}; without an answer counts as wrong"))
-    return Group(table, *notes)
+    return notes
 
 
 def benchmark_table(found: Result) -> RenderableType:

@@ -7,6 +7,7 @@ them: reasoning beside the text (`reasoning_content`, `reasoning`), content as a
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -103,8 +104,8 @@ def _code(error: Any) -> int:
     if not isinstance(error, Mapping):
         return 500
     given = [error.get(name) for name in ("code", "status", "status_code", "type")]
-    for value in given:
-        if str(value).isdigit() and 400 <= int(value) <= 599:
+    for value in map(str, given):
+        if re.fullmatch(r"[45]\d\d", value):
             return int(value)
     words = " ".join(value for value in given if isinstance(value, str)).lower()
     return next((code for code, signs in _WORDS if any(sign in words for sign in signs)), 500)

@@ -195,10 +195,10 @@ def grouped(names: Sequence[str], strata: Sequence[str | None]) -> list[Group]:
 
 def curves(scored: Scored) -> dict[str, list[Interval]]:
     """Accuracy P_c(λ) of each stratum at each ratio, with intervals; of an exhaustive run."""
-    labels = np.asarray([one or "" for one in scored.strata])
     found = {}
     for name in ("all", *STRATA):
-        rows = np.isin(labels, STRATA) if name == "all" else (labels == name)
+        kept = STRATA if name == "all" else (name,)
+        rows = np.asarray([one in kept for one in scored.strata])
         if rows.any():
             wins, tries = scored.successes[rows], scored.attempts[rows]
             found[name] = [accuracy_interval(wins[:, i], tries[:, i]) for i in range(wins.shape[1])]

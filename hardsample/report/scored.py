@@ -291,7 +291,7 @@ def ended_parts(scored: Scored) -> list[Part]:
     head = ["rollouts", "at λ = 0", "share", *(["at any λ", "share"] if masked else [])]
     said = (
         "A completion that was cut off, or is without an answer, counts as wrong if it was not right before, but says "
-        "nothing about its sample; column unanswered of scores.parquet counts them (of the unmasked picture)."
+        "nothing about its sample; column unanswered of scores.parquet counts them (of the unmasked image)."
     )
     return [Table("How completions ended", head, rows), Text(said)]
 
