@@ -22,6 +22,7 @@ from hardsample.engines.results import FINISHES, finish_state, shares_text, unan
 from hardsample.evaluation import evaluate
 from hardsample.explain import explain
 from hardsample.ladders import Ladder
+from hardsample.output import Scores
 from hardsample.pism import PismConfig, next_rollouts, verdict
 from hardsample.report.page import write_report
 from hardsample.scoring import make_engine, score
@@ -202,6 +203,21 @@ def test_a_folder_of_an_older_version_is_read_and_continued(tmp_path):
     with Store(folder) as store:
         assert [one.finish for one in store.rollouts(sample)] == [None] * 4
     assert "50 % of an older version, not known" in printed(summary(scores))
+
+
+def test_the_results_of_an_older_version_are_shown_as_ever(cut, tmp_path):
+    folder = old_folder(shutil.copytree(cut.directory, tmp_path / "run"))
+    table = pq.read_table(folder / "scores.parquet").drop_columns(["unanswered"])
+    pq.write_table(table, folder / "scores.parquet")
+    run = json.loads((folder / "run.json").read_text())
+    run["signatures"] = []
+    for name in ("finish", "unfinished", "cmab_unfinished"):
+        del run["counts"][name]
+    (folder / "run.json").write_text(json.dumps(run))
+    assert "at λ = 0:" not in printed(summary(Scores(folder)))
+    assert "How completions ended" not in write_report(folder, tmp_path / "old.html").read_text()
+    attended = attend_run(folder, progress=False, device="cpu")
+    assert set(attended.table["unanswered"]) == {0} and "unfinished" not in attended.table["stratum"]
 
 
 def test_the_warning_names_the_remedy_over_five_per_cent():
