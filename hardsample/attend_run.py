@@ -73,7 +73,7 @@ def attend_run(
         fingerprint = model_fingerprint(name, getattr(engine.model.config, "_commit_hash", None))
         copy = None if fingerprint == store.settings().get("model") else fingerprint
         ladders = [
-            Ladder(row, record, search, store.grades(record["id"]))
+            Ladder(row, record, search, store.grades(record["id"]), store.unanswered(record["id"]))
             for row, record in enumerate(records.select_columns(["id", "ability", "images"]))
         ]
         attention, told = attend_to(ladders, records, engine, store, cmab, progress, copy)

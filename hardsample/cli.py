@@ -255,6 +255,7 @@ def _cmab_strata(scores: Any, spec: str) -> list[str | None]:
     """CMAB strata with other bounds, shown beside PISM's."""
     from hardsample.cmab import balance_stratum, parse_bounds
     from hardsample.output import OutputError
+    from hardsample.strata import UNFINISHED
     from hardsample.tables import cross_table
 
     balances, old = list(scores.table["attention_balance"]), list(scores.table["cmab_stratum"])
@@ -264,7 +265,7 @@ def _cmab_strata(scores: Any, spec: str) -> list[str | None]:
         )
     bounds = parse_bounds(spec, balances)
     labels = [
-        None if label is None else balance_stratum(balance, label != "unsolved", bounds)
+        label if label in (None, UNFINISHED) else balance_stratum(balance, label != "unsolved", bounds)
         for balance, label in zip(balances, old, strict=True)
     ]
     values = f"{bounds.easy_below:.3g}, {bounds.hard_min:.3g}, {bounds.hard_max:.3g}, {bounds.easy_above:.3g}"

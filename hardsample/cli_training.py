@@ -79,7 +79,7 @@ def evaluate(
     from hardsample import evaluation
     from hardsample.benchmarks import BENCHMARKS, missing_data
     from hardsample.output import OutputError
-    from hardsample.tables import accuracy_table, comparison_table
+    from hardsample.tables import accuracy_table, comparison_table, ended_notes
     from hardsample.vlmevalkit import check_target
 
     if compare is not None:
@@ -122,7 +122,10 @@ def evaluate(
             _write_predictions(str(data), predictions, found.directory)
         if benchmark:
             _grade_benchmark(found.directory, benchmark.value, judge)
-    if not benchmark:
+    if benchmark:
+        for note in ended_notes(found):
+            OUT.print(note)
+    else:
         OUT.print(accuracy_table(found))
     if found.set_aside:
         say(f"set aside  {found.set_aside} records that could not be used: {output}/rejected.jsonl")

@@ -18,7 +18,7 @@ import numpy as np
 from hardsample.intervals import Interval, accuracy_interval, mean_interval, normal_quantile, rank_correlation
 from hardsample.output import RUN_FILE, OutputError, Scores
 from hardsample.store import StoreError, StoreReader
-from hardsample.strata import STRATA
+from hardsample.strata import STRATA, UNFINISHED
 
 SAME = {
     "mask_space": "mask space",
@@ -88,7 +88,9 @@ class Moves:
     change: Interval
     """Mean of the changes of λ*."""
     left_out: int
-    """Samples that only one of them has, or that have no stratum in one."""
+    """Samples that only one of them has, or that have no stratum in one; those that are unfinished apart."""
+    unfinished: int
+    """Samples that both have and that are unfinished in one or both: what they would be there is not known."""
     differing: int
     """Samples of the same id that are not the same: their prompt, pictures, solution or grader differ."""
     notes: list[str]
@@ -122,9 +124,15 @@ def compare_scores(first: str | Path, second: str | Path) -> Moves:
         for sample, (first_stratum, threshold, _) in rows[0].items()
         if sample in rows[1]
         and sample not in differing
-        and first_stratum is not None
-        and (second_stratum := rows[1][sample][0]) is not None
+        and first_stratum in STRATA
+        and (second_stratum := rows[1][sample][0]) in STRATA
     ]
+    unfinished = [
+        {one for one, (label, *_) in side.items() if label == UNFINISHED and one in rows[0].keys() & rows[1].keys()}
+        - differing
+        for side in rows
+    ]
+    either = unfinished[0] | unfinished[1]
     if len(common) < 2:
         raise ComparisonError(
             f"{first} and {second} have {len(common)} scored samples in common, must be two or more: score both on the "
@@ -134,6 +142,13 @@ def compare_scores(first: str | Path, second: str | Path) -> Moves:
     np.add.at(counts, tuple([STRATA.index(side) for side in sides] for sides in _sides(common)), 1)
     if differing:
         notes.append(f"{len(differing):,} samples are named alike and are not the same: left out")
+    if any(unfinished):
+        sides = " and ".join(
+            f"{len(own):,} in the {side}" for own, side in zip(unfinished, ("first", "second"), strict=True) if own
+        )
+        notes.append(
+            f"samples without an answer at λ = 0 are unfinished, {sides}: left out; give more --max-new-tokens"
+        )
     return Moves(
         one,
         other,
@@ -145,7 +160,8 @@ def compare_scores(first: str | Path, second: str | Path) -> Moves:
         _share([move.way < 0 for move in common]),
         _correlation(common),
         mean_interval([move.change for move in common]),
-        len(rows[0].keys() | rows[1].keys()) - len(common) - len(differing),
+        len(rows[0].keys() | rows[1].keys()) - len(common) - len(differing) - len(either),
+        len(either),
         len(differing),
         notes,
     )

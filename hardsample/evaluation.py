@@ -19,6 +19,7 @@ from hardsample.config import ScoringConfig
 from hardsample.intervals import Interval, accuracy_interval, mean_interval, p_value
 from hardsample.output import OutputError, Scores
 from hardsample.scoring import score
+from hardsample.signatures import cut_off, no_answer
 from hardsample.subsets import source_records
 
 EVALUATION_FILE = "evaluation.json"
@@ -48,6 +49,11 @@ class Evaluation:
     rollouts: int
     """Rollouts of each sample."""
     set_aside: int
+    finish: dict[str, int]
+    """How the rollouts at λ = 0 ended: finish state → number; empty if an older version made them. One that was cut off
+    counts as wrong, if it was not right before."""
+    warnings: list[str]
+    """What is wrong with how they ended, with the remedy."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +162,17 @@ def summarize(scores: Scores, groups: Mapping[str, Sequence[str | None]]) -> Eva
                 for value, rows in sorted(places.items())
             }
     counts = scores.run["counts"]
-    return Evaluation(scores.directory, accuracy_interval(wins, tries), by, max(tries), counts["rejected"])
+    ended = counts.get("finish", {}).get("unmasked", {})
+    found = (cut_off(ended, scores.run["settings"]["max_new_tokens"]), no_answer(ended))
+    return Evaluation(
+        scores.directory,
+        accuracy_interval(wins, tries),
+        by,
+        max(tries),
+        counts["rejected"],
+        dict(ended),
+        [one for one in found if one],
+    )
 
 
 def compare(first: str | Path, second: str | Path) -> Comparison:
@@ -212,6 +228,7 @@ def as_json(found: Evaluation) -> dict[str, Any]:
         "groups": {name: {key: plain(one) for key, one in values.items()} for name, values in found.groups.items()},
         "rollouts": found.rollouts,
         "set_aside": found.set_aside,
+        "finish": found.finish,
         "level": 0.95,
     }
 

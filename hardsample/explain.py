@@ -22,10 +22,12 @@ from hardsample.attending import UNMASKED, encoder
 from hardsample.attention import collect_attention_mass, use_attention_mass
 from hardsample.cmab import CmabConfig, attention_balance
 from hardsample.engines.preparing import Request
+from hardsample.engines.results import FINISHES
 from hardsample.engines.transformers import Prepared, TransformersEngine
 from hardsample.images import open_image
 from hardsample.output import OutputError, Scores
 from hardsample.store import Rollout
+from hardsample.strata import UNFINISHED
 from hardsample.teacher_forcing import completion_type, teacher_forced
 
 if TYPE_CHECKING:
@@ -177,8 +179,7 @@ def explain_figure(
     paragraph(panels[-1], _story(record, row, rollouts), 62)
     left, right = lower.subplots(1, 2)
     ladder(left, scores.config().ratios, row["successes"], row["attempts"], scores.config().tau)
-    threshold = "no ratio fails" if row["failure_threshold"] is None else f"λ* = {row['failure_threshold']:g}"
-    left.set_title(f"{row['stratum'] or 'no stratum'}: {threshold}", fontsize=10)
+    left.set_title(_verdict(row), fontsize=10)
     if attention is None:
         paragraph(right, "no completion at λ = 0 with an attention balance")
         return figure
@@ -199,10 +200,22 @@ def _story(record: Mapping[str, Any], row: Mapping[str, Any], rollouts: Sequence
     lines += [f"solution: {str(record['solution'])[:200]}", "", "completions at λ = 0:"]
     asked = [one for one in rollouts if one.ratio == UNMASKED]
     asked.sort(key=lambda one: not one.grade)  # right ones first: one of them has its attention drawn
-    lines += [f"{'✓' if one.grade else '✗'} {one.completion[:200]!r}" for one in asked[:MOST_COMPLETIONS]]
+    lines += [f"{'✓' if one.grade else '✗'} {one.completion[:200]!r}{_ended(one)}" for one in asked[:MOST_COMPLETIONS]]
     if len(asked) > MOST_COMPLETIONS:
         lines.append(f"… and {len(asked) - MOST_COMPLETIONS} more")
     return "\n".join(lines)
+
+
+def _verdict(row: Mapping[str, Any]) -> str:
+    """Stratum and λ* in words."""
+    if row["stratum"] == UNFINISHED:
+        return f"{UNFINISHED}: no completion at λ = 0 came to an answer"
+    threshold = "no ratio fails" if row["failure_threshold"] is None else f"λ* = {row['failure_threshold']:g}"
+    return f"{row['stratum'] or 'no stratum'}: {threshold}"
+
+
+def _ended(rollout: Rollout) -> str:
+    return "" if rollout.finish in (None, "stop", "empty") else f" ({FINISHES[rollout.finish]})"
 
 
 def told_rollout(rollouts: Sequence[Rollout]) -> Rollout | None:

@@ -14,7 +14,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL import Image
 
-STRATUM_COLOURS = {"easy": "#4c9f70", "medium": "#e3b23c", "hard": "#d1495b", "unsolved": "#6b7280"}
+STRATUM_COLOURS = {
+    "easy": "#4c9f70",
+    "medium": "#e3b23c",
+    "hard": "#d1495b",
+    "unsolved": "#6b7280",
+    "unfinished": "#8d7fae",
+}
 """One colour a stratum in every plot."""
 _ATTENTION_MAP = "magma"
 

@@ -33,10 +33,16 @@ class Ladder:
         record: the dataset's row.
         config: the settings of the search.
         graded: (ratio, realization, grade) of rollouts that the store already holds.
+        unanswered: realizations, of those at ratio 0, that are not right and came to no answer.
     """
 
     def __init__(
-        self, row: int, record: dict[str, Any], config: PismConfig, graded: Iterable[tuple[float, int, int]] = ()
+        self,
+        row: int,
+        record: dict[str, Any],
+        config: PismConfig,
+        graded: Iterable[tuple[float, int, int]] = (),
+        unanswered: Iterable[int] = (),
     ) -> None:
         self.row, self.record, self.config = row, record, config
         self.has_image = bool(record["images"])
@@ -44,6 +50,7 @@ class Ladder:
         self.blind: list[int | None] = [None] * config.num_masks
         self.refused: str | None = None
         self.finished = False
+        self._unanswered = set(unanswered)
         self._level = {ratio_units(ratio): index for index, ratio in enumerate(config.ratios)}
         self._asked: set[tuple[float, int]] = set()
         for ratio, realization, grade in graded:
@@ -53,21 +60,36 @@ class Ladder:
         """(ratio, realization) of the rollouts to make now that are not asked for already."""
         if self.refused:
             return []
-        wanted = [(self.config.ratios[i], k) for i, k in next_rollouts(self.grades, self.config, self.has_image)]
+        wanted = [
+            (self.config.ratios[i], k)
+            for i, k in next_rollouts(self.grades, self.config, self.has_image, self.answered)
+        ]
         wanted += [(BLIND_RATIO, k) for k in blind_rollouts(self.blind, self.config, self.has_image)]
         new = [rollout for rollout in wanted if rollout not in self._asked]
         self._asked.update(new)
         return new
 
-    def record_grade(self, ratio: float, realization: int, grade: int) -> None:
-        """Take in the grade of a rollout that was asked for."""
+    def record_grade(self, ratio: float, realization: int, grade: int, answered: bool = True) -> None:
+        """Take in the grade of a rollout that was asked for, and whether it is right or came to an answer at all."""
         self._asked.discard((ratio, realization))
         self._write(ratio, realization, grade)
+        if not answered and not ratio_units(ratio):
+            self._unanswered.add(realization)
 
     @property
     def idle(self) -> bool:
         """Whether nothing is asked for."""
         return not self._asked
+
+    @property
+    def unanswered(self) -> int:
+        """Rollouts at ratio 0 that are not right and came to no answer."""
+        return len(self._unanswered)
+
+    @property
+    def answered(self) -> bool:
+        """Whether any rollout at ratio 0 is right or came to an answer."""
+        return sum(grade is not None for grade in self.grades[0]) > len(self._unanswered)
 
     def counts(self) -> Counts:
         """The sums of a finished sample."""

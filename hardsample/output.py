@@ -20,7 +20,7 @@ from hardsample.attending import SampleAttention
 from hardsample.cmab import BalanceBounds, CmabConfig, balance_stratum, piled_up
 from hardsample.config import ScoringConfig
 from hardsample.pism import PismConfig
-from hardsample.signatures import all_alike, flat_curve
+from hardsample.signatures import all_alike, cut_off, flat_curve, no_answer
 
 if TYPE_CHECKING:
     from hardsample.data import Rejection
@@ -43,6 +43,7 @@ SCHEMA = pa.schema(
         ("blind_successes", pa.int32()),
         ("blind_attempts", pa.int32()),
         ("luck", pa.bool_()),
+        ("unanswered", pa.int32()),
         ("attention_balance", pa.float64()),
         ("attention_balance_wrong", pa.float64()),
         ("cmab_stratum", pa.string()),
@@ -50,8 +51,10 @@ SCHEMA = pa.schema(
     ]
 )
 """scores.parquet: one row a scored sample. `successes` and `attempts` follow `ratios` of run.json; `rollouts` is all
-that the sample used, the blind level's included; a sample without an image has no stratum (null). The last four are
-CMAB's, null without it: ρ̄ over the correct and over the wrong completions at λ = 0, its stratum, ρ of each layer."""
+that the sample used, the blind level's included; a sample without an image has no stratum (null). `unanswered` are the
+rollouts at λ = 0 that are not right and came to no answer (cut off, empty …): a sample with an image that has no others
+is `unfinished`, in no stratum and without λ*. The last four are CMAB's, null without it: ρ̄ over the correct and over
+the wrong completions at λ = 0, its stratum, ρ of each layer."""
 
 _OPTIONS = {
     "limit": "--limit",
@@ -151,7 +154,7 @@ class Scores:
         return self.table.select(strata.subset_rows(list(self.table["stratum"]), spec))
 
     def control(self, spec: str, seed: int = 0) -> Dataset:
-        """As many rows as `subset(spec)` has, drawn at random from all that have a stratum."""
+        """As many rows as `subset(spec)` has, drawn at random from all in the four strata."""
         return self.table.select(strata.control_rows(list(self.table["id"]), list(self.table["stratum"]), spec, seed))
 
 
@@ -173,7 +176,7 @@ def write_scores(
     """
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     for ladder in sorted(ladders, key=lambda one: one.row):
-        verdict = pism.verdict(ladder.grades, config, ladder.has_image)
+        verdict = pism.verdict(ladder.grades, config, ladder.has_image, ladder.answered)
         counted = ladder.counts()
         luck = None
         if counted.blind_attempts:
@@ -189,6 +192,7 @@ def write_scores(
             counted.blind_successes,
             counted.blind_attempts,
             luck,
+            ladder.unanswered,
             *_cmab_columns(attention, ladder, bounds or BalanceBounds()),
         )
         for name, value in zip(SCHEMA.names, values, strict=True):
@@ -206,7 +210,7 @@ def _cmab_columns(
         return None, None, None, None
     found = attention.get(ladder.record["id"], SampleAttention())
     solved = any(grade == 1 for grade in ladder.grades[0])
-    label = balance_stratum(found.balance, solved, bounds)
+    label = balance_stratum(found.balance, solved, bounds) if ladder.answered else strata.UNFINISHED
     return found.balance, found.wrong, label, list(found.profile) or None
 
 
@@ -265,6 +269,7 @@ def _outcome(directory: Path, content: Mapping[str, Any]) -> dict[str, object]:
     table = pq.read_table(directory / SCORES_FILE).to_pydict()
     counts = dict(content["counts"])
     counts["strata"] = {name: table["stratum"].count(name) for name in strata.STRATA}
+    counts["unfinished"] = table["stratum"].count(strata.UNFINISHED)
     counts["without_stratum"] = table["stratum"].count(None)
     blind = sum(attempts or 0 for attempts in table["blind_attempts"])
     counts["rollouts"] = sum(table["rollouts"]) - blind
@@ -278,10 +283,13 @@ def _outcome(directory: Path, content: Mapping[str, Any]) -> dict[str, object]:
         content["settings"]["search"],
     )
     alike = all_alike(**content["variety"]) if "variety" in content else None
-    signatures = [one for one in (flat, alike) if one]
+    ended = counts.get("finish", {}).get("unmasked", {})
+    cut = cut_off(ended, content["settings"]["max_new_tokens"])
+    signatures = [one for one in (cut, no_answer(ended), flat, alike) if one]
     if content.get("cmab") and not content["cmab"].get("reason"):
         labels = table["cmab_stratum"]
         counts["cmab_strata"] = {name: labels.count(name) for name in strata.STRATA}
+        counts["cmab_unfinished"] = labels.count(strata.UNFINISHED)
         balances = [value for value in table["attention_balance"] if value is not None]
         bounds = BalanceBounds(**content["cmab"]["settings"]["bounds"])
         piled = piled_up(balances, bounds)

@@ -16,7 +16,7 @@ from fractions import Fraction
 from itertools import pairwise
 
 from hardsample.kernels.reference import FULL_RATIO, KINDS, ratio_units
-from hardsample.strata import Bounds, Verdict, count_verdict, level_passes
+from hardsample.strata import SOLVED, UNFINISHED, Bounds, Verdict, count_verdict, level_passes
 
 __all__ = [
     "BLIND_RATIO",
@@ -121,13 +121,17 @@ def empty_grades(config: PismConfig) -> list[list[int | None]]:
     return [[None] * config.num_masks for _ in config.ratios]
 
 
-def next_rollouts(grades: Grades, config: PismConfig, has_image: bool = True) -> list[tuple[int, int]]:
+def next_rollouts(
+    grades: Grades, config: PismConfig, has_image: bool = True, answered: bool = True
+) -> list[tuple[int, int]]:
     """Says which rollouts to ask for next, given all grades so far.
 
     Args:
         grades: (ratios, K) grades; None where there is none yet.
         config: settings.
         has_image: False for a record without an image, which has only P_c(0): all K rollouts at ratio 0.
+        answered: whether any rollout at ratio 0 came to an answer; while none has, a lossless search makes all K of
+            them, for only then the sample is unfinished instead of unsolved.
 
     Returns:
         (ratio index, realization) pairs. Lossless: at most one, the first missing mask of the first open level.
@@ -143,7 +147,7 @@ def next_rollouts(grades: Grades, config: PismConfig, has_image: bool = True) ->
         return missing if config.search == "exhaustive" else missing[:1]
     for i in levels:
         passes = level_passes(successes[i], attempts[i], config.num_masks, config.tau)
-        if passes is None:
+        if passes is None or (not passes and not answered and i == 0 and attempts[0] < config.num_masks):
             return [(i, next(k for k, grade in enumerate(grades[i]) if grade is None))]
         if not passes:
             return []
@@ -174,7 +178,11 @@ def blind_rollouts(blind: Sequence[int | None], config: PismConfig, has_image: b
 
 
 def is_done(
-    grades: Grades, config: PismConfig, has_image: bool = True, blind: Sequence[int | None] | None = None
+    grades: Grades,
+    config: PismConfig,
+    has_image: bool = True,
+    blind: Sequence[int | None] | None = None,
+    answered: bool = True,
 ) -> bool:
     """Says whether a sample needs no more rollouts.
 
@@ -183,21 +191,24 @@ def is_done(
         config: settings.
         has_image: False for a record without an image.
         blind: K grades of the blind level; None if there are none yet.
+        answered: see `next_rollouts`.
 
     Returns:
         True if neither `next_rollouts` nor `blind_rollouts` asks for more.
     """
     missing = blind_rollouts([None] * config.num_masks if blind is None else blind, config, has_image)
-    return not missing and not next_rollouts(grades, config, has_image)
+    return not missing and not next_rollouts(grades, config, has_image, answered)
 
 
-def verdict(grades: Grades, config: PismConfig, has_image: bool = True) -> Verdict:
+def verdict(grades: Grades, config: PismConfig, has_image: bool = True, answered: bool = True) -> Verdict:
     """Gives λ* and the stratum from the grades so far.
 
     Args:
         grades: (ratios, K) grades.
         config: settings.
         has_image: False for a record without an image: no λ*, no stratum, decided when P_c(0) is complete.
+        answered: whether any rollout at ratio 0 came to an answer. If all K are made and none did, the sample is
+            unfinished: it has no λ*.
 
     Returns:
         The verdict. An exhaustive search is often decided long before it is done.
@@ -208,6 +219,9 @@ def verdict(grades: Grades, config: PismConfig, has_image: bool = True) -> Verdi
     successes, attempts = counts(grades, config)
     if not has_image:
         return Verdict(None, None, sum(attempts), attempts[0] == config.num_masks)
+    if not answered:
+        full = attempts[0] == config.num_masks
+        return Verdict(None, UNFINISHED if full else None, sum(attempts), full)
     return count_verdict(successes, attempts, config.ratios, config.num_masks, config.tau, config.bounds)
 
 
@@ -257,7 +271,7 @@ def luck(blind_successes: int, blind_attempts: int, stratum: str | None, config:
     some levels nor the level at which it failed says anything about the image. A sample that guesses right with
     probability g passes a level with probability 1 − (1 − g)^K where one success suffices (65 % at g = 0.1, 94 % at g
     = 0.25, both with K = 10), and is marked with that same probability: the mark is a test with K rollouts, no
-    certainty. Unsolved is never explained by luck: nothing was guessed right.
+    certainty. Unsolved is never explained by luck: nothing was guessed right. Nor is unfinished.
 
     Args:
         blind_successes: rollouts at mask ratio 1.0 graded 1.
@@ -271,4 +285,4 @@ def luck(blind_successes: int, blind_attempts: int, stratum: str | None, config:
     passes = level_passes(blind_successes, blind_attempts, config.num_masks, config.tau)
     if stratum is None or passes is None:
         return None
-    return passes and stratum != "unsolved"
+    return passes and stratum in SOLVED

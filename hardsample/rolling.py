@@ -18,7 +18,7 @@ from hardsample.config import ScoringConfig
 from hardsample.data import Rejection
 from hardsample.engines.openai import OpenAIEngine
 from hardsample.engines.preparing import Request, preparing_thread
-from hardsample.engines.results import Completion, EngineError, Failure
+from hardsample.engines.results import Completion, EngineError, Failure, unanswered
 from hardsample.engines.transformers import Prepared, TransformersEngine
 from hardsample.grading import Grader
 from hardsample.images import image_header
@@ -50,7 +50,7 @@ class Job:
         """All samples, those that the store holds rollouts of as far as these go."""
         return Queue(
             (
-                Ladder(row, record, self.config, self.store.grades(record["id"]))
+                Ladder(row, record, self.config, self.store.grades(record["id"]), self.store.unanswered(record["id"]))
                 for row, record in enumerate(self.dataset)
             ),
             self._finish,
@@ -64,12 +64,21 @@ class Job:
         grades = self.grader.grade_many([(result.text, gradable(ask.ladder.record, boxes)) for ask, result in made])
         self.grade_seconds += time.perf_counter() - began
         self.store.commit(
-            Rollout(ask.ladder.record["id"], ask.ratio, ask.realization, result.text, int(grade), result.tokens)
+            Rollout(
+                ask.ladder.record["id"],
+                ask.ratio,
+                ask.realization,
+                result.text,
+                int(grade),
+                result.tokens,
+                result.finish,
+            )
             for (ask, result), grade in zip(made, grades, strict=True)
         )
         self.rollouts += len(made)
-        for (ask, _), grade in zip(made, grades, strict=True):
-            ask.ladder.record_grade(ask.ratio, ask.realization, int(grade))
+        for (ask, completion), grade in zip(made, grades, strict=True):
+            answered = not unanswered(completion.finish, int(grade))
+            ask.ladder.record_grade(ask.ratio, ask.realization, int(grade), answered)
         for ask, result in zip(asks, results, strict=True):
             if isinstance(result, Failure):
                 ask.ladder.refused = f"column images or prompt: {result.reason}" if result.of_record else result.reason

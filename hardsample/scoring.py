@@ -129,6 +129,7 @@ def score(
             "samples": len(job.finished),
             "rejected": len(job.rejected),
             "grading_timeouts": grader.timeouts,
+            "finish": store.finishes(),
             "rollouts_this_run": job.rollouts,
             "rollouts_exhaustive": sum(max_rollouts(config, ladder.has_image) for ladder in job.finished),
         }

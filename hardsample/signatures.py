@@ -4,13 +4,20 @@ A signature is one sentence for the user, or None.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import sqrt
+
+from hardsample.engines.results import FINISHES, UNKNOWN, share, shares_text
+from hardsample.strata import SOLVED
 
 MIN_SOLVED = 20
 """Fewer solved samples than this say nothing about a signature."""
 NEARLY_ALL = 0.9
 """Share of the solved samples that counts as nearly all."""
+MOST_UNANSWERED = 0.05
+"""Share of the rollouts at λ = 0 that may be cut off, or be without an answer, before that is said."""
+MORE_TOKENS = 4
+"""How many times the limit on new tokens is proposed where too many rollouts were cut off."""
 
 _NORMAL_95 = 1.6448536269514722  # 95th percentile of the standard normal distribution
 
@@ -24,7 +31,7 @@ def flat_curve(
 ) -> str | None:
     """Detects a flat accuracy curve: masking more does not change what is solved, so PISM separates nothing.
 
-    Solved samples are those with a stratum other than unsolved. The signature is there if at least nine tenths of at
+    Solved samples are those in easy, medium or hard. The signature is there if at least nine tenths of at
     least 20 solved samples are flat, where flat means
 
     - after an exhaustive search, that P_c moves less than its noise over Λ (`moves`);
@@ -40,7 +47,7 @@ def flat_curve(
     Returns:
         A sentence that says what was found, or None.
     """
-    solved = [row for row, name in enumerate(strata) if name not in (None, "unsolved")]
+    solved = [row for row, name in enumerate(strata) if name in SOLVED]
     if len(solved) < MIN_SOLVED:
         return None
     if search == "exhaustive":
@@ -74,6 +81,50 @@ def all_alike(samples: int, alike: int) -> str | None:
         "server seems to decode greedily (transformers serve does, where the checkpoint's generation_config.json has "
         "no do_sample): λ* then rests on one answer a mask."
     )
+
+
+def cut_off(finishes: Mapping[str, int], max_new_tokens: int | None) -> str | None:
+    """Detects a limit on new tokens that is too small for this model: its rollouts are cut off before they answer.
+
+    Args:
+        finishes: finish state → rollouts at λ = 0.
+        max_new_tokens: the limit; None if run.json does not say.
+
+    Returns:
+        A sentence that says what was found and which limit to try, or None.
+    """
+    known, cut = _known(finishes), finishes.get("length", 0)
+    if cut <= MOST_UNANSWERED * known:
+        return None
+    limit = max_new_tokens or 0
+    return (
+        f"Cut off: {share(cut / known)} of the rollouts at λ = 0 ({cut:,} of {known:,}) were cut off at {limit:,} new "
+        f"tokens, which says nothing about their samples. Give more: --max-new-tokens {MORE_TOKENS * limit}."
+    )
+
+
+def no_answer(finishes: Mapping[str, int]) -> str | None:
+    """Detects completions that end by themselves without an answer.
+
+    Args:
+        finishes: finish state → rollouts at λ = 0.
+
+    Returns:
+        A sentence that says what was found, or None.
+    """
+    known = _known(finishes)
+    without = {name: finishes[name] for name in FINISHES if name not in ("stop", "length") and finishes.get(name)}
+    number = sum(without.values())
+    if number <= MOST_UNANSWERED * known:
+        return None
+    return (
+        f"No answer: {share(number / known)} of the rollouts at λ = 0 ({number:,} of {known:,}) ended without one; of "
+        f"these, {shares_text(without)}."
+    )
+
+
+def _known(finishes: Mapping[str, int]) -> int:
+    return sum(number for name, number in finishes.items() if name != UNKNOWN)
 
 
 def moves(successes: Sequence[int], attempts: Sequence[int]) -> bool:

@@ -12,9 +12,12 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from filelock import FileLock, Timeout
+
+from hardsample.engines.results import UNKNOWN, unanswered
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -26,6 +29,7 @@ CREATE TABLE IF NOT EXISTS rollouts (
     completion TEXT NOT NULL,
     grade INTEGER NOT NULL CHECK (grade IN (0, 1)),
     tokens TEXT NOT NULL,
+    finish TEXT,
     PRIMARY KEY (sample, ratio, realization)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS attention (
@@ -40,6 +44,7 @@ CREATE TABLE IF NOT EXISTS attention (
     PRIMARY KEY (definition, sample, ratio, realization)
 ) WITHOUT ROWID;
 """
+_COLUMNS = "sample, ratio, realization, completion, grade, tokens, finish"
 ROLLOUTS_FILE = "rollouts.sqlite"
 
 
@@ -58,6 +63,7 @@ class Rollout:
         completion: the text without special tokens.
         grade: 0 or 1.
         tokens: the generated ids without end-of-sequence.
+        finish: how it ended, one of `engines.results.FINISHES`; None if an older version stored it.
     """
 
     sample: str
@@ -66,6 +72,7 @@ class Rollout:
     completion: str
     grade: int
     tokens: list[int]
+    finish: str | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +124,8 @@ class Store:
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = FULL")
             self._database.executescript(_SCHEMA)
+            if not _has_finish(self._database):  # of an older version: how its rollouts ended is not known
+                self._database.execute("ALTER TABLE rollouts ADD COLUMN finish TEXT")
         except sqlite3.DatabaseError as error:
             self.close()
             raise StoreError(f"{path} is no store of hardsample ({error}): choose another --output") from error
@@ -196,22 +205,37 @@ class Store:
 
     def commit(self, rollouts: Iterable[Rollout]) -> None:
         """Write a batch's rollouts in one transaction; when this returns they are on the disk."""
-        rows = [(r.sample, r.ratio, r.realization, r.completion, r.grade, json.dumps(r.tokens)) for r in rollouts]
+        rows = [
+            (r.sample, r.ratio, r.realization, r.completion, r.grade, json.dumps(r.tokens), r.finish) for r in rollouts
+        ]
         with self._transaction():
-            self._database.executemany("INSERT INTO rollouts VALUES (?, ?, ?, ?, ?, ?)", rows)
+            self._database.executemany(f"INSERT INTO rollouts ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
 
     def grades(self, sample: str) -> list[tuple[float, int, int]]:
         """(ratio, realization, grade) of every rollout of a sample, in order."""
         query = "SELECT ratio, realization, grade FROM rollouts WHERE sample = ? ORDER BY ratio, realization"
         return self._database.execute(query, (sample,)).fetchall()
 
+    def unanswered(self, sample: str) -> list[int]:
+        """Realizations of a sample's rollouts at λ = 0 that are not right and came to no answer, in order."""
+        query = "SELECT realization, finish, grade FROM rollouts WHERE sample = ? AND ratio = 0 ORDER BY realization"
+        return [k for k, finish, grade in self._database.execute(query, (sample,)) if unanswered(finish, grade)]
+
+    def finishes(self) -> dict[str, dict[str, int]]:
+        """How many rollouts ended in which way: `unmasked`, those at λ = 0, and `all`; finish state → number."""
+        counts: dict[str, dict[str, int]] = {"unmasked": {}, "all": {}}
+        query = "SELECT ratio = 0, coalesce(finish, ?), count(*) FROM rollouts GROUP BY 1, 2 ORDER BY 3 DESC, 2"
+        for unmasked, finish, number in self._database.execute(query, (UNKNOWN,)):
+            for name in ("unmasked", "all") if unmasked else ("all",):
+                counts[name][finish] = counts[name].get(finish, 0) + number
+        return counts
+
     def rollouts(self, sample: str | None = None) -> Iterator[Rollout]:
         """The rollouts of one sample, or of all, ordered by sample, ratio and realization."""
-        query = "SELECT sample, ratio, realization, completion, grade, tokens FROM rollouts"
+        query = f"SELECT {_COLUMNS} FROM rollouts"
         query, values = (query, ()) if sample is None else (query + " WHERE sample = ?", (sample,))
         for row in self._database.execute(query + " ORDER BY sample, ratio, realization", values):
-            name, ratio, realization, completion, grade, tokens = row
-            yield Rollout(name, ratio, realization, completion, grade, json.loads(tokens))
+            yield _rollout(row)
 
     def commit_attention(self, definition: str, rows: Iterable[Attention]) -> None:
         """Write the attention balances of a batch in one transaction.
@@ -300,14 +324,22 @@ class StoreReader:
 
     def rollouts(self, sample: str) -> list[Rollout]:
         """The rollouts of one sample, ordered by ratio and realization."""
-        columns = "sample, ratio, realization, completion, grade, tokens"
+        columns = _COLUMNS if _has_finish(self._database) else _COLUMNS.replace("finish", "NULL")
         query = f"SELECT {columns} FROM rollouts WHERE sample = ? ORDER BY ratio, realization"
-        rows = self._database.execute(query, (sample,))
-        return [Rollout(name, at, k, text, grade, json.loads(tokens)) for name, at, k, text, grade, tokens in rows]
+        return [_rollout(row) for row in self._database.execute(query, (sample,))]
 
     def digests(self) -> dict[str, str]:
         """The digest of each sample: of all in it that changes a rollout or a grade."""
         return dict(self._database.execute("SELECT sample, digest FROM samples"))
+
+
+def _has_finish(database: sqlite3.Connection) -> bool:
+    return any(row[1] == "finish" for row in database.execute("PRAGMA table_info(rollouts)"))
+
+
+def _rollout(row: tuple[Any, ...]) -> Rollout:
+    sample, ratio, realization, completion, grade, tokens, finish = row
+    return Rollout(sample, ratio, realization, completion, grade, json.loads(tokens), finish)
 
 
 class _Transaction:

@@ -4,7 +4,7 @@ A mask ratio is compared as the integer round(λ · 65536) and a success count a
 0.1 · 3 is the ratio 0.3 and τ · K = 1 is exactly one success.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
@@ -14,6 +14,21 @@ from hardsample.kernels.reference import mask_key, ratio_units
 
 STRATA = ("easy", "medium", "hard", "unsolved")
 """The strata, from the easiest to the hardest."""
+SOLVED = STRATA[:3]
+"""The strata of samples that are solved at λ = 0."""
+UNFINISHED = "unfinished"
+"""Label of a sample none of whose rollouts at λ = 0 came to an answer (cut off, empty …): no stratum is known."""
+LABELS = (*STRATA, UNFINISHED)
+"""All that the column `stratum` may say of a sample with an image."""
+
+
+def shown_labels(labels: Container[str | None]) -> list[str | None]:
+    """The columns of a table of strata: the four, and `unfinished` and None (no image) where there are any.
+
+    Args:
+        labels: all labels of the samples that it counts.
+    """
+    return [*STRATA, *(name for name in (UNFINISHED, None) if name in labels)]
 
 
 class StrataError(ValueError):
@@ -48,10 +63,12 @@ class Verdict:
     """What the rollouts of one sample say."""
 
     failure_threshold: float | None = field(
-        metadata={"help": "λ*, the smallest mask ratio with P_c < τ (0 … 1); None if no ratio fails or not decided"}
+        metadata={
+            "help": "λ*, the smallest mask ratio with P_c < τ (0 … 1); None if no ratio fails, undecided or unfinished"
+        }
     )
     stratum: str | None = field(
-        metadata={"help": "one of STRATA; None if not decided, and for a record without an image"}
+        metadata={"help": "one of LABELS; None if not decided, and for a record without an image"}
     )
     used: int = field(metadata={"help": "graded rollouts, the blind level's not counted"})
     decided: bool = field(metadata={"help": "whether no further rollout can change λ* and the stratum"})
@@ -166,7 +183,8 @@ def relabel(
     """Labels a table of scores anew from its counts, with other bounds or another τ, without new rollouts.
 
     Args:
-        strata: the table's column; None marks records without an image, which stay without a stratum.
+        strata: the table's column; None marks records without an image, which stay without a stratum. What is
+            unfinished stays so: none of its rollouts at λ = 0 has an answer, whatever τ and the bounds are.
         successes: the table's column, a list a record, aligned with `ratios`.
         attempts: the table's column.
         ratios: Λ of the run.
@@ -185,8 +203,8 @@ def relabel(
     if not 0 < Fraction(str(tau)) <= 1:
         raise StrataError(f"tau is {tau}, must be above 0 and at most 1: give a share of successes, such as 0.1")
     verdicts = [
-        Verdict(None, None, sum(tries), True)
-        if name is None
+        Verdict(None, name, sum(tries), True)
+        if name in (None, UNFINISHED)
         else count_verdict(wins, tries, ratios, num_masks, tau, bounds)
         for name, wins, tries in zip(strata, successes, attempts, strict=True)
     ]
@@ -203,21 +221,21 @@ def parse_subset(spec: str) -> tuple[str, ...]:
     """Reads a subset such as `medium+hard`.
 
     Args:
-        spec: names of strata joined by `+`.
+        spec: names of strata joined by `+`; `unfinished` is one of them.
 
     Returns:
-        The strata, in the order of STRATA.
+        The strata, in the order of LABELS.
 
     Raises:
         StrataError: a name is unknown or stands twice.
     """
     names = spec.split("+")
-    unknown = [name for name in names if name not in STRATA]
+    unknown = [name for name in names if name not in LABELS]
     if unknown:
-        raise StrataError(f"subset {spec!r} names {unknown[0]!r}, must join some of {', '.join(STRATA)} by +")
+        raise StrataError(f"subset {spec!r} names {unknown[0]!r}, must join some of {', '.join(LABELS)} by +")
     if len(set(names)) < len(names):
         raise StrataError(f"subset {spec!r} names a stratum twice: name each once")
-    return tuple(name for name in STRATA if name in names)
+    return tuple(name for name in LABELS if name in names)
 
 
 def subset_rows(strata: Sequence[str | None], spec: str) -> list[int]:
@@ -238,7 +256,7 @@ def subset_rows(strata: Sequence[str | None], spec: str) -> list[int]:
 
 
 def control_rows(ids: Sequence[str], strata: Sequence[str | None], spec: str, seed: int) -> list[int]:
-    """Draws a random control: as many records as the subset has, from all records that have a stratum.
+    """Draws a random control: as many records as the subset has, from all records in the four strata.
 
     A record's place in the draw is a hash of (seed, subset, id): the control does not depend on the order of the
     table, and the controls of two subsets or two seeds are independent of each other (they may overlap).
@@ -258,6 +276,6 @@ def control_rows(ids: Sequence[str], strata: Sequence[str | None], spec: str, se
     """
     size = len(subset_rows(strata, spec))
     name = "+".join(parse_subset(spec))
-    scored = [row for row, label in enumerate(strata) if label is not None]
+    scored = [row for row, label in enumerate(strata) if label in STRATA]
     drawn = sorted(scored, key=lambda row: (mask_key(seed, f"{name}\0{ids[row]}", b"random-control"), ids[row]))
     return sorted(drawn[:size])

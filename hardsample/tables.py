@@ -11,10 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from hardsample.benchmarks import Result
+from hardsample.engines.results import UNKNOWN, shares_text
 from hardsample.evaluation import Comparison, Evaluation
 from hardsample.intervals import Interval
 from hardsample.output import REJECTED_FILE, Scores
-from hardsample.strata import STRATA
+from hardsample.strata import LABELS, shown_labels
 
 MOST_ABILITIES = 20
 
@@ -24,11 +25,11 @@ def strata_table(abilities: Sequence[str | None], strata: Sequence[str | None], 
 
     Args:
         abilities: of each sample; None is shown as a dash.
-        strata: of each sample; None (no image) has a column of its own if there is any.
+        strata: of each sample; `unfinished` and None (no image) have a column of their own if there is any.
         title: above the table.
     """
     counts = Counter(zip(abilities, strata, strict=True))
-    columns: list[str | None] = [*STRATA, *([None] if None in strata else [])]
+    columns = shown_labels(strata)
     names = [name for name, _ in Counter(abilities).most_common()]
     table = Table(title=Text(title), title_justify="left", show_footer=False)
     table.add_column("ability")
@@ -56,12 +57,12 @@ def cross_table(pism: Sequence[str | None], cmab: Sequence[str | None], title: s
 
     Args:
         pism: stratum of each sample.
-        cmab: likewise; None (no balance, no image) has a column of its own if there is any.
+        cmab: likewise; `unfinished` and None (no balance, no image) have a column of their own if there is any.
         title: above the table.
     """
     counts = Counter(zip(pism, cmab, strict=True))
-    rows = [name for name in (*STRATA, None) if name in pism]
-    columns = [*STRATA, *([None] if None in cmab else [])]
+    rows = [name for name in (*LABELS, None) if name in pism]
+    columns = shown_labels(cmab)
     table = Table(title=Text(title), title_justify="left")
     table.add_column("PISM \\ CMAB")
     for column in columns:
@@ -74,7 +75,7 @@ def cross_table(pism: Sequence[str | None], cmab: Sequence[str | None], title: s
 
 
 def accuracy_table(found: Evaluation) -> RenderableType:
-    """Accuracies with their intervals, all samples first, then group by group."""
+    """Accuracies with their intervals, all samples first, then group by group, and how the answers ended."""
     table = Table(title=Text(f"Accuracy, 95 % intervals, {found.rollouts} rollouts a sample"), title_justify="left")
     for name in ("", "accuracy", "95 % interval", "samples"):
         table.add_column(name, justify="right" if name else "left")
@@ -88,7 +89,15 @@ def accuracy_table(found: Evaluation) -> RenderableType:
         table.add_section()
         for value, one in values.items():
             add(f"{name} {value}", one)
-    return table
+    return Group(table, *ended_notes(found))
+
+
+def ended_notes(found: Evaluation) -> list[Text]:
+    """How an evaluation's answers ended, if not all by themselves, and the warnings about that."""
+    notes = [Text(f"! {sentence}", style="bold yellow") for sentence in found.warnings]
+    if found.finish.keys() - {"stop", UNKNOWN}:
+        notes.insert(0, Text(f"ended      {shares_text(found.finish)}; without an answer counts as wrong"))
+    return notes
 
 
 def benchmark_table(found: Result) -> RenderableType:
@@ -135,6 +144,7 @@ def summary(scores: Scores) -> RenderableType:
         f"set aside  {counts['rejected']} records"
         + (f": see {scores.directory / REJECTED_FILE}" * bool(counts["rejected"])),
     ]
+    lines += finish_lines(counts)
     if counts["rollouts_blind"]:
         lines.append(
             f"blind      {counts['luck']} samples are solved with no image left (λ = 1.0), so their stratum may be "
@@ -162,6 +172,24 @@ def summary(scores: Scores) -> RenderableType:
     warnings = [Text(f"! {sentence}", style="bold yellow") for sentence in run["signatures"]]
     table = strata_table(list(scores.table["ability"]), list(scores.table["stratum"]), title)
     return Group(table, *parts, *map(Text, lines), *warnings, Text(f"results    {scores.directory}"))
+
+
+def finish_lines(counts: Mapping[str, Any]) -> list[str]:
+    """How the rollouts ended, and how many samples are unfinished; nothing for a run of an older version.
+
+    Args:
+        counts: `counts` of run.json.
+    """
+    ended = counts.get("finish") or {}
+    lines = [f"ended      at λ = 0: {shares_text(ended['unmasked'])}"] if ended.get("unmasked") else []
+    if lines and ended["all"] != ended["unmasked"]:
+        lines.append(f"           in all:   {shares_text(ended['all'])}")
+    if counts.get("unfinished"):
+        lines.append(
+            f"unfinished {counts['unfinished']:,} samples have no rollout at λ = 0 that came to an answer: they are in "
+            "no stratum"
+        )
+    return lines
 
 
 def _requests(counts: Mapping[str, Any]) -> str:

@@ -163,6 +163,16 @@ def test_evaluation_goes_through_the_server(server, tmp_path):
     assert there.overall == here.overall
 
 
+def test_completions_that_are_cut_off_are_told_as_on_this_machine(server, tmp_path):
+    settings = {"limit": 6, "temperature": 0.0, "max_new_tokens": 2}
+    there = served(f"{server}/v1", tmp_path / "there", **settings)
+    here = score("demo", "demo", tmp_path / "here", progress=False, **SMALL | settings)
+    assert "unfinished" in set(here.table["stratum"])
+    for name in ("stratum", "unanswered"):
+        assert there.table[name][:] == here.table[name][:]
+    assert there.run["counts"]["finish"] == here.run["counts"]["finish"]
+
+
 @pytest.mark.slow
 def test_faults_cost_retries_and_nothing_else(proxy, tmp_path, greedy):
     spoiled = proxy("--share", "0.3", "--late", "3")

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Integer
 
 from hardsample.beta import PRIOR
 from hardsample.pism import PismConfig
-from hardsample.strata import Bounds
+from hardsample.strata import STRATA, UNFINISHED, Bounds
 from hardsample.trainer.levels import STORED_WEIGHT, Levels, Rows, check_rows
 from hardsample.trainer.states import take_over
 
@@ -150,11 +150,13 @@ class Evidence:
         """Takes over stored scores, as of step 0, before anything is observed.
 
         Of n rollouts at ratio 0 each counts min(1, 4 / n); λ* is the table's. A sample without a stratum (no image)
-        keeps its counts and has no λ*.
+        keeps its counts and has no λ*. One whose rollouts all came to no answer (`unfinished`) has neither: that they
+        were cut off is no evidence of failure.
 
         Args:
             rows: (table rows,) the dataset row of each row of the table, unique.
-            table: scores.parquet; columns successes, attempts, failure_threshold and stratum are read.
+            table: scores.parquet; columns successes, attempts, failure_threshold, stratum and unanswered (if it is
+                there) are read.
 
         Raises:
             ValueError: a λ* is none of `ratios`, or there is not one row a score.
@@ -166,10 +168,11 @@ class Evidence:
         wins, tries = (
             pc.list_element(table[name], 0).to_numpy().astype(np.float64) for name in ("successes", "attempts")
         )
+        tries = np.where(_without_answers(table, tries), 0, tries)
         weight = STORED_WEIGHT / np.maximum(tries, STORED_WEIGHT)
         self.successes[rows] = wins * weight
         self.failures[rows] = (tries - wins) * weight
-        scored = ~pc.is_null(table["stratum"]).to_numpy()
+        scored = pc.is_in(table["stratum"], pa.array(STRATA)).to_numpy()
         self.levels.seed(rows, table["failure_threshold"].to_numpy(), scored)
 
     def observe(self, rows: Rows, rewards: Float[np.ndarray, "groups G"], step: int) -> Outcomes:
@@ -264,3 +267,11 @@ class Evidence:
         if elapsed.size and elapsed.min() < 0:
             raise ValueError(f"step {step} lies {-elapsed.min()} before a step that was observed: steps only grow")
         return np.exp2(elapsed / -self.config.half_life)
+
+
+def _without_answers(table: pa.Table, tries: Float[np.ndarray, "rows"]) -> Bool[np.ndarray, "rows"]:
+    """Which samples have no rollout at ratio 0 that came to an answer; tables of older versions do not say."""
+    unfinished = pc.fill_null(pc.equal(table["stratum"], UNFINISHED), False).to_numpy()
+    if "unanswered" not in table.column_names:
+        return unfinished
+    return unfinished | (pc.fill_null(table["unanswered"], 0).to_numpy() >= np.maximum(tries, 1))

@@ -11,7 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hardsample.cmab import BalanceBounds, balance_stratum, parse_bounds
-from hardsample.strata import Bounds, StrataError, control_rows, parse_subset, ratio_units, stratum, subset_rows
+from hardsample.strata import (
+    SOLVED,
+    Bounds,
+    StrataError,
+    control_rows,
+    parse_subset,
+    ratio_units,
+    stratum,
+    subset_rows,
+)
 
 METHODS = ("sft", "grpo")
 ALL = "all"
@@ -30,7 +39,7 @@ class Part:
     spec: str
     """`all`, or strata such as `medium+hard`."""
     random: bool = False
-    """Whether not those, but as many drawn at random from all that have a stratum, anew for each seed."""
+    """Whether not those, but as many drawn at random from all in the four strata, anew for each seed."""
 
     def __str__(self) -> str:
         return f"random({self.spec})" if self.random else self.spec
@@ -164,7 +173,7 @@ def tercile_strata(
     balances: Sequence[float | None],
     ratios: Sequence[float],
 ) -> tuple[list[str | None], str]:
-    """Labels the solved samples anew by thirds; what is unsolved stays so.
+    """Labels the solved samples anew by thirds; what is unsolved or unfinished stays so.
 
     Args:
         metric: `pism` or `cmab`.
@@ -176,7 +185,7 @@ def tercile_strata(
     Returns:
         The labels, and the bounds in words.
     """
-    solved = [name not in (None, "unsolved") for name in strata]
+    solved = [name in SOLVED for name in strata]
     if metric == "cmab":
         found = parse_bounds(TERCILES, [one for one, keep in zip(balances, solved, strict=True) if keep])
         return _balance_labels(strata, balances, found), (
@@ -195,6 +204,6 @@ def _balance_labels(
     strata: Sequence[str | None], balances: Sequence[float | None], bounds: BalanceBounds
 ) -> list[str | None]:
     return [
-        name if name in (None, "unsolved") else balance_stratum(balance, True, bounds)
+        balance_stratum(balance, True, bounds) if name in SOLVED else name
         for name, balance in zip(strata, balances, strict=True)
     ]

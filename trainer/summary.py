@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hardsample.evaluation import EVALUATION_FILE
 from hardsample.output import RUN_FILE
-from hardsample.strata import STRATA
+from hardsample.strata import LABELS
 from hardsample.trainer.experiment_config import ExperimentConfig
 from hardsample.trainer.experiment_folder import (
     CELL_FILE,
@@ -140,7 +140,7 @@ def _sizes(strata: Strata) -> str:
     """How many samples each stratum has, in words."""
     counts = Counter(one or "none" for one in strata.strata)
     return f"strata by {strata.metric}: " + ", ".join(
-        f"{name} {counts[name]:,}" for name in (*STRATA, "none") if name in counts
+        f"{name} {counts[name]:,}" for name in (*LABELS, "none") if name in counts
     )
 
 

@@ -69,6 +69,8 @@ class Setback:
     """Whether it may be the request's own fault; too many requests are not."""
     lost: bool = False
     """Whether the server may be gone."""
+    said: str = ""
+    """The server's own words."""
 
 
 class SetbackError(Exception):
@@ -143,8 +145,9 @@ class Patience:
             if self._answered_at < sent_at and (setback.lost or tries > self.retries):
                 there = await self._there(setback.reason)
             if tries > self.retries and there:
-                self.refused(setback.reason)
-                return f"{setback.reason}, {tries} times"
+                said = f": {setback.said}" if setback.said else ""
+                self.refused(setback.reason + said)
+                return f"{setback.reason}, {tries} times{said}"
             if not setback.counts and now - self._answered_at > self.server_wait_s:
                 raise self._gone(setback.reason)
             self.tried_again[setback.reason] = self.tried_again.get(setback.reason, 0) + 1

@@ -27,6 +27,7 @@ from PIL import Image
 from hardsample.engines.flight import Flight, Patience, Setback, SetbackError, Window
 from hardsample.engines.image_workers import default_workers
 from hardsample.engines.preparing import Picture, PictureCache, Request, Seconds
+from hardsample.engines.replies import Problem, UnreadableError, read_reply, said_by
 from hardsample.engines.results import Completion, EngineError, Failure
 from hardsample.kernels.ops import chosen
 from hardsample.kernels.reference import mask_key, ratio_units
@@ -39,6 +40,7 @@ NEUTRAL = {"top_p": 1.0, "top_k": -1, "repetition_penalty": 1.0}
 """Sampling settings that play no part in a score; many servers take others from the checkpoint if not told."""
 _OVERLOADED = (408, 409, 429)
 _PNG_LEVEL = 1
+_MOST_SAID = 300
 
 
 @dataclass
@@ -191,42 +193,48 @@ class OpenAIEngine:
         options |= {"seed": seed} if "seed" in given else {}
         options |= {length: self.max_new_tokens}
         try:
-            reply = await self._client.chat.completions.create(
+            reply = await self._client.chat.completions.with_raw_response.create(
                 model=self.model, messages=messages, temperature=self.temperature, extra_body=extra, **options
             )
-        except (api.AuthenticationError, api.PermissionDeniedError) as error:
-            raise EngineError(f"the server answers {error.status_code}: check {KEY_VARIABLE}") from None
-        except api.NotFoundError:
-            raise EngineError(await self._who_is_there()) from None
+            result = self._read(json.loads(reply.http_response.content))
         except api.APIStatusError as error:
-            text, code = without_key(said_by(error)), error.status_code
-            if code in _OVERLOADED or code >= 500:
-                wait = retry_after(error.response.headers)
-                raise SetbackError(Setback(f"the server answers {code}", True, wait, counts=code != 429)) from None
-            if self._adapt(given, length, said_by(error)):
-                return await self._ask(messages, seed)
-            raise _RefusedError(f"the server answers {code}: {text}") from None
+            said = said_by(error.body) or str(error)
+            result = Problem(error.status_code, said, wait_s=retry_after(error.response.headers))
         except api.APITimeoutError:
             raise SetbackError(Setback("no reply in time", True)) from None
-        except (api.APIError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (api.APIError, json.JSONDecodeError, UnicodeDecodeError, UnreadableError) as error:
             lost = isinstance(error, api.APIConnectionError)
             reason = "no connection" if lost else "a reply that cannot be read"
             raise SetbackError(Setback(reason, False, lost=lost)) from None
-        return self._read(reply)
+        if isinstance(result, Completion):
+            return result
+        return await self._again(result, given, length, messages, seed)
 
-    def _read(self, reply: Any) -> Completion:
-        """The completion in a reply; servers behind a broken proxy send anything."""
-        try:
-            message = reply.choices[0].message
-            text = message.content or ""
-        except (AttributeError, IndexError, TypeError):
-            raise SetbackError(Setback("a reply that cannot be read", False)) from None
-        if not isinstance(text, str):
-            raise SetbackError(Setback("a reply that cannot be read", False))
-        usage = getattr(reply, "usage", None)
+    async def _again(
+        self, problem: Problem, given: Mapping[str, Any], length: str, messages: Any, seed: int
+    ) -> Completion:
+        """Another try at once, where the server's error names what it does not take; else as `_ask` raises."""
+        code, reason = problem.code, problem.reason
+        if code in (401, 403):
+            raise EngineError(f"{reason}: check {KEY_VARIABLE}")
+        if code == 404:
+            raise EngineError(await self._who_is_there(reason))
+        if code in _OVERLOADED or code >= 500:
+            words = without_key(problem.said)[:_MOST_SAID] if problem.body else ""
+            raise SetbackError(Setback(reason, True, problem.wait_s, counts=code != 429, said=words))
+        if self._adapt(given, length, problem.said):
+            return await self._ask(messages, seed)
+        raise _RefusedError(f"{reason}: {without_key(problem.said)}")
+
+    def _read(self, reply: Any) -> Completion | Problem:
+        """What a reply with status 200 says; its tokens are counted."""
+        assert self.max_new_tokens is not None
+        result = read_reply(reply, self.max_new_tokens)
+        usage = reply.get("usage")
         for name in self.tokens:
-            self.tokens[name] += getattr(usage, f"{name}_tokens", None) or 0
-        return Completion(text, [])
+            counted = usage.get(f"{name}_tokens") if isinstance(usage, Mapping) else None
+            self.tokens[name] += counted if isinstance(counted, int) else 0
+        return result
 
     def _adapt(self, given: Mapping[str, Any], length: str, text: str) -> bool:
         """Whether another request may be taken: without the settings that the server's error names."""
@@ -250,12 +258,12 @@ class OpenAIEngine:
             return False
         return True
 
-    async def _who_is_there(self) -> str:
+    async def _who_is_there(self, reason: str) -> str:
         names: list[str] = []
         with suppress(self._openai.APIError, json.JSONDecodeError, AttributeError, TypeError):
             names = [one.id async for one in self._client.models.list(timeout=PROBE_SECONDS)]
         there = f"it has {', '.join(map(repr, names[:5]))}" if names else "is the end of --base-url right (/v1)?"
-        return f"the server answers 404 for the model {self.model!r}: {there}"
+        return f"{reason} for the model {self.model!r}: {there}"
 
 
 class _RefusedError(Exception):
@@ -303,11 +311,3 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     with suppress(ValueError, TypeError):
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
     return None
-
-
-def said_by(error: Any) -> str:
-    """What a server's error says."""
-    body = error.body
-    if isinstance(body, Mapping):
-        body = body.get("message") or body.get("detail") or body
-    return body if isinstance(body, str) else json.dumps(body, default=str) if body else str(error)

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, LogitsProcessorList
 
 from hardsample.engines.preparing import Preparation, Request, Seconds
-from hardsample.engines.results import Completion, EngineError, Failure
+from hardsample.engines.results import Completion, EngineError, Failure, finish_state
 from hardsample.masking import MaskSpaceError
 from hardsample.sampling import GumbelNoise, NoiseKey
 
@@ -253,7 +253,8 @@ class TransformersEngine:
     def _completion(self, ids: list[int]) -> Completion:
         end = next((place for place, token in enumerate(ids) if token in self._ends), len(ids))
         tokens = ids[:end]
-        return Completion(self.processor.tokenizer.decode(tokens, skip_special_tokens=True), tokens)
+        text = self.processor.tokenizer.decode(tokens, skip_special_tokens=True)
+        return Completion(text, tokens, finish_state(text, "stop" if end < len(ids) else "length"))
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 
 from hardsample.figures import STRATUM_COLOURS, new_figure
 from hardsample.intervals import Interval
-from hardsample.strata import STRATA, Bounds, stratum
+from hardsample.strata import STRATA, Bounds, shown_labels, stratum
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +33,7 @@ def strata_bars(groups: Sequence[Group]) -> Figure:
     figure = new_figure(WIDTH, 0.7 + 0.27 * len(groups))
     axes = figure.subplots()
     left = np.zeros(len(groups))
-    names: list[str | None] = [*STRATA, *([None] if any(group.counts[None] for group in groups) else [])]
+    names = shown_labels({name for group in groups for name, count in group.counts.items() if count})
     for name in names:
         share = np.asarray([100 * group.counts[name] / max(group.total, 1) for group in groups])
         colour = _MUTED if name is None else STRATUM_COLOURS[name]
@@ -56,13 +56,13 @@ def threshold_histogram(
 
     Args:
         thresholds: λ* of each sample; None if no ratio fails.
-        strata: of each; None (no image) is not counted.
+        strata: of each; those in none of the four (unfinished, no image) are not counted.
         ratios: Λ.
         bounds: between the strata.
     """
     figure = new_figure(WIDTH, HEIGHT)
     axes = figure.subplots()
-    scored = [one for one, name in zip(thresholds, strata, strict=True) if name is not None]
+    scored = [one for one, name in zip(thresholds, strata, strict=True) if name in STRATA]
     places: list[float | None] = [*ratios, None]
     counts = [scored.count(one) for one in places]
     colours = [STRATUM_COLOURS[stratum(one, one == ratios[0], bounds)] for one in places]

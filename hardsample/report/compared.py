@@ -35,6 +35,7 @@ def compared_page(found: Moves, listed: str) -> Page:
             ("samples in both", f"{len(found.samples):,}"),
             ("mask space", runs[0]["mask_space"]),
             ("only in one, or without stratum", f"{found.left_out:,}"),
+            *([("unfinished in one", f"{found.unfinished:,}")] if found.unfinished else []),
         ],
         _lead(found),
         [_numbers(found), _moves(found), _list(found, listed), _settings(found)],

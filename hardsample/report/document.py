@@ -84,12 +84,14 @@ class Level:
 
 @dataclass(frozen=True)
 class Said:
-    """Completions that are alike: at one mask ratio, with one grade."""
+    """Completions that are alike: at one mask ratio, with one grade and one end."""
 
     ratio: float
     text: str
     right: bool
     times: int
+    finish: str = ""
+    """How they ended, if not by themselves."""
 
 
 @dataclass(frozen=True)

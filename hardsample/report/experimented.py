@@ -18,7 +18,7 @@ from hardsample.report.findings import signature_findings
 from hardsample.report.folders import RESULTS_FILE
 from hardsample.report.names import data_name, model_name
 from hardsample.report.svg import to_svg
-from hardsample.strata import STRATA
+from hardsample.strata import STRATA, UNFINISHED
 
 MOST_CURVES = 6
 SMOOTH = 9
@@ -230,6 +230,8 @@ def _strata(run: Mapping[str, Any]) -> Section:
         return Section("strata", "Strata", [Text(said)])
     total = max(sum(counts.values()), 1)
     rows = [[name, f"{counts[name]:,}", f"{100 * counts[name] / total:.0f} %"] for name in STRATA]
+    unfinished = run["counts"].get("unfinished")
+    rows += [[UNFINISHED, f"{unfinished:,}", "in no stratum"]] if unfinished else []
     more = Text("All of the scoring, with a gallery of its samples:", f"hardsample report {run['folder']}")
     return Section("strata", "Strata", [Table("Samples by PISM stratum", ["stratum", "samples", "share"], rows), more])
 

@@ -14,7 +14,19 @@ MANY = 0.5
 """Share of the samples in one stratum that is worth a word."""
 FEW = 0.05
 
+ENDED = ("Cut off", "No answer")
+"""First words of the signatures that say how completions ended."""
 ADVICE = {
+    "Cut off": (
+        "Score again into another folder with a larger --max-new-tokens. On a server, a short context window cuts off "
+        "too: see its options.",
+        "",
+    ),
+    "No answer": (
+        "Reasoning without an answer: give more --max-new-tokens, or switch the server's thinking off. Tool calls and "
+        "refusals: see the server's chat template and filters. Empty: see the prompt in the gallery.",
+        "",
+    ),
     "Flat curve": (
         "Look at the gallery: can the answers be guessed, or do the pictures survive any mask? Score again with "
         "--blind to see what is solved without a picture; mask coarser with --mask patch, or further with --ratios "
@@ -79,6 +91,16 @@ def scoring_findings(scored: Scored) -> list[Finding]:
             Finding(
                 "Hardly a sample is medium or hard: there is little here that a filter could select.",
                 "Take other data for this model, or mask in another way (--mask patch).",
+            )
+        )
+    if counts.get("unfinished"):
+        found.append(
+            Finding(
+                f"{counts['unfinished']:,} samples are unfinished: none of their rollouts at λ = 0 came to an answer "
+                "(cut off, empty …). They are in no stratum.",
+                "They are neither solved nor unsolved: score again into another folder with a larger --max-new-tokens. "
+                "To look at them:",
+                f"hardsample strata {folder} --subset unfinished",
             )
         )
     if counts.get("luck"):

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from hardsample.conversation import user_text
+from hardsample.engines.results import FINISHES
 from hardsample.formats import Record
 from hardsample.images import ImageError, open_image
 from hardsample.intervals import accuracy_interval
@@ -14,6 +15,7 @@ from hardsample.report.document import Gallery, Item, Level, Picture, Said
 from hardsample.report.gather import NO_IMAGE, Scored
 from hardsample.report.pictures import MOST_PICTURES, masked_pictures, shown_ratios, small_pictures
 from hardsample.store import Rollout, StoreError, StoreReader
+from hardsample.strata import UNFINISHED
 
 ALL_PICTURES = 4_500_000
 """Bytes of all pictures together, before base64; each gets its part."""
@@ -100,7 +102,7 @@ def threshold_text(threshold: float | None, stratum: str | None) -> str:
     """λ* in words."""
     if threshold is not None:
         return f"λ* = {threshold:g}"
-    return "no λ*: " + (NO_IMAGE if stratum is None else "no ratio fails")
+    return "no λ*: " + {None: NO_IMAGE, UNFINISHED: "no answer at λ = 0"}.get(stratum, "no ratio fails")
 
 
 def _level(ratio: float, right: int, asked: int) -> Level:
@@ -134,20 +136,25 @@ def condensed(rollouts: Sequence[Rollout]) -> tuple[list[Said], int]:
     Args:
         rollouts: of one sample.
     """
-    counts: Counter[tuple[float, str, int]] = Counter()
+    counts: Counter[tuple[float, str, int, str]] = Counter()
     for one in rollouts:
         text = one.completion
         text = text if len(text) <= MOST_TEXT else text[:MOST_TEXT] + "…"
-        counts[one.ratio, text, one.grade] += 1
+        counts[one.ratio, text, one.grade, _ended(one)] += 1
     made: list[Said] = []
     left_out = 0
     shown: Counter[float] = Counter()
-    order = sorted(counts.items(), key=lambda one: (one[0][0], -one[0][2], -one[1], one[0][1]))
-    for (ratio, text, grade), times in order:
+    order = sorted(counts.items(), key=lambda one: (one[0][0], -one[0][2], -one[1], one[0][1:]))
+    for (ratio, text, grade, ended), times in order:
         most = MOST_MASKED if ratio_units(ratio) else MOST_UNMASKED
         if shown[ratio] < most:
-            made.append(Said(ratio, text, bool(grade), times))
+            made.append(Said(ratio, text, bool(grade), times, ended))
         else:
             left_out += times
         shown[ratio] += 1
     return made, left_out
+
+
+def _ended(rollout: Rollout) -> str:
+    """How a completion ended, in words, where it did not end by itself; an empty one shows that itself."""
+    return "" if rollout.finish in (None, "stop", "empty") else FINISHES[rollout.finish]

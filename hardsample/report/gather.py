@@ -21,7 +21,7 @@ from hardsample.formats import Record
 from hardsample.intervals import Interval, accuracy_interval
 from hardsample.kernels.reference import mask_key
 from hardsample.output import IN_MEMORY, RUN_FILE, OutputError, Scores
-from hardsample.strata import STRATA
+from hardsample.strata import LABELS, STRATA
 
 MOST_GROUPS = 16
 """Groups that are shown one by one; the rest are added up."""
@@ -144,7 +144,7 @@ def drawn(ids: Sequence[str], strata: Sequence[str | None], each: int, seed: int
     for row, name in enumerate(strata):
         places[name].append(row)
     found = []
-    for name in (*STRATA, None):
+    for name in (*LABELS, None):
         order = sorted(places[name], key=lambda row: mask_key(seed, ids[row], b"report-gallery"))
         found += sorted(order[:each])
     return found
@@ -185,7 +185,7 @@ def grouped(names: Sequence[str], strata: Sequence[str | None]) -> list[Group]:
     """
     counts = Counter(zip(names, strata, strict=True))
     sizes = Counter(names).most_common()
-    columns: list[str | None] = [*STRATA, None]
+    columns: list[str | None] = [*LABELS, None]
     made = [Group(name, {one: counts[name, one] for one in columns}) for name, _ in sorted(sizes[:MOST_GROUPS])]
     rest = [name for name, _ in sizes[MOST_GROUPS:]]
     if rest:
@@ -195,10 +195,10 @@ def grouped(names: Sequence[str], strata: Sequence[str | None]) -> list[Group]:
 
 def curves(scored: Scored) -> dict[str, list[Interval]]:
     """Accuracy P_c(λ) of each stratum at each ratio, with intervals; of an exhaustive run."""
-    labels = np.asarray([one or "" for one in scored.strata])
     found = {}
     for name in ("all", *STRATA):
-        rows = (labels != "") if name == "all" else (labels == name)
+        kept = STRATA if name == "all" else (name,)
+        rows = np.asarray([one in kept for one in scored.strata])
         if rows.any():
             wins, tries = scored.successes[rows], scored.attempts[rows]
             found[name] = [accuracy_interval(wins[:, i], tries[:, i]) for i in range(wins.shape[1])]
@@ -213,7 +213,7 @@ def passing(scored: Scored, most: int = 5) -> dict[str, list[Interval]]:
         most: abilities.
     """
     ratios = np.asarray(scored.scores.config().ratios)
-    kept = np.asarray([one is not None for one in scored.strata])
+    kept = np.asarray([one in STRATA for one in scored.strata])
     top = np.asarray([np.inf if one is None else one for one in scored.thresholds])
     passed = top[:, None] > ratios + 1e-9
     names = np.asarray(scored.abilities)
@@ -228,7 +228,7 @@ def passing(scored: Scored, most: int = 5) -> dict[str, list[Interval]]:
 
 
 def crossed(first: Sequence[str | None], second: Sequence[str | None]) -> list[list[int]]:
-    """How many samples are in each stratum of one column and each of another, in the order of STRATA.
+    """How many samples are in each stratum of one column and each of another, in the order of STRATA; no others.
 
     Args:
         first: rows.

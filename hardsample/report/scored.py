@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from hardsample.engines.results import FINISHES, UNKNOWN
 from hardsample.evaluation import EVALUATION_FILE
 from hardsample.figures import balance_histogram, layer_profile
 from hardsample.intervals import Interval, rank_correlation
@@ -16,15 +17,20 @@ from hardsample.output import SCORES_FILE
 from hardsample.report import charts
 from hardsample.report.document import Chart, Page, Part, Section, Table, Text, shares_of
 from hardsample.report.files import read_json
-from hardsample.report.findings import scoring_findings
+from hardsample.report.findings import ENDED, scoring_findings
 from hardsample.report.gallery import gallery
 from hardsample.report.gather import NO_IMAGE, Group, Scored, crossed, curves, gather, grouped, heat, passing
 from hardsample.report.names import data_name, model_name, shown
 from hardsample.report.svg import to_svg
-from hardsample.strata import STRATA
+from hardsample.strata import LABELS, SOLVED, STRATA, UNFINISHED, shown_labels
 
-LABELS: dict[str | None, str] = {name: name for name in STRATA} | {None: NO_IMAGE}
-EVALUATED: dict[str | None, str] = {"easy": "solved", "unsolved": "not solved", None: NO_IMAGE}
+CALLED: dict[str | None, str] = {name: name for name in LABELS} | {None: NO_IMAGE}
+EVALUATED: dict[str | None, str] = {
+    "easy": "solved",
+    "unsolved": "not solved",
+    UNFINISHED: "without an answer",
+    None: NO_IMAGE,
+}
 """Strata of an evaluation, which masks nothing: solved in any rollout, or in none."""
 MASKING_FACTS = ("mask space", "mask", "mask ratios λ", "rollouts a ratio K", "τ", "search")
 MIN_CORRELATED = 10
@@ -54,12 +60,12 @@ def scored_page(directory: Path, *, each: int, seed: int, data: str | None, imag
             strata_section(scored),
             masking_section(scored),
             attention_section(scored),
-            Section("gallery", "Samples", [gallery(scored, LABELS)]),
+            Section("gallery", "Samples", [gallery(scored, CALLED)]),
             cost_section(scored),
             settings_section(scored),
         ],
         scoring_findings(scored),
-        shares_of([(LABELS[name], name or "none", counts[name]) for name in (*STRATA, None)]),
+        shares_of([(CALLED[name], name or "none", counts[name]) for name in (*LABELS, None)]),
     )
 
 
@@ -84,12 +90,12 @@ def evaluation_page(directory: Path, *, each: int, seed: int, data: str | None, 
             f"{found['temperature']:g}."
         ],
         [
-            Section("accuracy", "Accuracy", list(_accuracies(found))),
+            Section("accuracy", "Accuracy", [*_accuracies(found), *ended_parts(scored)]),
             Section("gallery", "Samples", [gallery(scored, EVALUATED)]),
             settings_section(scored),
         ],
-        [one for one in scoring_findings(scored) if "could not" in one.text],
-        shares_of([(EVALUATED[name], name or "none", counts[name]) for name in ("easy", "unsolved", None)]),
+        [one for one in scoring_findings(scored) if "could not" in one.text or one.text.startswith(ENDED)],
+        shares_of([(EVALUATED[name], name or "none", counts[name]) for name in EVALUATED]),
         "✓ Every record could be used, and every answer graded.",
     )
 
@@ -127,10 +133,19 @@ def lead(scored: Scored) -> list[str]:
         if scored.run["settings"]["search"] == "lossless"
         else f"The exhaustive search made all {counts['rollouts']:,} rollouts."
     )
+    unfinished = (
+        [
+            f"{strata[UNFINISHED]:,} more samples are unfinished: none of their rollouts at λ = 0 came to an answer, "
+            "so they are in no stratum."
+        ]
+        if strata[UNFINISHED]
+        else []
+    )
     return [
         f"{teach:,} of {known:,} samples ({100 * teach / known:.0f} %) are medium or hard: solved, but only with "
         f"enough of the picture. {100 * strata['unsolved'] / known:.0f} % are never solved and give no gradient, "
         f"{100 * strata['easy'] / known:.0f} % are solved from a few pixels.",
+        *unfinished,
         cost,
     ]
 
@@ -149,6 +164,7 @@ def strata_section(scored: Scored) -> Section:
     if not scored.source.names:
         why = "the records have no column that names it (source, data_source, dataset)"
         parts.append(Text(f"No strata by source: {why if not scored.source.missing else 'the data cannot be loaded'}."))
+    parts += ended_parts(scored)
     parts.append(
         Text(
             "Relabel without new rollouts, or write a subset and a random control of its size to train on:",
@@ -159,13 +175,13 @@ def strata_section(scored: Scored) -> Section:
 
 
 def _strata_table(name: str, groups: list[Group], folded: bool) -> Table:
-    columns: list[str | None] = [*STRATA, *([None] if any(group.counts[None] for group in groups) else [])]
+    columns = shown_labels({name for group in groups for name, count in group.counts.items() if count})
     total = Group("all", {one: sum(group.counts[one] for group in groups) for one in columns})
     rows = [
         [group.name, *(f"{group.counts[one]:,}" for one in columns), f"{group.total:,}"] for group in [*groups, total]
     ]
     return Table(
-        f"Samples by {name}", [name, *(LABELS[one] for one in columns), "all"], rows, total=True, folded=folded
+        f"Samples by {name}", [name, *(CALLED[one] for one in columns), "all"], rows, total=True, folded=folded
     )
 
 
@@ -234,7 +250,7 @@ def attention_section(scored: Scored) -> Section:
 
 def _profiles(scored: Scored) -> dict[str, list[list[float]]]:
     """log ρ of each layer, one row a sample, by stratum."""
-    profiles: dict[str, list[list[float]]] = {name: [] for name in STRATA if name != "unsolved"}
+    profiles: dict[str, list[list[float]]] = {name: [] for name in STRATA if name in SOLVED}
     for stratum, profile in zip(scored.strata, scored.scores.table.data.column("attention_profile"), strict=True):
         if stratum in profiles and profile.is_valid:
             profiles[stratum].append([math.log(one) if one else math.nan for one in profile.as_py()])
@@ -246,7 +262,7 @@ def _agreement(scored: Scored) -> str:
     pairs = [
         (1.0 if threshold is None else threshold, balance)
         for threshold, balance, stratum in zip(scored.thresholds, scored.balances, scored.strata, strict=True)
-        if balance is not None and stratum not in (None, "unsolved")
+        if balance is not None and stratum in SOLVED
     ]
     if len(pairs) < MIN_CORRELATED:
         return f"{len(pairs)} solved samples have both λ* and ρ̄: too few for a correlation."
@@ -257,6 +273,31 @@ def _agreement(scored: Scored) -> str:
         f"Rank correlation of λ* and ρ̄ over {found.samples:,} solved samples: {found.value:.2f} (95 % interval "
         f"{found.low:.2f} to {found.high:.2f}). Near 0, the two measure different things."
     )
+
+
+def ended_parts(scored: Scored) -> list[Part]:
+    """How completions ended; nothing of a run of an older version, which did not keep it."""
+    ended = scored.run["counts"].get("finish")
+    if not ended or not ended["all"]:
+        return []
+    masked = ended["all"] != ended["unmasked"]
+    sides = [ended["unmasked"], *([ended["all"]] if masked else [])]
+    totals = [max(sum(side.values()), 1) for side in sides]
+    rows = [
+        [said, *(cell for side, total in zip(sides, totals, strict=True) for cell in _share(side.get(name, 0), total))]
+        for name, said in (FINISHES | {UNKNOWN: "of an older version, not known"}).items()
+        if ended["all"].get(name)
+    ]
+    head = ["rollouts", "at λ = 0", "share", *(["at any λ", "share"] if masked else [])]
+    said = (
+        "A completion that was cut off, or is without an answer, counts as wrong if it was not right before, but says "
+        "nothing about its sample; column unanswered of scores.parquet counts them (of the unmasked image)."
+    )
+    return [Table("How completions ended", head, rows), Text(said)]
+
+
+def _share(count: int, total: int) -> tuple[str, str]:
+    return f"{count:,}", f"{100 * count / total:.1f} %"
 
 
 def cost_section(scored: Scored) -> Section:
