@@ -119,6 +119,21 @@ def without_thinking(text: str) -> str:
     return text[opening.end() :].strip() if opening else text
 
 
+def is_only_thinking(text: str) -> bool:
+    """Tell whether a completion never came to its answer: thinking that does not close, or nothing beside it.
+
+    Args:
+        text: a completion.
+
+    Returns:
+        Whether it is thinking only; False for an empty one.
+    """
+    begun = _THOUGHT.match(text.lstrip())
+    if begun and not _THOUGHT_END.search(text):
+        return True
+    return bool(text.strip()) and not without_thinking(text)
+
+
 def plain(text: str) -> str:
     r"""Take off Markdown's bold, italics and code marks: ``**45 cm**.`` → ``45 cm.``; ``2**3`` stays.
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hardsample.answers import without_thinking
+from hardsample.answers import is_only_thinking, without_thinking
 from hardsample.grading import Grader, reward_function
 from hardsample.solutions import choose_grader
 
@@ -409,3 +409,14 @@ def test_any_of_several_accepted_answers_is_right(grader):
 )  # fmt: skip
 def test_without_thinking(text, rest):
     assert without_thinking(text) == rest
+
+
+@pytest.mark.parametrize(
+    ("text", "only"),
+    [
+        ("<think>a", True), ("<think>a</think>", True), ("◁think▷a◁/think▷ \n", True), ("[THINK]a", True), ("", False),
+        ("<think>a</think>b", False), ("b<think>a</think>", False), ("b", False), ("a</think>", True),
+    ],
+)  # fmt: skip
+def test_thinking_only(text, only):
+    assert is_only_thinking(text) is only

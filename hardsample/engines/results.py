@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hardsample.answers import _without_thinking
+from hardsample.answers import is_only_thinking
 
 FINISHES = {
     "stop": "ended by themselves",
@@ -18,7 +18,6 @@ FINISHES = {
 """How a completion ended, and what that is called."""
 UNKNOWN = "unknown"
 """Of a rollout that was stored before finish states were."""
-_OPENING, _CLOSING = "<think>", "</think>"
 
 
 class EngineError(RuntimeError):
@@ -62,7 +61,7 @@ def finish_state(text: str, ended: str = "stop", reasoning: bool = False) -> str
         return ended
     if not text.strip():
         return "reasoning_only" if reasoning else "empty"
-    return "reasoning_only" if _only_thinking(text) else "stop"
+    return "reasoning_only" if is_only_thinking(text) else "stop"
 
 
 def unanswered(finish: str | None, grade: int) -> bool:
@@ -89,9 +88,3 @@ def shares_text(finishes: Mapping[str, int]) -> str:
 def share(value: float) -> str:
     """A share that is not 0, in per cent."""
     return f"{100 * value:.0f} %" if value >= 0.01 else "< 1 %"
-
-
-def _only_thinking(text: str) -> bool:
-    text = text.strip()
-    unclosed = text.startswith(_OPENING) and _CLOSING not in text
-    return unclosed or not _without_thinking(text)
