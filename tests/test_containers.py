@@ -189,6 +189,7 @@ def test_demo_names_go_to_the_demo(monkeypatch):
         "prompt": rows["prompt"][0],
         "images": rows["images"][0],
         "solution": "1 2 3",
+        "answers": None,
         "ability": "counting",
         "grader": "counting",
         "options": None,

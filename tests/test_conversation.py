@@ -35,7 +35,7 @@ def test_the_gold_turn_goes_and_earlier_turns_stay():
         ("<image>\nQ", ["a"], [IMAGE, text("\nQ")], ["a"]),
         ("x<image>y<image>z", ["a", "b"], [text("x"), IMAGE, text("y"), IMAGE, text("z")], ["a", "b"]),
         ("<image2> and <image1>", ["a", "b"], [IMAGE, text(" and "), IMAGE], ["b", "a"]),
-        ("<image 1> Q: see <image 1>", ["a"], [IMAGE, text(" Q: see <image 1>")], ["a"]),
+        ("<image 1> Q: see <image 1>", ["a"], [IMAGE, text(" Q: see (image 1)")], ["a"]),
         ("<image1><image>Q", ["a", "b"], [IMAGE, IMAGE, text("Q")], ["a", "b"]),
         ("<img> a b.png </img>Q", [], [IMAGE, text("Q")], ["a b.png"]),
         ("<img>a</img>Q<image>", ["b"], [IMAGE, text("Q"), IMAGE], ["a", "b"]),
