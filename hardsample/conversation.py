@@ -96,7 +96,8 @@ def read_conversation(turns: Any, images: Sequence[Any], column: str, composite:
         left = set() if _only_mentions(places, len(images), composite) else numbers
         pieces = [(role, _pieces(content, column, left)) for role, content in said]
         places = [p for _, turn in pieces for p in turn if isinstance(p, _Place)]
-    _check_leftovers(pieces, column)
+    for text in (piece for _, turn in pieces for piece in turn if isinstance(piece, str)):
+        check_filled(text, column)
     order = _order(places, len(images), column)
     if order is None:
         first = next(index for index, (role, _) in enumerate(pieces) if role == "user")
@@ -171,14 +172,17 @@ def _only_mentions(places: list[_Place], count: int, composite: bool) -> bool:
     return numbers != set(range(1, count + 1)) and (composite or max(n for n in numbers if n is not None) <= count)
 
 
-def _check_leftovers(pieces: list[Pieces], column: str) -> None:
-    for _, turn in pieces:
-        for piece in turn:
-            if isinstance(piece, str) and (left := _LEFTOVER.search(piece)):
-                raise RecordError(
-                    f"column {column!r}: nothing fills the placeholder {left.group()!r}; images are read, videos, "
-                    "sounds and marks without their objects are not"
-                )
+def check_filled(text: str, column: str) -> None:
+    """Find a placeholder that nothing has filled.
+
+    Raises:
+        RecordError: there is one.
+    """
+    if left := _LEFTOVER.search(text):
+        raise RecordError(
+            f"column {column!r}: nothing fills the placeholder {left.group()!r}; images are read, videos, sounds and "
+            "marks without their objects are not"
+        )
 
 
 def _order(places: list[_Place], count: int, column: str) -> Sequence[int] | None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hardsample.conversation import ROLES, Conversation, RecordError, Turn, read_conversation, user_text
+from hardsample.conversation import ROLES, Conversation, RecordError, Turn, check_filled, read_conversation, user_text
 from hardsample.golds import accepted_answers
 from hardsample.image_columns import as_list, empty_image_columns, find_images, unread_image
 from hardsample.objects import with_objects
@@ -143,6 +143,8 @@ def canonical(
     talk = read_conversation(turns, images, known.asks, composite)
     options, option_column = column_options(raw)
     answers, gold_column = _gold(raw, known, talk, options)
+    for answer in answers:
+        check_filled(answer, gold_column)
     gold = _resolved(raw, answers, options, talk.prompt)
     ours = known.name == "hardsample" and "image_headers" in raw
     if ours and not absent(raw.get("answers")):

@@ -21,7 +21,7 @@ _NUMBERED = re.compile(r"(?:image|img)_?(\d{1,2})")
 _FILE = re.compile(r"[^\n]{1,4000}\.(?:png|jpe?g|webp|gif|bmp|tiff?|avif|heic)(?:\?[^\s]*)?", re.IGNORECASE)
 _SPEAKS = re.compile(
     r"[<\[({]image\b|\b(?:the|this|these|following|above|below|given|attached|shown)\s+(?:images?|pictures?|photos?|figure)\b"
-    r"|图中|如图|图片|下图|上图",
+    r"(?!\s+of\s+[a-z]\b)|图中|如图|图片|下图|上图",
     re.IGNORECASE,
 )
 

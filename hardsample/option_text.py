@@ -27,7 +27,10 @@ _RUN = re.compile(r"[A-Z]{2,26}")
 _SEPARATOR = re.compile(r"[\s,;/&|+、，；]+|\band\b|和")
 _INDEX = re.compile(r"\d{1,3}")
 # what may stand between two options of a list in the question: separators, quotes, brackets, "or", and a marker
-_BETWEEN = r"[\s,;:/|.()\[\]{}\"'`*•、，；。-]{0,9}(?:(?:or|and|或)\s)?\s{0,3}(?:[(\[]?(?:[A-Z]|\d{1,2})[.:)\]、]{1,2}\s{0,9})?[\"'`(]?"
+_BETWEEN = (
+    r"(?=\W)[\s,;:/|.()\[\]{}\"'`*•、，；。-]{0,9}(?:(?:or|或)\s)?\s{0,3}"
+    r"(?:[(\[]?(?:[A-Z]|\d{1,2})[.:)\]、]{1,2}\s{0,9})?[\"'`(]?"
+)
 
 
 @dataclass(frozen=True)
