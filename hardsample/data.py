@@ -249,9 +249,7 @@ def _batches(rows: Iterator[_Row], most: int) -> Iterator[list[_Row]]:
         yield batch
 
 
-def _take(
-    row: dict[str, Any], record: Record, problem: str | None, strict: bool, seen: _Pass, file: ArrowFile
-) -> None:
+def _take(row: dict[str, Any], record: Record, problem: str | None, strict: bool, seen: _Pass, file: ArrowFile) -> None:
     """Write a record, or reject it for its gold."""
     if record.gold_index is not None:
         number, count = record.gold_index
@@ -270,7 +268,11 @@ def _warnings(seen: _Pass) -> list[str]:
     total = seen.formats.total()
     said = [
         f"{count} of {total} records have no image, though their {where} "
-        + ("speaks of one: name the column that holds it 'image'" if where == "question" else "looks like one: name it 'image'")
+        + (
+            "speaks of one: name the column that holds it 'image'"
+            if where == "question"
+            else "looks like one: name it 'image'"
+        )
         for where, count in seen.unread.most_common(3)
     ]
     if seen.indices["count"] and not seen.indices["zero"]:
@@ -293,7 +295,7 @@ def _duplicate(record: Record, number: int, seen: _Pass) -> str | None:
 
 
 def _image_checker(root: Path | None, max_pixels: int) -> Callable[[Any], tuple[ImageRef, Header]]:
-    """What makes a reference absolute and reads the image's header, once for each path; it names what Pillow warns of."""
+    """What makes a reference absolute and reads the image's header, once for each path; Pillow's warnings get its name."""
 
     def check(ref: Any) -> tuple[ImageRef, Header]:
         resolved = as_ref(ref, root)

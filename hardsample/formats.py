@@ -13,7 +13,7 @@ from typing import Any
 
 from hardsample.conversation import ROLES, Conversation, RecordError, Turn, check_filled, read_conversation, user_text
 from hardsample.golds import accepted_answers
-from hardsample.image_columns import as_list, empty_image_columns, find_images, unread_image
+from hardsample.image_columns import empty_image_columns, find_images, unread_image
 from hardsample.objects import with_objects
 from hardsample.option_text import (
     DEFAULT_TEMPLATE,
@@ -189,12 +189,15 @@ def detect(raw: Mapping[str, Any]) -> Format:
         RecordError: none fits.
     """
     fitting: Format | None = None
+    held = {name for name, value in raw.items() if not absent(value)}
+
+    def has(path: list[str]) -> bool:
+        return path[0] in held and (len(path) == 1 or not absent(inner(raw, *path)))
+
     for known, needs, golds in _NEEDS:
-        if any(absent(inner(raw, *path)) for path in needs):
+        if not all(map(has, needs)):
             continue
-        if any(not absent(inner(raw, *path)) for path in golds) or (
-            GOLD_TURN in known.gold and _ends_with_answer(raw[known.asks])
-        ):
+        if any(map(has, golds)) or (GOLD_TURN in known.gold and _ends_with_answer(raw[known.asks])):
             return known
         fitting = fitting or known
     if fitting is not None:
@@ -301,7 +304,9 @@ def _gold(
         if not absent(value := talk.gold if name == GOLD_TURN else inner(raw, *name.split(".")))
     ]
     if not held:
-        raise RecordError(f"no solution: {' and '.join(map(repr, known.gold))} hold nothing; give the gold answer there")
+        raise RecordError(
+            f"no solution: {' and '.join(map(repr, known.gold))} hold nothing; give the gold answer there"
+        )
     if options:
         for value, name in held[1:] and held:
             try:
@@ -330,9 +335,7 @@ class _Gold:
     several: bool = False
 
 
-def _resolved(
-    raw: Mapping[str, Any], answers: list[str], options: list[str] | None, prompt: list[Turn]
-) -> _Gold:
+def _resolved(raw: Mapping[str, Any], answers: list[str], options: list[str] | None, prompt: list[Turn]) -> _Gold:
     """The solution, and the options: a column's, those of the question if the gold is one of them, or yes and no."""
     accepted = answers if len(answers) > 1 else None
     if options:

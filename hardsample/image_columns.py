@@ -81,7 +81,10 @@ def looks_like_image(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return any(looks_like_image(item) for item in value)
     if isinstance(value, str):
-        return value.startswith(("data:image/", "http://", "https://", "file://")) or _FILE.fullmatch(value.strip()) is not None
+        return (
+            value.startswith(("data:image/", "http://", "https://", "file://"))
+            or _FILE.fullmatch(value.strip()) is not None
+        )
     if isinstance(value, Mapping):
         held = value.get("bytes") or value.get("path") or value.get("url")
         return bool(held) and (not isinstance(held, str) or looks_like_image(held) or bool(value.get("bytes")))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from hardsample.conversation import RecordError
@@ -27,10 +28,13 @@ _RUN = re.compile(r"[A-Z]{2,26}")
 _SEPARATOR = re.compile(r"[\s,;/&|+、，；]+|\band\b|和")
 _INDEX = re.compile(r"\d{1,3}")
 # what may stand between two options of a list in the question: separators, quotes, brackets, "or", and a marker
-_BETWEEN = (
+_BETWEEN = re.compile(
     r"(?=\W)[\s,;:/|.()\[\]{}\"'`*•、，；。-]{0,9}(?:(?:or|或)\s)?\s{0,3}"
-    r"(?:[(\[]?(?:[A-Z]|\d{1,2})[.:)\]、]{1,2}\s{0,9})?[\"'`(]?"
+    r"(?:[(\[]?(?:[A-Z]|\d{1,2})[.:)\]、]{1,2}\s{0,9})?[\"'`(]?",
+    re.IGNORECASE,
 )
+_MOST_BETWEEN = 32
+"""The most characters that `_BETWEEN` matches."""
 
 
 @dataclass(frozen=True)
@@ -149,8 +153,28 @@ def lists(question: str, options: Sequence[str]) -> bool:
     """Whether a question lists these options: one after the other, with nothing but separators and markers between."""
     if [_plain(text) for text in written_options(question)] == [_plain(option) for option in options]:
         return True
-    between = _BETWEEN.join(re.escape(" ".join(option.split())) for option in options)
-    return re.search(rf"(?<!\w){between}(?!\w)", " ".join(question.split()), re.IGNORECASE) is not None
+    said = " ".join(question.split()).casefold()
+    wanted = [" ".join(option.split()).casefold() for option in options]
+    start = said.find(wanted[0])
+    while start >= 0:
+        if not said[start - 1 : start].isalnum() and _listed_from(said, wanted, start):
+            return True
+        start = said.find(wanted[0], start + 1)
+    return False
+
+
+def _listed_from(said: str, wanted: Sequence[str], start: int) -> bool:
+    """Whether the options stand one after the other from here on; the last one ends a word."""
+    end = start + len(wanted[0])
+    for option in wanted[1:]:
+        latest = end + _MOST_BETWEEN
+        place = said.find(option, end, latest + len(option))
+        while place >= 0 and not _BETWEEN.fullmatch(said, end, place):
+            place = said.find(option, place + 1, latest + len(option))
+        if place < 0:
+            return False
+        end = place + len(option)
+    return not said[end : end + 1].isalnum()
 
 
 def _chosen(answer: str, options: Sequence[str], indices: bool) -> Choice | None:
@@ -189,6 +213,11 @@ def _same_place(text: str, options: Sequence[str]) -> int | None:
 
 
 def _plain(text: str) -> str:
+    return _short_plain(text) if len(text) <= 200 else " ".join(unwrap(text).casefold().split())
+
+
+@lru_cache(maxsize=8192)
+def _short_plain(text: str) -> str:
     return " ".join(unwrap(text).casefold().split())
 
 

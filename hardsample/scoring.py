@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
 from tqdm import tqdm
 
 from hardsample.attending import attend_to, attention_backend
@@ -296,9 +295,7 @@ def sample_digest(record: Mapping[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(parts, ensure_ascii=False).encode(), digest_size=16).hexdigest()
 
 
-def describe(
-    data: Data, model: str, loaded: Loaded, config: ScoringConfig, engine: Engine
-) -> dict[str, object]:
+def describe(data: Data, model: str, loaded: Loaded, config: ScoringConfig, engine: Engine) -> dict[str, object]:
     """What run.json says of a run apart from its outcome."""
     settings = {name: value for name, value in vars(config).items() if name not in ("image_root", "cmab")}
     settings |= {"metric": list(config.metric)}

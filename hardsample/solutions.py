@@ -122,8 +122,8 @@ def choose_grader(verifier: Any, options: list[str] | None, solution: str, wante
 def given_options(value: Any) -> list[str] | None:
     """Options of a column as a list of texts, without letters of their own in front.
 
-    Taken: a list of texts or of `{"label", "text"}`, {"A": …} in its order, {"label": […], "text": […]}, and as one text
-    the JSON or Python of these, lettered lines, or `A. …; B. …`.
+    Taken: a list of texts or of `{"label", "text"}`, {"A": …} in its order, {"label": […], "text": […]}, and as one
+    text the JSON or Python of these, lettered lines, or `A. …; B. …`.
     """
     if isinstance(value, str):
         parsed = read_literal(value)
@@ -158,7 +158,7 @@ def written_options(question: str) -> list[str]:
 
 def _in_one_line(text: str) -> list[str]:
     """The options of `A. one; B. two; C. three`, from A without a gap."""
-    marks = [mark for mark in _INLINE_MARKER.finditer(text)]
+    marks = list(_INLINE_MARKER.finditer(text))
     if len(marks) < 2 or [mark.group(1) for mark in marks] != list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(marks)]):
         return []
     ends = [mark.start() for mark in marks[1:]] + [len(text)]

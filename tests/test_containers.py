@@ -72,7 +72,7 @@ def test_json_array_and_object_by_id_larger_than_the_buffer(root, indent, monkey
         ('[{"a": 1}', "line 1: ',' expected, 'the end' found"),
         ('[{"a": "x', "line 1: Unterminated string"),
         ('{"a": 1}', "key 'a' holds no record"),
-        ('{"problem": "Q"}\n[1]', "key 'problem' holds no record; write an array, or an object keyed by id; where each"),
+        ('{"problem": "Q"}\n[1]', "holds no record; write an array, or an object keyed by id; where each line"),
         ("[]\n[]", "line 2: more follows after the end; where each line is a record, name the file .jsonl"),
         ("12", "one array of records"),
         ("", "one array of records"),

@@ -92,7 +92,10 @@ def test_every_format_is_met_above():
         ),
         ({"problem": "Q", "answer": None}, "no solution"),
         ({"problem": "Q", "answer": []}, "no solution"),
-        ({"messages": [{"role": "user", "content": "Q"}]}, "no solution: 'answer' and .* and 'the last assistant turn'"),
+        (
+            {"messages": [{"role": "user", "content": "Q"}]},
+            "no solution: 'answer' and .* and 'the last assistant turn'",
+        ),
         ({"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": " "}]}, "no solution"),
         ({"problem": "Q", "solution": "5", "id": ["x"]}, r"column 'id' holds \['x'\]; give a text or a number"),
     ],

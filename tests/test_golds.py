@@ -51,7 +51,7 @@ def test_accepted_answers(value, answers):
     "value", [{"style": "rule"}, {"bbox_2d": "left"}, [["a"], ["b"]], ["a", ["b"]], [{"x": 1}], [None], [" "]]
 )
 def test_what_is_no_answer(value):
-    with pytest.raises(RecordError, match="column 'answer' holds .*(no answer|no text)"):
+    with pytest.raises(RecordError, match=r"column 'answer' holds .*(no answer|no text)"):
         canonical({"problem": "Q", "answer": value}, 0)
 
 

@@ -64,7 +64,10 @@ def test_where_a_record_seems_to_have_an_image(extra, question, where):
 def test_a_missing_image_is_a_warning_and_an_image_that_is_read_is_none(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     records = [{"problem": "What is it?", "answer": "1", "the_image_here": "a.png"} for _ in range(3)]
-    records += [{"problem": "What is in the image?", "answer": "1", "image": "a.png"}, {"problem": "2+2?", "answer": "4"}]
+    records += [
+        {"problem": "What is in the image?", "answer": "1", "image": "a.png"},
+        {"problem": "2+2?", "answer": "4"},
+    ]
     path = tmp_path / "data.jsonl"
     path.write_text("\n".join(map(json.dumps, records)))
     loaded = load(path)

@@ -84,7 +84,13 @@ def test_letters_of_a_list_whose_options_stand_elsewhere_belong_together():
 
 
 def test_the_column_that_names_an_option_is_the_gold():
-    raw = {"image": "a.png", "question": "Which?", "choices": ANIMALS, "answer": 1, "solution": "A dog barks. So it is."}
+    raw = {
+        "image": "a.png",
+        "question": "Which?",
+        "choices": ANIMALS,
+        "answer": 1,
+        "solution": "A dog barks. So it is.",
+    }
     assert canonical(raw, 0).solution == "B"
     swift = {"messages": [{"role": "user", "content": "Which?"}], "options": ANIMALS, "answer": 1}
     assert canonical(swift | {"solution": "Dogs bark."}, 0).solution == "B"
@@ -160,7 +166,7 @@ def test_the_template_is_the_users():
     for template in (DEFAULT_TEMPLATE, "none", "{option}"):
         check_template(template)
     for template in ("", "{letter}", "{option}\n{option}"):
-        with pytest.raises(ValueError, match="one of its lines must have {option}"):
+        with pytest.raises(ValueError, match=r"one of its lines must have \{option\}"):
             check_template(template)
 
 
@@ -173,3 +179,37 @@ def test_options_go_below_the_last_users_turn_and_may_have_places():
     record = canonical(raw | {"image_2": "b.png"}, 0)
     assert asked(record).startswith("Which of them?\nA. <image>\nB. <image>\nAnswer")
     assert record.images == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize("columns", [{"image": "i/1.png"}, {"image": "i/1.png", "decoded_image": {"bytes": b"x"}}])
+def test_math_v_asks_its_options_and_mentions_parts_of_its_one_image(columns):
+    question = "A piece <image1> is cut off a sheet.\n<image2>\nWhich piece <image1> is left?\n<image3>"
+    raw = {"id": "34", "question": question, "options": list("ABCDE"), "answer": "E", "solution": None, "level": 1}
+    record = canonical(raw | columns, 0)
+    assert (record.format, len(record.images), record.solution, record.grader) == ("math-v", 1, "E", "choice")
+    assert asked(record) == (
+        "<image>A piece (image 1) is cut off a sheet.\n(image 2)\nWhich piece (image 1) is left?\n(image 3)"
+        "\nA. A\nB. B\nC. C\nD. D\nE. E\nAnswer with the letter of the right option."
+    )
+
+
+def test_the_hint_of_scienceqa_belongs_to_its_question_and_no_other_hint_does():
+    raw = {"question": "Which?", "choices": ["cat", "dog"], "answer": 0, "hint": "It purrs.", "task": "closed choice"}
+    assert asked(canonical(raw, 0)).startswith("Hint: It purrs.\nWhich?\nA. cat")
+    assert "purrs" not in asked(canonical({"problem": "Which?", "answer": "cat", "hint": "It purrs."}, 0))
+
+
+def test_turns_that_a_column_holds_as_json():
+    turns = '[{"role": "system", "content": "S"}, {"role": "user", "content": "<image>Which?"}]'
+    record = canonical({"conversations": turns, "answer": "B", "image_urls": ["a.png"], "options": ["x", "y"]}, 0)
+    assert [turn["role"] for turn in record.prompt] == ["system", "user"]
+    assert asked(record).startswith("S<image>Which?\nA. x\nB. y")
+
+
+def test_alpaca_puts_the_input_below_the_instruction():
+    raw = {"instruction": "<image>What colour?", "input": "Of the car.", "output": "red", "images": ["a.png"]}
+    record = canonical(raw | {"system": "S", "history": [["q", "a"]]}, 0)
+    assert [block["text"] for turn in record.prompt for block in turn["content"]] == [
+        "S", "q", "a", None, "What colour?\nOf the car."
+    ]  # fmt: skip
+    assert (record.solution, record.extra) == ("red", {})

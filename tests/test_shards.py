@@ -125,6 +125,6 @@ def test_a_configuration_on_the_hub(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert load("who/what:Art/test").dataset["id"] == ["test"]
-    with pytest.raises(DataError, match="available configs: .*; name its configuration: who/what:CONFIG/SPLIT"):
+    with pytest.raises(DataError, match=r"available configs: .*; name its configuration: who/what:CONFIG/SPLIT"):
         load("who/what:test")
     assert asked == [("who/what", "Art", "test"), ("who/what", None, "test")]

@@ -1,4 +1,4 @@
-"""Small files of kinds that went wrong, each as its expected.txt says; their kinds have tests of their own elsewhere."""
+"""Small files of kinds that went wrong, each as its expected.txt says; each kind has tests of its own elsewhere."""
 
 from pathlib import Path
 
@@ -73,7 +73,9 @@ def test_no_record_loads(name):
 
 
 def test_several_accepted_answers():
-    answers = {name: load(CASES / "gold-is-a-list" / name).dataset["answers"] for name in ("answers.jsonl", "vqa.jsonl")}
+    answers = {
+        name: load(CASES / "gold-is-a-list" / name).dataset["answers"] for name in ("answers.jsonl", "vqa.jsonl")
+    }
     assert answers == {"answers.jsonl": [["NYC", "nyc"]], "vqa.jsonl": [["NYC", "New York City"]]}
 
 
