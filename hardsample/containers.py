@@ -290,7 +290,7 @@ def _from_json(path: Path) -> Source:
 
 
 def _holds_lines(path: Path) -> bool:
-    """Whether a .json file is JSON lines: its first line is a whole object, and the next that is not blank begins one."""
+    """Whether a .json file is JSON lines: its first line is a whole object, and the next holds the beginning of one."""
     with path.open("rb") as file:
         first = file.readline(MOST_LINE).removeprefix(b"\xef\xbb\xbf").strip()
         if not (first.startswith(b"{") and first.endswith(b"}")):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from datasets import Dataset, Features, IterableDataset, Json
 
@@ -31,7 +31,7 @@ __all__ = ["DataError", "Loaded", "NoRecordsError", "Rejection", "load", "unchec
 
 logger = logging.getLogger(__name__)
 
-Data = str | Path | Dataset | IterableDataset | Iterable[Mapping[str, Any]]
+Data: TypeAlias = str | Path | Dataset | IterableDataset | Iterable[Mapping[str, Any]]
 """What can be loaded: a name, or records in memory that can be gone through again."""
 
 CHECKED_AT_ONCE, CHECKED_BYTES = 256, 16 << 20
@@ -295,7 +295,7 @@ def _duplicate(record: Record, number: int, seen: _Pass) -> str | None:
 
 
 def _image_checker(root: Path | None, max_pixels: int) -> Callable[[Any], tuple[ImageRef, Header]]:
-    """What makes a reference absolute and reads the image's header, once for each path; Pillow's warnings get its name."""
+    """What makes a reference absolute and reads the image's header, once for each path; warnings get its name."""
 
     def check(ref: Any) -> tuple[ImageRef, Header]:
         resolved = as_ref(ref, root)
