@@ -69,7 +69,7 @@ FORMATS = (
     Format("paper-scoring", ("prompt", "ground_truth"), "prompt", ("ground_truth",)),
     Format("trl-vlm", ("prompt",), "prompt", ("solution", "answer", "answers", GOLD_TURN)),
     Format("ms-swift", ("messages", "solution"), "messages", ("solution",)),
-    Format("llama-factory", ("messages",), "messages", ("answer", "ground_truth", GOLD_TURN)),
+    Format("llama-factory", ("messages",), "messages", ("answer", "ground_truth", "answers", GOLD_TURN)),
     Format("mm-eureka", ("conversations", "answer"), "conversations", ("answer",)),
     Format("vlm-r1", ("conversations", "id"), "conversations", ("solution", "ground_truth", GOLD_TURN)),
     Format("vlm-r1", ("conversations", "image"), "conversations", ("solution", "ground_truth", GOLD_TURN)),
@@ -87,6 +87,7 @@ FORMATS = (
     Format("math-v", ("question",), "question", ("answer", "solution", "direct_answers")),
     Format("easyr1", ("problem", "answer"), "problem", ("answer",)),
     Format("ms-swift", ("problem",), "problem", ("solution", "response", "ground_truth", "answers")),
+    Format("ms-swift", ("query",), "query", ("answer", "answers")),
     Format("alpaca", ("instruction", "output"), "instruction", ("output",)),
 )
 """In the order of trial: the first whose columns all hold something, its answer among them, is the record's."""
@@ -238,9 +239,11 @@ def extra_name(name: str, taken: Mapping[str, Any]) -> str:
 
 
 def absent(value: Any) -> bool:
-    """null, "" and [] count as absent, and so does text of blanks only."""
+    """null, NaN, "" and [] count as absent, and so does text of blanks only."""
     if isinstance(value, str):
         return not value.strip()
+    if isinstance(value, float) and value != value:
+        return True
     return value is None or (isinstance(value, list | tuple) and not value)
 
 

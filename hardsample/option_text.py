@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from hardsample.answers import find_answer
 from hardsample.conversation import RecordError
-from hardsample.solutions import given_options, unwrap, written_options
+from hardsample.solutions import given_options, read_literal, unwrap, written_options
 
 OPTION_COLUMNS = ("options", "choices", "option", "choice")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -121,7 +122,9 @@ def solution_of(choice: Choice, answers: Sequence[str], options: Sequence[str]) 
     (place,) = choice.places
     if choice.index is not None:
         return options[place] if _same_place(LETTERS[place], options) not in (None, place) else LETTERS[place]
-    return next(answer for answer in answers if _chosen(answer, options, False) is not None)
+    answer = next(answer for answer in answers if _chosen(answer, options, False) is not None)
+    said = find_answer(answer)
+    return said.text if said.source == "phrase" and _same_place(unwrap(answer), options) is None else answer
 
 
 def lines_below(question: str, options: Sequence[str], template: str, several: bool) -> str:
@@ -191,6 +194,13 @@ def _chosen(answer: str, options: Sequence[str], indices: bool) -> Choice | None
         return Choice(frozenset({place}))
     if indices and _INDEX.fullmatch(text):
         return Choice(frozenset({int(text)}), int(text)) if int(text) < len(options) else None
+    numbers = read_literal(text) if indices else None
+    if isinstance(numbers, list) and numbers and all(type(number) is int for number in numbers):
+        met = 0 <= min(numbers) and max(numbers) < len(options)
+        return Choice(frozenset(numbers), numbers[0]) if met else None
+    said = find_answer(answer)
+    if said.source == "phrase" and said.text.rstrip(" .") != answer.rstrip(" ."):
+        return _chosen(said.text, options, indices)
     places = [LETTERS.index(letter) for letter in _several(text)]
     return Choice(frozenset(places)) if len(set(places)) > 1 and max(places) < len(options) else None
 

@@ -92,6 +92,7 @@ def test_every_format_is_met_above():
         ),
         ({"problem": "Q", "answer": None}, "no solution"),
         ({"problem": "Q", "answer": []}, "no solution"),
+        ({"question": "Q", "answer": float("nan")}, "no solution"),
         (
             {"messages": [{"role": "user", "content": "Q"}]},
             "no solution: 'answer' and .* and 'the last assistant turn'",

@@ -41,6 +41,10 @@ def asked(record):
         (["cat", "bird"], "A, C"),
         ("['A', 'C']", "A, C"),
         ("ABCD", "A, B, C, D"),
+        ([0, 2], "A, C"),
+        ("[2]", "C"),
+        ("The answer is C.", "C."),
+        ("Birds fly, so the answer is: bird", "bird"),
     ],
 )
 def test_a_gold_among_options(answer, solution):
