@@ -212,12 +212,14 @@ def test_options_leave_verls_instruction_out():
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=12)
-    | st.sampled_from(["<image>", "<image1>Q", "<img>a</img>", "\\boxed{B}", "(A) x (B) y", "user", "assistant"]),
+    | st.sampled_from(["<image>", "<image1>Q", "<img>a</img>", "\\boxed{B}", "(A) x (B) y", "user", "assistant"]
+    + ["['a', 'b']", "A, C", "A. x; B. y", "<bbox>", "<video>", "1", '[{"role": "user", "content": "Q"}]']),
     lambda inside: st.lists(inside, max_size=3)
-    | st.dictionaries(st.sampled_from("role from content value type text image_url".split()), inside, max_size=4),
+    | st.dictionaries(st.sampled_from("role from content value type text image_url bbox ref answer path".split()), inside, max_size=4),
     max_leaves=8,
 )  # fmt: skip
 COLUMNS = ["prompt", "messages", "conversations", "query", "question", "problem", "solution", "answer", "ground_truth"]
+COLUMNS += ["instruction", "output", "label", "answers", "objects", "image_1", "img", "correct_choice_idx", "hint"]
 COLUMNS += ["response", "images", "image", "options", "choices", "reward_model", "id", "ability", "grader", "system"]
 
 
