@@ -196,7 +196,7 @@ def _chosen(answer: str, options: Sequence[str], indices: bool) -> Choice | None
         return Choice(frozenset({int(text)}), int(text)) if int(text) < len(options) else None
     numbers = read_literal(text) if indices else None
     if isinstance(numbers, list) and numbers and all(type(number) is int for number in numbers):
-        met = 0 <= min(numbers) and max(numbers) < len(options)
+        met = min(numbers) >= 0 and max(numbers) < len(options)
         return Choice(frozenset(numbers), numbers[0]) if met else None
     said = find_answer(answer)
     if said.source == "phrase" and said.text.rstrip(" .") != answer.rstrip(" ."):

@@ -210,12 +210,13 @@ def test_options_leave_verls_instruction_out():
     assert record.prompt == [user(text("Q\n(A) yellow\n(B) red You FIRST think."))]
 
 
+KEYS = "role from content value type text image_url bbox ref answer path"
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=12)
-    | st.sampled_from(["<image>", "<image1>Q", "<img>a</img>", "\\boxed{B}", "(A) x (B) y", "user", "assistant"]
-    + ["['a', 'b']", "A, C", "A. x; B. y", "<bbox>", "<video>", "1", '[{"role": "user", "content": "Q"}]']),
+    | st.sampled_from(["<image>", "<image1>Q", "<img>a</img>", "\\boxed{B}", "(A) x (B) y", "user", "assistant"])
+    | st.sampled_from(["['a', 'b']", "A, C", "A. x; B. y", "<bbox>", "<video>", '[{"role": "user", "content": "Q"}]']),
     lambda inside: st.lists(inside, max_size=3)
-    | st.dictionaries(st.sampled_from("role from content value type text image_url bbox ref answer path".split()), inside, max_size=4),
+    | st.dictionaries(st.sampled_from(KEYS.split()), inside, max_size=4),
     max_leaves=8,
 )  # fmt: skip
 COLUMNS = ["prompt", "messages", "conversations", "query", "question", "problem", "solution", "answer", "ground_truth"]
