@@ -148,6 +148,11 @@ def grade_benchmark(directory: str | Path, name: str, judge: Judge | None = None
     return result
 
 
+def _golds(row: Mapping[str, Any]) -> list[str]:
+    """All accepted answers of a row."""
+    return row.get("answers") or as_list(row["solution"])
+
+
 def grade_contained(completion: str, row: Row) -> bool:
     """OCRBench: one of the answers is contained in the text; case and line breaks do not count, in formulas spaces."""
 
@@ -156,7 +161,7 @@ def grade_contained(completion: str, row: Row) -> bool:
         return text.replace(" ", "") if row["category"] == _EXPRESSIONS else text.lower()
 
     text = plain(find_answer(completion).body)
-    return any(plain(gold) in text for gold in as_list(row["solution"]) if plain(gold))
+    return any(plain(gold) in text for gold in _golds(row) if plain(gold))
 
 
 def grade_yes_no(completion: str, row: Row) -> bool:
@@ -181,7 +186,7 @@ def grade_option_or_open(completion: str, row: Row) -> bool:
         return grade_option(completion, row)
     answer = find_answer(completion).text
     numbers, text = _NUMBER.findall(answer), normalise(answer)
-    for gold in as_list(row["solution"]):
+    for gold in _golds(row):
         if _NUMBER.fullmatch(gold.strip()):
             if numbers and abs(_number(numbers[-1]) - _number(gold.strip())) < 0.005:
                 return True
@@ -227,7 +232,7 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 def _rows(known: Benchmark, records: Dataset) -> list[dict[str, Any]]:
     """The samples that count, without their pictures."""
-    kept = ("id", "prompt", "solution", "options", "image_headers", "split", *known.needs, *known.groups)
+    kept = ("id", "prompt", "solution", "answers", "options", "image_headers", "split", *known.needs, *known.groups)
     columns = [name for name in dict.fromkeys(kept) if name in records.column_names]
     rows = [dict(row) for row in records.select_columns(columns)]
     if known.table == "MMMU_DEV_VAL":

@@ -35,6 +35,7 @@ def check_images(
     Returns:
         The records that are left, and those set aside under their number in the file (`record_number`).
     """
+    _say_once()
     prepare = getattr(processor, "image_processor", None) or processor
     verdicts: dict[Header, str | None] = {}
     rejected: list[Rejection] = []
@@ -53,6 +54,28 @@ def check_images(
             rejected.append(Rejection(row["record_number"], row["id"], f"column 'images': {reason}"))
     logger.info("%d kinds of picture tried with the processor, %d records set aside", len(verdicts), len(rejected))
     return (dataset.select(kept) if rejected else dataset), rejected
+
+
+class _Once(logging.Filter):
+    """Lets each sentence through once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether this sentence is new."""
+        sentence = record.getMessage()
+        new = sentence not in self._said
+        self._said.add(sentence)
+        return new
+
+
+def _say_once() -> None:
+    """Keep transformers from repeating, for each rollout, what it says of one tiny image (its channels are clear)."""
+    source = logging.getLogger("transformers.image_utils")
+    if not any(isinstance(one, _Once) for one in source.filters):
+        source.addFilter(_Once())
 
 
 def _verdict(header: Header, prepare: Any, max_pixels: int) -> str | None:

@@ -14,6 +14,7 @@ from hardsample.config import ScoringConfig, help_of
 from hardsample.console import (
     EXIT_CODES,
     FAILED,
+    OPTIONS_TEMPLATE_HELP,
     OUT,
     BoxFormat,
     CmabVariant,
@@ -29,6 +30,7 @@ from hardsample.console import (
     running,
     say,
     say_loading,
+    template_of,
 )
 
 
@@ -79,6 +81,7 @@ def score(
     limit: Annotated[int | None, option("limit", min=1)] = None,
     image_root: Annotated[Path | None, option("image_root")] = None,
     grader: Annotated[GraderName | None, option("grader")] = None,
+    options_template: Annotated[str | None, typer.Option(help=OPTIONS_TEMPLATE_HELP)] = None,
     answer_boxes: Annotated[BoxFormat | None, option("answer_boxes")] = None,
     engine: Annotated[EngineName, option("engine")] = EngineName.transformers,
     base_url: Annotated[str | None, option("base_url")] = None,
@@ -121,6 +124,7 @@ def score(
         "limit": limit,
         "image_root": str(image_root) if image_root else None,
         "grader": grader.value if grader else None,
+        "options_template": template_of(options_template),
         "answer_boxes": answer_boxes.value if answer_boxes else None,
         "engine": engine.value,
         "base_url": base_url,

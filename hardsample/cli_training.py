@@ -14,6 +14,7 @@ from hardsample.console import (
     EXIT_CODES,
     FAILED,
     INTERRUPTED,
+    OPTIONS_TEMPLATE_HELP,
     OUT,
     BenchmarkName,
     BoxFormat,
@@ -27,6 +28,7 @@ from hardsample.console import (
     running,
     say,
     say_loading,
+    template_of,
 )
 
 
@@ -60,6 +62,7 @@ def evaluate(
     limit: Annotated[int | None, option("limit", min=1)] = None,
     image_root: Annotated[Path | None, option("image_root")] = None,
     grader: Annotated[GraderName | None, option("grader")] = None,
+    options_template: Annotated[str | None, typer.Option(help=OPTIONS_TEMPLATE_HELP)] = None,
     answer_boxes: Annotated[BoxFormat | None, option("answer_boxes")] = None,
     max_new_tokens: Annotated[int | None, option("max_new_tokens", min=1)] = None,
     batch_size: Annotated[int, option("batch_size", min=1)] = 64,
@@ -100,6 +103,7 @@ def evaluate(
         "limit": limit,
         "image_root": str(image_root) if image_root else None,
         "grader": grader.value if grader else None,
+        "options_template": template_of(options_template),
         "answer_boxes": answer_boxes.value if answer_boxes else None,
         "max_new_tokens": max_new_tokens,
         "batch_size": batch_size,

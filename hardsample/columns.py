@@ -20,6 +20,7 @@ FEATURES = Features(
         "prompt": List({"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})}),
         "images": List(datasets.Image(decode=False)),
         "solution": Value("string"),
+        "answers": List(Value("string")),
         "ability": Value("string"),
         "grader": Value("string"),
         "options": List(Value("string")),

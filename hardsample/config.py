@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 
 from hardsample.cmab import CmabConfig
 from hardsample.images import DEFAULT_MAX_PIXELS
+from hardsample.option_text import DEFAULT_TEMPLATE, check_template
 from hardsample.pism import PismConfig
 
 METRICS = ("pism", "cmab")
@@ -40,6 +41,13 @@ class ScoringConfig(PismConfig):
         metadata={
             "help": "math, ocr, counting, grounding, detection, choice or text, for records that do not say (default: "
             "told from each record)"
+        },
+    )
+    options_template: str = field(
+        default=DEFAULT_TEMPLATE,
+        metadata={
+            "help": "how options that a question does not list are written below it: lines, the one with {option} for "
+            "each option, {letter} is A, B, …; none leaves questions as they are"
         },
     )
     answer_boxes: str | None = field(
@@ -120,6 +128,7 @@ class ScoringConfig(PismConfig):
         for name in ("request_timeout_s", "server_wait_s"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}, must be a number of seconds above 0: choose one")
+        check_template(self.options_template)
         self._check_engine()
         for name, choices in (("engine", ENGINES), ("dtype", DTYPES), ("answer_boxes", BOX_FORMATS)):
             if getattr(self, name) not in (*choices, None):

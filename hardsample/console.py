@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 from hardsample.config import help_of
+from hardsample.option_text import DEFAULT_TEMPLATE
 
 DONE, FAILED, USAGE, NOTHING, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -49,6 +50,14 @@ def option(name: str, **more: Any) -> Any:
     return typer.Option(help=help_of(name), **more)
 
 
+OPTIONS_TEMPLATE_HELP = help_of("options_template") + f"; \\n is a new line (default: {DEFAULT_TEMPLATE!r})"
+
+
+def template_of(text: str | None) -> str:
+    """The setting options_template of the command line, where a new line may be written as two characters."""
+    return DEFAULT_TEMPLATE if text is None else text.replace("\\n", "\n")
+
+
 @contextmanager
 def running(output: str) -> Iterator[None]:
     """Lets a job be stopped and gone on with; every known failure ends with its exit code."""
@@ -64,6 +73,7 @@ def running(output: str) -> Iterator[None]:
 
     # what upstream will rename is for us to follow, not for a user to act on
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # said once while loading, with the file's name
     datasets.disable_progress_bars()  # ours tells what the user waits for
     transformers.utils.logging.disable_progress_bar()
     for name in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell's background jobs are started to ignore it

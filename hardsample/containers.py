@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,6 +21,7 @@ from datasets import Features
 
 from hardsample.columns import decode_json, holds_json
 from hardsample.conversation import RecordError
+from hardsample.shards import find_splits
 from hardsample.vlmevalkit import TableError, read_table, table_features
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 DEMO_NAMES = ("demo", "demo:pool", "demo:test", "demo:pretrain")
 TABLE_BATCH = 32
 CHUNK = 1 << 20
+MOST_LINE = 64 << 20
+"""A first line of more bytes is not tried as one record of JSON lines."""
 
 Row = dict[str, Any] | RecordError
 
@@ -49,34 +52,82 @@ class Source:
     features: Features | None = None
 
 
-def open_source(data: str | Path | datasets.Dataset, limit: int | None = None) -> Source:
+def open_source(data: Any, limit: int | None = None) -> Source:
     """Find out what `data` is.
 
     Args:
-        data: .jsonl, .json, .parquet or .tsv file, folder from save_to_disk, Hub id (`owner/name` or
-            `owner/name:split`), `demo` (`demo:pool`, `demo:test`, `demo:pretrain`), or a Dataset.
+        data: .jsonl, .json, .parquet or .tsv file, folder from save_to_disk or of such files (`folder:split`), Hub id
+            (`owner/name`, `owner/name:split`, `owner/name:config/split`), `demo` (`demo:pool`, `demo:test`,
+            `demo:pretrain`), a Dataset, an IterableDataset, or a list of records.
         limit: how many records will be read; questions of the demo are drawn, and no more of them than that.
 
     Raises:
         DataError: nothing of that name, an unknown kind, or a split must be chosen.
     """
-    if isinstance(data, datasets.Dataset):
-        return _from_dataset(data, "a Dataset in memory", None)
-    if isinstance(data, datasets.DatasetDict):
-        return _from_dataset(_only_split(data, "the DatasetDict", "data[{!r}]"), "a Dataset in memory", None)
+    if not isinstance(data, str | Path):
+        return _from_memory(data)
     name = str(data)
     if name in DEMO_NAMES:
         from hardsample.demo import load_split
 
         return _from_dataset(load_split(name, limit), name, None)
     path = Path(data)
+    folder, split = split_name(name)
     if path.is_dir():
-        return _from_folder(path)
+        return _from_folder(path, "")
     if path.is_file():
         return _from_file(path)
-    if path.suffix not in _READERS and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?", name):
-        return _from_hub(name)
+    if split and Path(folder).is_dir():
+        return _from_folder(Path(folder), split)
+    if path.suffix not in _READERS and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(:([\w.-]+/)?[\w.-]+)?", name):
+        return _from_hub(folder, split)
     raise DataError(f"{name!r} does not exist; give a file ({_SUFFIXES}), a save_to_disk folder, a Hub id or demo")
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """`folder:split` in its two parts; the second is empty where no split is named."""
+    folder, colon, split = name.rpartition(":")
+    return (folder, split) if colon and folder and "\\" not in split else (name, "")
+
+
+def absolute_name(name: str) -> str:
+    """The name of data so that it is found from any working directory: a file's or folder's path in full.
+
+    Args:
+        name: as for `open_source`.
+    """
+    folder, split = split_name(name)
+    if Path(name).exists():
+        return str(Path(name).resolve())
+    return f"{Path(folder).resolve()}:{split}" if split and Path(folder).exists() else name
+
+
+def _from_memory(data: Any) -> Source:
+    """Records that are in memory, or come from a stream that can be gone through again."""
+    if isinstance(data, datasets.Dataset):
+        return _from_dataset(data, "a Dataset in memory", None)
+    if isinstance(data, datasets.DatasetDict | datasets.IterableDatasetDict):
+        return _from_memory(_only_split(data, f"the {type(data).__name__}", "data[{!r}]"))
+    if isinstance(data, datasets.IterableDataset):
+        undecoded = data.decode(False) if data.features is not None else data
+        return Source("an IterableDataset", lambda: map(_record, undecoded), None, data.features)
+    if isinstance(data, Sequence) and not isinstance(data, bytes | bytearray):
+        return Source("a list in memory", lambda: map(_record, data), None)
+    if isinstance(data, Iterable) and not isinstance(data, Mapping) and iter(data) is not iter(data):
+        return Source(f"a {type(data).__name__} in memory", lambda: map(_record, data), None)
+    kind = type(data).__name__
+    once = "can be gone through once only" if isinstance(data, Iterator) else "holds no records"
+    raise DataError(
+        f"a {kind} {once}: give a datasets.Dataset (Dataset.from_list, from_pandas, from_generator), an "
+        "IterableDataset, a list of records, or the name of a file"
+    )
+
+
+def _record(value: Any) -> Row:
+    """One item of a list or stream."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    return RecordError(f"the item is a {type(value).__name__}; give a mapping of column to value")
 
 
 def _from_file(path: Path) -> Source:
@@ -86,28 +137,53 @@ def _from_file(path: Path) -> Source:
     return reader(path)
 
 
-def _from_folder(path: Path) -> Source:
-    try:
+def _from_folder(path: Path, split: str) -> Source:
+    """A folder from save_to_disk, or one of data files."""
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         loaded = datasets.load_from_disk(str(path))
-    except FileNotFoundError as error:
-        raise DataError(f"folder {str(path)!r} is not from save_to_disk; give a file in it ({_SUFFIXES})") from error
-    if isinstance(loaded, datasets.DatasetDict):
-        loaded = _only_split(loaded, f"folder {str(path)!r}", str(path / "{}"))
-    return _from_dataset(loaded, str(path.resolve()), path)
+        if isinstance(loaded, datasets.DatasetDict):
+            loaded = loaded[split] if split in loaded else _only_split(loaded, f"folder {str(path)!r}", f"{path}/{{}}")
+        return _from_dataset(loaded, str(path.resolve()), path)
+    splits = find_splits(path)
+    names = [name for name in splits if split in ("", name)]
+    if len(names) == 1:
+        return _from_files(splits[names[0]], path)
+    if splits:
+        listed = ", ".join(f"{path}:{name}" for name in splits)
+        which = f"has no split {split!r}" if split else "has several splits"
+        raise DataError(f"folder {str(path)!r} {which}; choose one: {listed}")
+    raise DataError(
+        f"folder {str(path)!r} is not from save_to_disk, and no data file lies in it ({_SUFFIXES}); give another"
+    )
 
 
-def _from_hub(name: str) -> Source:
-    repository, _, split = name.partition(":")
+def _from_files(paths: list[Path], root: Path) -> Source:
+    """Files of one split, one after the other; relative image paths start at the folder."""
+    sources = [_from_file(path) for path in paths]
+    same = all(source.features == sources[0].features for source in sources)
+    name = str(paths[0].resolve()) if len(paths) == 1 else f"{root.resolve()} ({len(paths)} files)"
+
+    def rows() -> Iterator[Row]:
+        for source in sources:
+            yield from source.rows()
+
+    return Source(name, rows, root, sources[0].features if same else None)
+
+
+def _from_hub(repository: str, split: str) -> Source:
+    config, _, part = split.rpartition("/")
+    name = f"{repository}:{split}" if split else repository
     try:
-        loaded = datasets.load_dataset(repository, split=split or None)
+        loaded = datasets.load_dataset(repository, *([config] if config else []), split=part or None)
     except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"{name!r} is no file here, and the Hub does not give it: {error}") from error
+        fix = f"; name its configuration: {repository}:CONFIG/SPLIT" if "onfig name" in str(error) else ""
+        raise DataError(f"{name!r} is no file here, and the Hub does not give it: {error}{fix}") from error
     if isinstance(loaded, datasets.DatasetDict):
         loaded = _only_split(loaded, f"Hub dataset {repository!r}", repository + ":{}")
     return _from_dataset(loaded, f"Hub dataset {name}", Path(datasets.config.HF_CACHE_HOME))
 
 
-def _only_split(splits: datasets.DatasetDict, name: str, pattern: str) -> datasets.Dataset:
+def _only_split(splits: Mapping[str, Any], name: str, pattern: str) -> Any:
     """The one split there is, else an error that says how to name one."""
     if len(splits) == 1:
         return next(iter(splits.values()))
@@ -130,6 +206,8 @@ def _from_parquet(path: Path) -> Source:
         with opened() as file:
             schema = file.schema_arrow
     except (pa.ArrowInvalid, OSError) as error:
+        if _is_pointer(path):
+            raise DataError(f"{str(path)!r} is a git-lfs pointer, not the file itself: run git lfs pull") from error
         raise DataError(f"{str(path)!r} is not a parquet file ({error}); write it anew") from error
     features = _features(schema)
 
@@ -142,6 +220,11 @@ def _from_parquet(path: Path) -> Source:
                 raise DataError(f"{str(path)!r} is damaged ({error}); write it anew") from error
 
     return Source(str(path.resolve()), rows, path.parent, features)
+
+
+def _is_pointer(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(40).startswith(b"version https://git-lfs")
 
 
 def _features(schema: pa.Schema) -> Features | None:
@@ -196,11 +279,27 @@ def _mapping(value: Any, where: str) -> Row:
 
 
 def _from_json(path: Path) -> Source:
+    if _holds_lines(path):
+        return _from_jsonl(path)
+
     def rows() -> Iterator[Row]:
         with path.open(encoding="utf-8-sig") as file:
             yield from _JsonItems(file.read, str(path)).rows()
 
     return Source(str(path.resolve()), rows, path.parent)
+
+
+def _holds_lines(path: Path) -> bool:
+    """Whether a .json file is JSON lines: its first line is a whole object, and the next holds the beginning of one."""
+    with path.open("rb") as file:
+        first = file.readline(MOST_LINE).removeprefix(b"\xef\xbb\xbf").strip()
+        if not (first.startswith(b"{") and first.endswith(b"}")):
+            return False
+        second = next((line for line in iter(lambda: file.readline(MOST_LINE), b"") if line.strip()), b"")
+    try:
+        return second.lstrip().startswith(b"{") and isinstance(json.loads(first), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 class _JsonItems:
@@ -224,7 +323,10 @@ class _JsonItems:
                 self._expect(":")
             line, value = self._line, self._value()
             if keyed and not isinstance(value, dict):
-                raise self._error(f"key {key!r} holds no record; write an array, or an object keyed by id")
+                raise self._error(
+                    f"key {key!r} holds no record; write an array, or an object keyed by id; where each line is a "
+                    "record, name the file .jsonl"
+                )
             yield _mapping({"id": key} | value if keyed else value, f"line {line}")
             if self._next_character() != closing:
                 self._expect(",")

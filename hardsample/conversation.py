@@ -1,7 +1,9 @@
 """Turns as people write them → one conversation of blocks, the pictures in the order of their places.
 
-Pure: nothing is read from disk. A place is `<image>`, `<image1>` (the picture of that number), `<img>path</img>`, or a
-block of type image or image_url. Pictures without a place go before the text of the first user turn, in order.
+Pure: nothing is read from disk. A place is `<image>`, `<image1>` (the image of that number), `<img>path</img>`, or a
+block of type image or image_url. Images without a place go before the text of the first user turn, in order. Where
+numbered places do not name each image once (`<image3>` of one composite image), they only mention it: the images go
+first and the text says "(image 3)".
 """
 
 from __future__ import annotations
@@ -25,11 +27,26 @@ ROLES = {
     "gpt": "assistant",
     "model": "assistant",
 }
-_PLACE = re.compile(r"<image>|<image ?(?P<number>\d{1,3})>|<img>(?P<path>[^<]*)</img>")
+TOOL_ROLES = ("tool", "function", "function_call", "observation", "tool_call", "tool_response", "ipython")
+_PLACE = re.compile(r"<image>|<image[ _]?(?P<number>\d{1,3})>|<img>(?P<path>[^<]*)</img>")
+_LEFTOVER = re.compile(
+    r"<(?:videos?|audios?|bbox|ref-object|images?|img|cot-process|start-image|ImageHere|image_placeholder)[ _]?\d{0,3}>"
+    r"|<\|(?:image|video|audio|vision|box|object_ref)[a-z_]*(?:\d{0,3})\|>",
+    re.IGNORECASE,
+)
+"""Placeholders that nothing has filled; a model would be asked about them as if they were words."""
 
 
 class RecordError(ValueError):
-    """A record that does not fit; the message names the column, the value and the fix."""
+    """A record that does not fit; the message names the column, the value and the fix.
+
+    Attributes:
+        record_id: the record's id, where who raises it knows it and nobody after it will.
+    """
+
+    def __init__(self, message: str, record_id: str | None = None) -> None:
+        super().__init__(message)
+        self.record_id = record_id
 
 
 @dataclass(frozen=True)
@@ -49,7 +66,11 @@ class _Place:
     own: Any = None
 
 
-def read_conversation(turns: Any, images: Sequence[Any], column: str) -> Conversation:
+Pieces = tuple[str, list[str | _Place]]
+"""A role, and what its turn says: texts and places in order."""
+
+
+def read_conversation(turns: Any, images: Sequence[Any], column: str, composite: bool = False) -> Conversation:
     """Turn a question or a list of turns into a conversation.
 
     Args:
@@ -57,17 +78,27 @@ def read_conversation(turns: Any, images: Sequence[Any], column: str) -> Convers
             a list of blocks. A last assistant turn is the gold answer and is taken off; earlier ones stay.
         images: what the record's image column holds, in order.
         column: where the turns are from, for the message.
+        composite: the record has one image by itself, no list: numbered places beyond 1 are parts of it.
 
     Raises:
-        RecordError: unknown role or block, no user text, or places and pictures that do not match.
+        RecordError: unknown role or block, no user text, places and images that do not match, or a placeholder that
+            nothing fills.
     """
     raw = [{"role": "user", "content": turns}] if not isinstance(turns, list | tuple) else list(turns)
     said = [(_role(turn, column), turn.get("content", turn.get("value"))) for turn in raw]
     gold = _plain(said.pop()[1], column) if said and said[-1][0] == "assistant" else None
-    pieces = [(role, _pieces(content, column)) for role, content in said]
+    pieces = [(role, _pieces(content, column, None)) for role, content in said]
     if not any(isinstance(p, str) and p.strip() for role, turn in pieces if role == "user" for p in turn):
         raise RecordError(f"column {column!r}: no user turn holds text; give it a question")
-    order = _order([p for _, turn in pieces for p in turn if isinstance(p, _Place)], len(images), column)
+    places = [p for _, turn in pieces for p in turn if isinstance(p, _Place)]
+    numbers = {p.number for p in places if p.number is not None}
+    if numbers:  # read again, now that it is known which of them are places
+        left = set() if _only_mentions(places, len(images), composite) else numbers
+        pieces = [(role, _pieces(content, column, left)) for role, content in said]
+        places = [p for _, turn in pieces for p in turn if isinstance(p, _Place)]
+    for text in (piece for _, turn in pieces for piece in turn if isinstance(piece, str)):
+        check_filled(text, column)
+    order = _order(places, len(images), column)
     if order is None:
         first = next(index for index, (role, _) in enumerate(pieces) if role == "user")
         pieces[first] = ("user", [*(_Place() for _ in images), *pieces[first][1]])
@@ -87,43 +118,71 @@ def user_text(prompt: list[Turn]) -> str:
 
 def _role(turn: Any, column: str) -> str:
     name = (turn.get("role") or turn.get("from")) if isinstance(turn, dict) else None
+    if name in TOOL_ROLES or (isinstance(turn, dict) and turn.get("tool_calls")):
+        raise RecordError(f"column {column!r}: role {name!r} calls a tool or answers for one; tools are not supported")
     if not isinstance(name, str) or name not in ROLES:
         raise RecordError(f"column {column!r}: role {name!r} is unknown; use one of {', '.join(ROLES)}")
     return ROLES[name]
 
 
-def _pieces(content: Any, column: str) -> list[str | _Place]:
-    """The texts and places of one turn, in order; empty texts are left out."""
+def _pieces(content: Any, column: str, numbers: set[int] | None) -> list[str | _Place]:
+    """The texts and places of one turn, in order; empty texts are left out. For `numbers` see `_split`."""
     blocks = content if isinstance(content, list | tuple) else [content]
     pieces: list[str | _Place] = []
     for block in blocks:
-        pieces += _read(block, column) if isinstance(block, dict) else _split("" if block is None else str(block))
+        text = "" if block is None else str(block)
+        pieces += _read(block, column, numbers) if isinstance(block, dict) else _split(text, numbers)
     return [piece for piece in pieces if piece != ""]
 
 
-def _read(block: dict[str, Any], column: str) -> list[str | _Place]:
+def _read(block: dict[str, Any], column: str, numbers: set[int] | None) -> list[str | _Place]:
     """One block of structured content, as OpenAI, TRL or Qwen write it."""
     kind = block.get("type") or ("text" if block.get("text") is not None else None)
     if kind == "text":
-        return _split(str(block.get("text") or ""))
+        return _split(str(block.get("text") or ""), numbers)
     if kind not in ("image", "image_url"):
         raise RecordError(f"column {column!r}: block type {kind!r} is not supported; use text, image or image_url")
     own = next((block[key] for key in ("image_url", "image", "url", "path", "bytes") if block.get(key)), None)
     return [_Place(own={"bytes": own} if isinstance(own, bytes) else own)]
 
 
-def _split(text: str) -> list[str | _Place]:
-    """Cut a text at its places; a second `<image1>` only mentions the picture and stays text."""
-    pieces: list[str | _Place] = []
-    end, numbers = 0, set[str]()
+def _split(text: str, numbers: set[int] | None) -> list[str | _Place]:
+    """Cut a text at its places; a number that is not, or no longer, among `numbers` (None: all) is a mention."""
+    pieces: list[str | _Place] = [""]
+    end = 0
     for match in _PLACE.finditer(text):
-        number, path = match["number"], match["path"]
-        if number is not None and number in numbers:
+        number, path = int(match["number"]) if match["number"] else None, match["path"]
+        before, end = text[end : match.start()], match.end()
+        if number is not None and numbers is not None and number not in numbers:
+            pieces[-1] = f"{pieces[-1]}{before}(image {number})"
             continue
-        numbers |= {number} if number else set()
-        pieces += [text[end : match.start()], _Place(int(number) if number else None, path.strip() if path else None)]
-        end = match.end()
-    return [*pieces, text[end:]]
+        if number is not None and numbers is not None:
+            numbers.remove(number)
+        pieces[-1] = f"{pieces[-1]}{before}"
+        pieces += [_Place(number, path.strip() if path else None), ""]
+    pieces[-1] = f"{pieces[-1]}{text[end:]}"
+    return pieces
+
+
+def _only_mentions(places: list[_Place], count: int, composite: bool) -> bool:
+    """Whether numbered places name parts of the images there are, or some of them, and none is to be put there."""
+    numbers = {place.number for place in places}
+    if not places or None in numbers or not count or 0 in numbers or any(place.own is not None for place in places):
+        return False
+    return numbers != set(range(1, count + 1)) and (composite or max(n for n in numbers if n is not None) <= count)
+
+
+def check_filled(text: str, column: str) -> None:
+    """Find a placeholder that nothing has filled.
+
+    Raises:
+        RecordError: there is one.
+    """
+    if left := _LEFTOVER.search(text):
+        raise RecordError(
+            f"column {column!r}: nothing fills the placeholder {left.group()!r}; images are read, videos, sounds and "
+            "marks without their objects are not"
+        )
 
 
 def _order(places: list[_Place], count: int, column: str) -> Sequence[int] | None:
@@ -150,5 +209,5 @@ def _block(piece: str | _Place) -> Block:
 def _plain(content: Any, column: str) -> Any:
     """The gold turn: its text, or the number or boxes it holds."""
     if isinstance(content, list) and all(isinstance(block, dict) and "type" in block for block in content):
-        return "".join(piece for piece in _pieces(content, column) if isinstance(piece, str))
+        return "".join(piece for piece in _pieces(content, column, None) if isinstance(piece, str))
     return content

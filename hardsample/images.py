@@ -21,6 +21,8 @@ from urllib.parse import unquote, unquote_to_bytes
 import numpy as np
 from PIL import ExifTags, Image
 
+from hardsample.png_exif import png_exif
+
 DEFAULT_MAX_PIXELS = 89_478_485
 """Largest picture that is opened, in pixels: Pillow's own bound (256 MB as RGB)."""
 
@@ -51,8 +53,9 @@ def open_image(ref: Any, *, max_pixels: int = DEFAULT_MAX_PIXELS, root: str | Pa
         ImageError: missing, outside the root, too large, truncated or not a picture.
     """
     with _opened(ref, max_pixels, root) as image, _explained(image, ref):
-        image.load()
-        turn = _TURNS.get(_orientation(image))
+        before = _orientation(image) if image.format == "PNG" else None  # its file is still open
+        image.load()  # Pillow turns a TIFF upright here
+        turn = _TURNS.get(_orientation(image) if before is None else before)
         rgb = to_rgb(image if turn is None else image.transpose(turn))
     rgb.info = {}
     return rgb
@@ -86,7 +89,8 @@ def as_ref(ref: Any, root: str | Path | None = None) -> ImageRef:
     """Turn whatever a record refers to into `{"bytes", "path"}`; paths come out absolute, links resolved.
 
     Args:
-        ref: path, file: or data: URI, bytes, base64 text under "bytes", or a mapping with "bytes", "path" or "url".
+        ref: path, file: or data: URI, bytes, a PIL image, base64 text under "bytes", or a mapping with "bytes", "path"
+            or "url".
         root: folder that relative paths resolve against and paths may not leave; None: paths are taken as they are.
 
     Raises:
@@ -102,6 +106,8 @@ def as_ref(ref: Any, root: str | Path | None = None) -> ImageRef:
         if inner is None:
             raise ImageError("the picture holds neither bytes nor a path; give one of them")
         return as_ref(inner, root)
+    if isinstance(ref, Image.Image):
+        return {"bytes": _png(ref), "path": None}
     if not isinstance(ref, str | os.PathLike):
         raise ImageError(f"a picture cannot be of type {type(ref).__name__}; give a path, bytes or a data: URI")
     text = os.fspath(ref)
@@ -114,6 +120,17 @@ def as_ref(ref: Any, root: str | Path | None = None) -> ImageRef:
     if kind != "path":
         raise ImageError(f"{_short(text)!r} is a web address; download the picture first and give its path")
     return {"bytes": None, "path": _resolved(text, root)}
+
+
+def _png(image: Image.Image) -> bytes:
+    """An image from memory as the bytes of a PNG; what PNG cannot hold becomes RGB."""
+    with _explained(image, image):
+        image.load()
+        kept = image if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16") else to_rgb(image)
+        turn = _TURNS.get(_orientation(image))
+        buffer = io.BytesIO()
+        (kept if turn is None else kept.transpose(turn)).save(buffer, "PNG", exif=b"")
+    return buffer.getvalue()
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -131,8 +148,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _to_grey(values: np.ndarray, mode: str) -> np.ndarray:
     """Scale numbers to uint8, shape (height, width).
 
-    16-bit: 65535 is white. 32-bit integers: the same where they fit 16 bits. Floats: 1 is white where all lie in 0-1,
-    255 where all lie in 0-255. What fits no such range is stretched from its smallest to its largest value.
+    Integers: white is the top of the fewest bits that hold them all, of 8, 10, 12 and 16, since files of 16 bits hold
+    cameras' 12 too. Floats: 1 is white where all lie in 0-1, 255 where all lie in 0-255. What fits no such range is
+    stretched from its smallest to its largest value.
     """
     if mode == "F":
         values = np.nan_to_num(values.astype(np.float64))
@@ -146,7 +164,7 @@ def _to_grey(values: np.ndarray, mode: str) -> np.ndarray:
     return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
 
 
-_WHITES: dict[str, tuple[float, ...]] = {"I": (65535.0,), "F": (1.0, 255.0)}
+_WHITES: dict[str, tuple[float, ...]] = {"I": (255.0, 1023.0, 4095.0, 65535.0), "F": (1.0, 255.0)}
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -162,10 +180,15 @@ _TURNS = {
 
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 where there is none that can be read (viewers ignore a broken one too)."""
-    if image.format == "PNG" and "exif" not in image.info:
-        return 1  # Pillow would decode the whole file to look for a late chunk
     try:
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+        if image.format != "PNG" or getattr(image, "fp", None) is None:
+            exif = image.getexif()
+        elif block := png_exif(image.fp):  # type: ignore[attr-defined]
+            exif = Image.Exif()
+            exif.load(b"Exif\0\0" + block)
+        else:
+            return 1
+        return int(exif.get(ExifTags.Base.Orientation, 1))
     except Exception:  # noqa: BLE001 - a broken EXIF block raises nearly anything, and the pixels are good
         return 1
 

@@ -15,14 +15,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
 from tqdm import tqdm
 
 from hardsample.attending import attend_to, attention_backend
 from hardsample.checks import check_images
 from hardsample.config import ScoringConfig
-from hardsample.containers import DEMO_NAMES
-from hardsample.data import Loaded, NoRecordsError, load
+from hardsample.containers import DEMO_NAMES, absolute_name
+from hardsample.data import Data, Loaded, NoRecordsError, load
 from hardsample.engines.openai import OpenAIEngine
 from hardsample.engines.results import EngineError
 from hardsample.engines.transformers import TransformersEngine, load_model, load_processor, model_fingerprint
@@ -34,7 +33,7 @@ from hardsample.store import Store, StoreError
 
 Engine = TransformersEngine | OpenAIEngine
 
-GRADED_COLUMNS = ("prompt", "solution", "grader", "options", "box_format")
+GRADED_COLUMNS = ("prompt", "solution", "answers", "grader", "options", "box_format")
 UPGRADES = {"search": ("lossless", "exhaustive"), "blind": (False, True)}
 """Settings that may change in one direction when a folder is continued: they ask for more of the same rollouts."""
 
@@ -44,7 +43,7 @@ class NothingToScoreError(ValueError):
 
 
 def score(
-    data: str | Path | Dataset,
+    data: Data,
     model: str,
     output: str | Path,
     config: ScoringConfig | None = None,
@@ -152,7 +151,7 @@ def score(
     return Scores(output)
 
 
-def load_records(data: str | Path | Dataset, output: Path, config: ScoringConfig) -> Loaded:
+def load_records(data: Data, output: Path, config: ScoringConfig) -> Loaded:
     """Load and check the records; if none fits, leave rejected.jsonl behind.
 
     Raises:
@@ -167,6 +166,7 @@ def load_records(data: str | Path | Dataset, output: Path, config: ScoringConfig
             limit=config.limit,
             strict=config.strict,
             max_pixels=config.max_pixels,
+            options_template=config.options_template,
         )
     except NoRecordsError as error:
         write_rejected(output, error.rejected)
@@ -296,9 +296,7 @@ def sample_digest(record: Mapping[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(parts, ensure_ascii=False).encode(), digest_size=16).hexdigest()
 
 
-def describe(
-    data: str | Path | Dataset, model: str, loaded: Loaded, config: ScoringConfig, engine: Engine
-) -> dict[str, object]:
+def describe(data: Data, model: str, loaded: Loaded, config: ScoringConfig, engine: Engine) -> dict[str, object]:
     """What run.json says of a run apart from its outcome."""
     settings = {name: value for name, value in vars(config).items() if name not in ("image_root", "cmab")}
     settings |= {"metric": list(config.metric)}
@@ -306,6 +304,7 @@ def describe(
     return {
         "data": data_name(data),
         "data_format": loaded.format,
+        "warnings": loaded.warnings,
         "image_root": str(Path(config.image_root).resolve()) if config.image_root else None,
         "model": model,
         "device": engine.base_url if isinstance(engine, OpenAIEngine) else str(engine.model.device),
@@ -316,12 +315,11 @@ def describe(
     }
 
 
-def data_name(data: str | Path | Dataset) -> str:
+def data_name(data: Data) -> str:
     """What run.json calls the data, so that it is found again from another working directory."""
-    if isinstance(data, Dataset):
+    if not isinstance(data, str | Path):
         return IN_MEMORY
-    known = str(data) in DEMO_NAMES or not Path(data).exists()
-    return str(data) if known else str(Path(data).resolve())
+    return str(data) if str(data) in DEMO_NAMES else absolute_name(str(data))
 
 
 __all__ = ["EngineError", "NothingToScoreError", "RejectedError", "ScoringConfig", "score"]

@@ -68,6 +68,8 @@ _RANGE = re.compile(
     r"\d[\d.,]*\s*[-–—]\s*\d[\d.,]*%?|[A-Z]\s*/\s*[A-Z]|[a-z]{2,}/[a-z]{2,}|->|\d+[A-Z]|[A-Z]+-?\d+[A-Z]?"
 )
 _MARKER = re.compile(r"\(([A-J])\)")
+_INLINE_MARKER = re.compile(r"(?:^|(?<=[;,；\s]))\(?([A-Z])[.:)]\s*")
+_OWN_LETTER = re.compile(r"\s*\(?([A-Z])(?:[.:]\s+|\)\s*)(?=\S)")
 _LINE_MARKER = re.compile(r"^[ \t]*([A-J])[.:)]", re.MULTILINE)
 
 
@@ -152,14 +154,22 @@ def choose_grader(verifier: Any, options: list[str] | None, solution: str, wante
 
 
 def given_options(value: Any) -> list[str] | None:
-    """Options of a column as a list of texts: a list, {"A": …} in its order, or JSON or lettered lines in one text."""
+    """Options of a column as a list of texts, without letters of their own in front.
+
+    Taken: a list of texts or of `{"label", "text"}`, {"A": …} in its order, {"label": […], "text": […]}, and as one
+    text the JSON or Python of these, lettered lines, or `A. …; B. …`.
+    """
     if isinstance(value, str):
         parsed = read_literal(value)
-        value = parsed if isinstance(parsed, list | dict) else (written_options(value) or [])
+        value = parsed if isinstance(parsed, list | dict) else (written_options(value) or _in_one_line(value))
     if isinstance(value, Mapping):
+        texts = next((value[key] for key in ("text", "texts") if isinstance(value.get(key), list | tuple)), None)
         # a typed file gives every record all letters, null where it has none
-        value = [text for text in value.values() if text is not None]
-    return [solution_text(option) for option in value] or None if isinstance(value, list | tuple) else None
+        value = texts if texts is not None else list(value.values())
+    if not isinstance(value, list | tuple):
+        return None
+    options = [solution_text(_option_of(option)) for option in value if option is not None]
+    return _unlettered(options) or None
 
 
 def written_options(question: str) -> list[str]:
@@ -178,6 +188,31 @@ def written_options(question: str) -> list[str]:
             texts = [question[mark.end() : end] for mark, end in zip(run, ends, strict=True)]
             return [text.strip() for text in texts[:-1]] + [texts[-1].strip().split("\n")[0].strip()]
     return []
+
+
+def _in_one_line(text: str) -> list[str]:
+    """The options of `A. one; B. two; C. three`, from A without a gap."""
+    marks = list(_INLINE_MARKER.finditer(text))
+    if len(marks) < 2 or [mark.group(1) for mark in marks] != list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(marks)]):
+        return []
+    ends = [mark.start() for mark in marks[1:]] + [len(text)]
+    return [text[mark.end() : end].strip().rstrip(";,；").strip() for mark, end in zip(marks, ends, strict=True)]
+
+
+def _option_of(option: Any) -> Any:
+    """An option's own text where it is a mapping with a label beside it."""
+    if isinstance(option, Mapping):
+        return next((option[key] for key in ("text", "content", "value", "option") if option.get(key)), option)
+    return option
+
+
+def _unlettered(options: list[str]) -> list[str]:
+    """Options without the letters in front of them, where all have their own: `A. cat`, `(B) dog`."""
+    found = [_OWN_LETTER.match(option) for option in options]
+    letters = [match.group(1) for match in found if match]
+    if len(options) < 2 or letters != list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(options)]):
+        return options
+    return [option[match.end() :].strip() for option, match in zip(options, found, strict=True) if match]
 
 
 def is_among(solution: str, options: list[str]) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from datasets import Dataset, Image, List
 
 from hardsample.data import load
+from hardsample.option_text import DEFAULT_TEMPLATE
 from hardsample.output import IN_MEMORY, OutputError, Scores
 from hardsample.strata import Verdict, control_rows, parse_subset, subset_rows
 
@@ -55,7 +56,11 @@ def source_records(scores: Scores, ids: list[str], decode: bool = True) -> Datas
         raise OutputError("the run scored a Dataset from memory: select its rows with the ids of Scores.subset instead")
     settings = scores.run["settings"]
     loaded = load(
-        data, image_root=scores.run["image_root"], grader=settings["grader"], max_pixels=settings["max_pixels"]
+        data,
+        image_root=scores.run["image_root"],
+        grader=settings["grader"],
+        max_pixels=settings["max_pixels"],
+        options_template=settings.get("options_template", DEFAULT_TEMPLATE),
     )
     place = {sample: row for row, sample in enumerate(loaded.dataset["id"])}
     missing = [sample for sample in ids if sample not in place]

@@ -171,7 +171,8 @@ def summary(scores: Scores) -> RenderableType:
         parts.append(cross_table(list(scores.table["stratum"]), list(scores.table["cmab_stratum"]), "PISM and CMAB"))
     warnings = [Text(f"! {sentence}", style="bold yellow") for sentence in run["signatures"]]
     table = strata_table(list(scores.table["ability"]), list(scores.table["stratum"]), title)
-    return Group(table, *parts, *map(Text, lines), *warnings, Text(f"results    {scores.directory}"))
+    first = [Text(f"! {sentence}", style="bold yellow") for sentence in run.get("warnings", [])]
+    return Group(*first, table, *parts, *map(Text, lines), *warnings, Text(f"results    {scores.directory}"))
 
 
 def finish_lines(counts: Mapping[str, Any]) -> list[str]:

@@ -26,7 +26,6 @@ MOST_REFERENCE_CHARS = 64
 MOST_FIELD_CHARS = 1 << 28
 """A longer field is a quote that is never closed."""
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-ASKS_FOR_LETTER = "Answer with the letter of the right option."
 ASKS_FOR_YES_OR_NO = "Answer yes or no."
 _PLACE = re.compile(r"<image ?(\d{0,3})>")
 _YES_NO = ("Yes", "No")
@@ -62,7 +61,7 @@ def read_table(path: Path) -> Iterator[dict[str, Any] | RecordError]:
         try:
             yield _record(row, pictures)
         except RecordError as error:
-            yield error
+            yield RecordError(str(error), row.get("index") or None)
 
 
 def write_predictions(
@@ -141,27 +140,30 @@ def _record(row: Row, pictures: _Pictures) -> dict[str, Any]:
         images = record["image_path"] = as_list(row["image_path"])
     given = bool(options) or row.get("choices", "") not in ("", "nan", "[]")  # MathVista's, written in its question
     yes_no = row.get("answer", "").strip().capitalize() in _YES_NO and not given
+    question = _question(row)
+    if yes_no and question:
+        question = f"{question}\n{ASKS_FOR_YES_OR_NO}"
+    record["question"], *options = _mentions([question, *options], len(images))
     if options or yes_no:
         record["options"] = options or list(_YES_NO)
-    record["question"] = _question(row, options, yes_no, len(images))
     return record
 
 
-def _question(row: Row, options: list[str], yes_no: bool, images: int) -> str:
-    """Hint, question, options and how to answer, in our own words."""
+def _question(row: Row) -> str:
+    """Hint and question; the options are written below it where all formats' are."""
     question = row.get("question", "")
-    if not question.strip():
-        return ""
     hint = row.get("hint", "")
-    parts = [f"Hint: {hint}"] if hint and hint != "nan" else []
-    parts += [question, *(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))]
-    parts += [ASKS_FOR_LETTER] if options else [ASKS_FOR_YES_OR_NO] if yes_no else []
-    text = "\n".join(parts)
-    places = {found.group(1) for found in _PLACE.finditer(text)}
-    if places and places != {str(number) for number in range(1, images + 1)}:
-        # places that do not name each picture once: the pictures go first, and the text only mentions them
-        text = _PLACE.sub(lambda found: f"(image {found.group(1)})" if found.group(1) else "(image)", text)
-    return text
+    return f"Hint: {hint}\n{question}" if question.strip() and hint and hint != "nan" else question.strip() and question
+
+
+def _mentions(texts: list[str], images: int) -> list[str]:
+    """Texts whose places name each image once, or else only mention them, and the images go first."""
+    places = {found.group(1) for text in texts for found in _PLACE.finditer(text)}
+    if not places or places == {str(number) for number in range(1, images + 1)}:
+        return texts
+    return [
+        _PLACE.sub(lambda found: f"(image {found.group(1)})" if found.group(1) else "(image)", text) for text in texts
+    ]
 
 
 def _options(row: Row) -> list[str]:
@@ -215,8 +217,9 @@ def _rows(path: Path, place: int | None = None) -> Iterator[Row | RecordError]:
             if isinstance(fields, RecordError):
                 yield fields
             elif len(fields) != len(names):
+                index = fields[names.index("index")] if "index" in names[: len(fields)] else None
                 yield RecordError(
-                    f"the row has {len(fields)} fields, the first line {len(names)}: mend tabs and quotes"
+                    f"the row has {len(fields)} fields, the first line {len(names)}: fix tabs and quotes", index or None
                 )
             else:
                 yield dict(zip(names, fields, strict=True))

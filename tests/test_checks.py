@@ -1,7 +1,9 @@
 """What a processor refuses is set aside from headers alone, asked once for each kind of picture."""
 
 import json
+import logging
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -94,3 +96,15 @@ def test_a_real_processor(tmp_path):
     kept, rejected = check_images(load(tmp_path / "data.jsonl").dataset, Qwen2VLImageProcessorPil())
     assert kept["id"] == ["0"]
     assert "aspect ratio" in rejected[0].reason
+
+
+def test_transformers_says_once_what_it_says_of_each_tiny_image(tmp_path, caplog):
+    from transformers.image_utils import infer_channel_dimension_format
+
+    Image.new("RGB", (1, 1)).save(tmp_path / "one.png")
+    (tmp_path / "data.jsonl").write_text(json.dumps({"problem": "Q", "solution": "1", "image": "one.png"}))
+    check_images(load(tmp_path / "data.jsonl").dataset, None)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(12):
+            infer_channel_dimension_format(np.zeros((3, 1, 1)))
+    assert sum("channel dimension is ambiguous" in one.getMessage() for one in caplog.records) <= 1

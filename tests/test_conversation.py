@@ -35,7 +35,7 @@ def test_the_gold_turn_goes_and_earlier_turns_stay():
         ("<image>\nQ", ["a"], [IMAGE, text("\nQ")], ["a"]),
         ("x<image>y<image>z", ["a", "b"], [text("x"), IMAGE, text("y"), IMAGE, text("z")], ["a", "b"]),
         ("<image2> and <image1>", ["a", "b"], [IMAGE, text(" and "), IMAGE], ["b", "a"]),
-        ("<image 1> Q: see <image 1>", ["a"], [IMAGE, text(" Q: see <image 1>")], ["a"]),
+        ("<image 1> Q: see <image 1>", ["a"], [IMAGE, text(" Q: see (image 1)")], ["a"]),
         ("<image1><image>Q", ["a", "b"], [IMAGE, IMAGE, text("Q")], ["a", "b"]),
         ("<img> a b.png </img>Q", [], [IMAGE, text("Q")], ["a b.png"]),
         ("<img>a</img>Q<image>", ["b"], [IMAGE, text("Q"), IMAGE], ["a", "b"]),
@@ -79,3 +79,55 @@ def test_pictures_without_a_place_go_before_the_first_user_turn_not_the_system_t
 def test_conversations_that_do_not_fit(turns, images, message):
     with pytest.raises(RecordError, match=message):
         read_conversation(turns, images, "messages")
+
+
+@pytest.mark.parametrize(
+    ("content", "blocks"),
+    [
+        ("<image1>\nfirst: <image2>, last: <image3>", "\nfirst: (image 2), last: (image 3)"),
+        ("The ant <image1> walks home <image2>. The ant <image1>?", "The ant (image 1) walks home (image 2). The"),
+        ("Which?\n<image2>", "Which?\n(image 2)"),
+    ],
+)
+def test_numbers_of_one_composite_image_are_mentions(content, blocks):
+    talk = read_conversation(content, ["a"], "question", composite=True)
+    assert talk.images == ["a"]
+    image, said = talk.prompt[0]["content"]
+    assert image == IMAGE
+    assert blocks.removeprefix("\n") in said["text"] or said["text"].startswith(blocks)
+    assert "<image" not in said["text"]
+    with pytest.raises(RecordError, match="for 1 images"):
+        read_conversation(content, ["a"], "question")
+
+
+def test_numbers_that_name_a_part_of_several_images_are_mentions():
+    talk = read_conversation("What is in <image 2>?", ["a", "b", "c"], "question")
+    assert talk.prompt == [user(IMAGE, IMAGE, IMAGE, text("What is in (image 2)?"))]
+    assert talk.images == ["a", "b", "c"]
+
+
+def test_a_number_that_comes_again_in_a_later_turn_is_a_mention():
+    turns = [("user", "<image1> and <image2>"), ("assistant", "x"), ("user", "in <image1>?")]
+    talk = read_conversation([{"role": role, "content": said} for role, said in turns], ["a", "b"], "messages")
+    assert talk.prompt[2] == user(text("in (image 1)?"))
+
+
+@pytest.mark.parametrize(
+    "left", ["<video>", "<audio>", "<bbox>", "<ref-object>", "<VIDEO>", "<|image_pad|>", "<|vision_start|>", "<video1>"]
+)
+def test_placeholders_that_nothing_fills(left):
+    for turns in (f"{left}How many?", [{"role": "system", "content": left}, {"role": "user", "content": "Q"}]):
+        with pytest.raises(RecordError, match="nothing fills the placeholder") as error:
+            read_conversation(turns, [], "messages")
+        assert repr(left) in str(error.value)
+    assert read_conversation("Is a <b> tag or x<y>z?", [], "problem").prompt == [user(text("Is a <b> tag or x<y>z?"))]
+
+
+@pytest.mark.parametrize("role", ["tool", "function_call", "observation", "tool_response"])
+def test_tools_are_rejected(role):
+    turns = [{"from": "human", "value": "Q"}, {"from": role, "value": "{}"}, {"from": "gpt", "value": "3"}]
+    with pytest.raises(RecordError, match=f"role '{role}' calls a tool or answers for one; tools are not supported"):
+        read_conversation(turns, [], "conversations")
+    calls = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": None, "tool_calls": [{}]}]
+    with pytest.raises(RecordError, match="tools are not supported"):
+        read_conversation(calls, [], "messages")

@@ -201,3 +201,22 @@ def test_the_log_names_the_format(root, caplog):
     with caplog.at_level("INFO", logger="hardsample.data"):
         load(jsonl(root, record(), {"problem": "Q", "answer": "5"}, record(), {"foo": 1}))
     assert "format ms-swift (ms-swift 2, easyr1 1), 1 records set aside" in caplog.text
+
+
+def test_what_pillow_warns_of_names_the_file_once(root, caplog):
+    broken = io.BytesIO()
+    Image.new("RGB", (4, 3)).save(broken, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\xff\xff")
+    (root / "odd.jpg").write_bytes(broken.getvalue())
+    with caplog.at_level("WARNING", logger="hardsample.data"):
+        loaded = load(jsonl(root, record(image="odd.jpg"), record(image="odd.jpg"), record(image="a.png")))
+    assert len(loaded.dataset) == 3
+    (said,) = [one.getMessage() for one in caplog.records]
+    assert re.fullmatch(r"image /.*/odd\.jpg: .*EXIF.*", said), said
+
+
+def test_warnings_are_logged_with_the_datas_name(root, caplog):
+    with caplog.at_level("WARNING", logger="hardsample.data"):
+        loaded = load(jsonl(root, record(problem="What is in the picture?"), record(image="a.png")))
+    (warning,) = loaded.warnings
+    assert warning.startswith("1 of 2 records have no image, though their question speaks of one")
+    assert f"data.jsonl: {warning}" in caplog.text

@@ -31,6 +31,7 @@ ASKED = [{"role": "user", "content": "<image>Q"}]
 TALK = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "5"}]
 SHARED_TALK = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": 5.0}]
 ORSTA = {"answer": "9", "ground_truth": "5", "verifier": "mathverify"}
+FOUR_OR_FIVE = "A. 4\nB. 5\nAnswer with the letter of the right option."
 KNOWN = [
     ("vlmevalkit", {"index": "1", "question": "Q", "image": ["a"], "answer": "5"}),
     ("ms-swift", {"messages": ASKED, "images": ["a"], "solution": "5"}),
@@ -49,6 +50,14 @@ KNOWN = [
     ("r1v-eval", {"image_path": "a", "question": "Q", "ground_truth": "5"}),
     ("math-v", {"question": "<image1>Q", "image": "a", "options": [], "answer": "5", "solution": None}),
     ("dynamath", {"question": "Q", "answer": "5", "image": "a", "answer_type": "float"}),
+    ("mm-eureka", {"conversations": [{"role": "user", "content": "<image>Q"}], "image_urls": ["a"], "answer": "5"}),
+    ("chartqa", {"image": "a", "query": "Q", "label": ["5"], "human_or_machine": 0}),
+    ("mmmu", {"question": "<image 1>Q", "options": "[]", "image_1": "a", "image_2": None, "answer": "5"}),
+    ("a-okvqa", {"image": "a", "question": "Q", "choices": ["4", "5"], "correct_choice_idx": 1}),
+    ("mathvista", {"pid": "1", "question": "Q", "query": "Hint: Q", "decoded_image": "a", "answer": "5"}),
+    ("ocrbench", {"image": "a", "question": "Q", "question_type": "Digits", "answer": ["5"]}),
+    ("vqa", {"image": "a", "question": "Q", "answers": ["5", "5"]}),
+    ("alpaca", {"instruction": "<image>Q", "input": "", "output": "5", "images": ["a"]}),
     ("hardsample", {"prompt": [user(IMAGE, text("Q"))], "images": ["a"], "solution": "5", "grader": "math"}),
 ]
 
@@ -56,11 +65,13 @@ KNOWN = [
 @pytest.mark.parametrize(("name", "raw"), KNOWN)
 def test_each_format(name, raw):
     record = canonical(raw, 7)
-    assert (record.format, record.images, record.solution, record.grader) == (name, ["a"], "5", "math")
-    assert record.prompt == [user(IMAGE, text("Q"))]
+    gold = ("B", "choice") if name == "a-okvqa" else ("5", "math")
+    assert (record.format, record.images, record.solution, record.grader) == (name, ["a"], *gold)
+    assert record.prompt[0]["content"][:2] == [IMAGE, text("Q" if name != "a-okvqa" else f"Q\n{FOUR_OR_FIVE}")]
     assert record.id == str(raw.get("id", 7))
     assert record.extra.get("response") == (raw.get("response") if raw.get("solution") == "5" else None)
-    assert not {"image", "images", "messages", "conversations", "problem", "query"} & set(record.extra)
+    spare = set() if name == "mathvista" else {"query"}
+    assert not {"image", "images", "messages", "conversations", "problem", *spare} & set(record.extra)
 
 
 def test_every_format_is_met_above():
@@ -77,11 +88,15 @@ def test_every_format_is_met_above():
         ({"messages": [], "solution": "5"}, "column 'messages' is empty"),
         (
             {"problem": "Q", "solution": ""},
-            "no solution: 'solution' and 'response' and 'ground_truth' hold nothing; give",
+            "no solution: 'solution' and 'response' and 'ground_truth' and 'answers' hold nothing; give",
         ),
         ({"problem": "Q", "answer": None}, "no solution"),
         ({"problem": "Q", "answer": []}, "no solution"),
-        ({"messages": [{"role": "user", "content": "Q"}]}, "no solution: 'the last assistant turn'"),
+        ({"question": "Q", "answer": float("nan")}, "no solution"),
+        (
+            {"messages": [{"role": "user", "content": "Q"}]},
+            "no solution: 'answer' and .* and 'the last assistant turn'",
+        ),
         ({"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": " "}]}, "no solution"),
         ({"problem": "Q", "solution": "5", "id": ["x"]}, r"column 'id' holds \['x'\]; give a text or a number"),
     ],
@@ -195,14 +210,17 @@ def test_options_leave_verls_instruction_out():
     assert record.prompt == [user(text("Q\n(A) yellow\n(B) red You FIRST think."))]
 
 
+KEYS = "role from content value type text image_url bbox ref answer path"
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=12)
-    | st.sampled_from(["<image>", "<image1>Q", "<img>a</img>", "\\boxed{B}", "(A) x (B) y", "user", "assistant"]),
+    | st.sampled_from(["<image>", "<image1>Q", "<img>a</img>", "\\boxed{B}", "(A) x (B) y", "user", "assistant"])
+    | st.sampled_from(["['a', 'b']", "A, C", "A. x; B. y", "<bbox>", "<video>", '[{"role": "user", "content": "Q"}]']),
     lambda inside: st.lists(inside, max_size=3)
-    | st.dictionaries(st.sampled_from("role from content value type text image_url".split()), inside, max_size=4),
+    | st.dictionaries(st.sampled_from(KEYS.split()), inside, max_size=4),
     max_leaves=8,
 )  # fmt: skip
 COLUMNS = ["prompt", "messages", "conversations", "query", "question", "problem", "solution", "answer", "ground_truth"]
+COLUMNS += ["instruction", "output", "label", "answers", "objects", "image_1", "img", "correct_choice_idx", "hint"]
 COLUMNS += ["response", "images", "image", "options", "choices", "reward_model", "id", "ability", "grader", "system"]
 
 

@@ -280,3 +280,68 @@ def test_a_header_is_read_anew_when_the_file_changes(tmp_path):
     assert image_header(path) == (3, 2, "L")
     path.write_bytes(encode(Image.new("RGB", (50, 40))))
     assert image_header(path) == (50, 40, "RGB")
+
+
+def chunk(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def exif_block(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    return exif.tobytes().removeprefix(b"Exif\0\0")
+
+
+def profile(block: bytes, kind: bytes, packed: bytes) -> bytes:
+    """The EXIF block as ImageMagick writes it: hexadecimal text in lines."""
+    digits = (b"Exif\0\0" + block).hex()
+    lines = "\n".join(digits[i : i + 72] for i in range(0, len(digits), 72))
+    text = f"\n{kind.decode()}\n{len(digits) // 2:8}\n{lines}\n".encode()
+    keyword = b"Raw profile type " + kind + b"\0"
+    if packed == b"zTXt":
+        return chunk(packed, keyword + b"\0" + zlib.compress(text))
+    if packed == b"iTXt":
+        return chunk(packed, keyword + b"\0\0\0\0" + text)
+    return chunk(packed, keyword + text)
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+@pytest.mark.parametrize("way", ["eXIf", "exif tEXt", "exif zTXt", "APP1 zTXt", "exif iTXt"])
+def test_a_pngs_orientation_wherever_it_is_written(way, place, tmp_path):
+    stored = Image.new("RGB", (8, 4), WHITE)
+    stored.paste(RED, (0, 0, 4, 2))
+    data = encode(stored)
+    kind, _, packed = way.partition(" ")
+    added = chunk(b"eXIf", exif_block(6)) if way == "eXIf" else profile(exif_block(6), kind.encode(), packed.encode())
+    at = data.index(b"IDAT" if place == "before" else b"IEND") - 4
+    data = data[:at] + added + data[at:]
+    (tmp_path / "a.png").write_bytes(data)
+    for ref in (data, tmp_path / "a.png"):
+        assert image_header(ref) == (4, 8, "RGB")
+        opened = open_image(ref)
+        assert opened.size == (4, 8)
+        # turned to the right: the corner that was at the top left is at the top right
+        assert (opened.getpixel((3, 0)), opened.getpixel((0, 7))) == (RED, WHITE)
+    cut = data[: at + len(added) // 2]
+    if place == "after":
+        assert image_header(cut) == (8, 4, "RGB")  # a block that is cut off is none
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize(("top", "white"), [(255, 255), (1023, 1023), (4095, 4095), (4000, 4095), (40000, 65535)])
+def test_fewer_bits_in_a_file_of_sixteen_are_not_black(kind, top, white):
+    data = encode(Image.fromarray(np.array([[0, top // 2, top]], np.uint16)), kind)
+    grey = np.asarray(open_image(data))[0, :, 0].tolist()
+    assert grey == [round(value * 255 / white) for value in (0, top // 2, top)]
+
+
+def test_an_image_in_memory_becomes_bytes_upright():
+    image = Image.new("RGB", (4, 2), RED)
+    exif = image.getexif()
+    exif[ExifTags.Base.Orientation] = 6
+    lazy = Image.open(io.BytesIO(encode(image, "JPEG", exif=exif, quality=95)))
+    for given, size in ((image.copy(), (4, 2)), (lazy, (2, 4)), (Image.new("CMYK", (4, 2)), (4, 2))):
+        ref = as_ref(given)
+        assert image_header(ref)[:2] == size
+        assert open_image(ref).size == size
+    assert image_header(as_ref(Image.new("I;16", (3, 2), 7)))[2] == "I;16"

@@ -40,6 +40,7 @@ INSTRUCTION += (
 )
 TRL_SYSTEM = "A conversation between user and assistant. The assistant first thinks, then answers."
 
+BELOW = [("text", "\nA. yellow\nB. red\nC. purple\nD. green\nAnswer with the letter of the right option.")]
 COLOURS = ["yellow", "red", "purple", "green"]
 NUMBERS = ["12", "13", "14", "15"]
 
@@ -88,7 +89,7 @@ EXPECTED = {
     "mathv_native.jsonl": (
         "math-v",
         [
-            ([("user", [("text", text + "\n"), ("image", None)])], *record[1:5], str(i))
+            ([("user", [("text", text + "\n"), ("image", None), *BELOW[:1] * (i == 2)])], *record[1:5], str(i))
             for i, (text, record) in enumerate(zip((BEVERAGES, COLOUR, SQUARES), FOUR, strict=False), 1)
         ],
     ),
@@ -188,8 +189,8 @@ def test_dev_set():
     graders = {record["id"]: grader for record, grader in zip(raw, loaded.dataset["grader"], strict=True)}
     assert {name: list(graders.values()).count(name) for name in set(graders.values())} == {
         "math": 197,
-        "choice": 127,
-        "text": 121,
+        "choice": 139,
+        "text": 109,
     }
     choices = [row for row in loaded.dataset if row["source"] == "puzzlevqa"]
     assert len(choices) == 60

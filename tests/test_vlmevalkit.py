@@ -249,3 +249,31 @@ def test_predictions_are_refused_where_they_cannot_be_written(demo_table, tmp_pa
     with pytest.raises(TableError, match="has a completion"):
         write_predictions(demo_table, tmp_path / "a.tsv", lambda _: None)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rejected_row_keeps_its_index(tmp_path):
+    path = tmp_path / "data.tsv"
+    lines = [
+        "index\timage\tquestion\tA\tB\tanswer\n",
+        f"7\t{picture()}\tq?\tx\ty\tA\n",
+        "8\tnobody\tq?\tx\ty\tA\n",
+        f"9\t{picture()}\tq?\t\ty\tB\n",
+        "10\tonly\tfour\tfields\n",
+        f"11\t{picture()}\tq?\tx\ty\tE\n",
+    ]
+    path.write_text("".join(lines))
+    loaded = load(path)
+    assert loaded.dataset["id"] == ["7"]
+    assert [(one.number, one.id) for one in loaded.rejected] == [(1, "8"), (2, "9"), (3, "10"), (4, "11")]
+    assert "'E' is none of the 2 options (A. x, B. y)" in loaded.rejected[3].reason
+
+
+def test_options_are_written_by_the_template_and_may_have_places(tmp_path):
+    two = str([picture("red", (10, 8)), picture("blue", (20, 8))])
+    row = {"index": "1", "image": two, "question": "which is blue?", "A": "<image 1>", "B": "<image 2>", "answer": "B"}
+    path = write(tmp_path / "data.tsv", [row, row | {"index": "2", "B": "none", "A": "see <image 2>"}])
+    first, second = load(path, options_template="({letter}) {option}").dataset
+    assert text(first) == "which is blue?\n(A) <image>\n(B) <image>"
+    assert text(second) == "<image><image>which is blue?\n(A) see (image 2)\n(B) none"
+    assert second["options"] == ["see (image 2)", "none"]
+    assert text(load(path, options_template="none").dataset[1]) == "<image><image>which is blue?"

@@ -33,7 +33,8 @@ def completion_dataset(
         Columns prompt, completion and images (none if no sample has one), and how many targets are of which kind.
     """
     columns = [column] if column else [name for name in REASONING_COLUMNS if name in data.column_names]
-    named = [name for name in ("solution", "grader", "options", "box_format", *columns) if name in data.column_names]
+    graded = ("solution", "answers", "grader", "options", "box_format")
+    named = [name for name in (*graded, *columns) if name in data.column_names]
     counts: Counter[str] = Counter()
     texts = []
     with Grader() as grader:

@@ -20,10 +20,11 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 from trl.rewards import accuracy_reward, get_soft_overlong_punishment, reasoning_accuracy_reward, think_format_reward
 
-from hardsample.config import ScoringConfig
+from hardsample.config import ScoringConfig, help_of
 from hardsample.data import Loaded, load
 from hardsample.engines.transformers import load_processor
 from hardsample.grading import correctness_reward
+from hardsample.option_text import DEFAULT_TEMPLATE
 from hardsample.output import RUN_FILE, OutputError, write_rejected
 from hardsample.scoring import demo_model, score
 from hardsample.trainer.config import DifficultyAwareGRPOConfig
@@ -67,6 +68,7 @@ class TrainingArguments:
     grader: str | None = field(
         default=None, metadata={"help": "grader of records that do not say, as in hardsample score"}
     )
+    options_template: str = field(default=DEFAULT_TEMPLATE, metadata={"help": help_of("options_template")})
     reward_funcs: list[str] = field(
         default_factory=lambda: ["correctness"],
         metadata={
@@ -295,6 +297,7 @@ def _load(training: TrainingArguments, name: str, output: Path | None) -> Loaded
         name,
         image_root=training.image_root,
         grader=training.grader,
+        options_template=training.options_template,
         limit=training.dataset_limit if output is not None else None,
     )
     if output is not None and loaded.rejected:

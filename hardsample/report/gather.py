@@ -20,6 +20,7 @@ from hardsample.evaluation import GROUPS
 from hardsample.formats import Record
 from hardsample.intervals import Interval, accuracy_interval
 from hardsample.kernels.reference import mask_key
+from hardsample.option_text import DEFAULT_TEMPLATE
 from hardsample.output import IN_MEMORY, RUN_FILE, OutputError, Scores
 from hardsample.strata import LABELS, STRATA
 
@@ -160,7 +161,11 @@ def _source(scores: Scores, ids: list[str], wanted: set[str], data: str | None, 
     names: dict[str, str] = {}
     try:
         found, folder = unchecked(
-            data or run["data"], image_root=root, grader=settings["grader"], limit=settings["limit"]
+            data or run["data"],
+            image_root=root,
+            grader=settings["grader"],
+            limit=settings["limit"],
+            options_template=settings.get("options_template", DEFAULT_TEMPLATE),
         )
         for record in found:
             if record.id in wanted:
