@@ -80,7 +80,7 @@ def score(
     except OSError as error:
         raise StoreError(f"the folder {output} cannot be made ({error.strerror}): choose another --output") from error
     loaded = load_records(data, output, config)
-    name = demo_model(model)
+    name = demo_model(model) if config.engine == "transformers" else model  # a server's names are its own
     processor = load_processor(name, config.trust_remote_code) if config.engine == "transformers" else None
     dataset, refused = check_images(loaded.dataset, processor, max_pixels=config.max_pixels)
     rejected = [*loaded.rejected, *refused]
