@@ -17,8 +17,8 @@ from hardsample.ladders import Ladder, Place
 from hardsample.pism import PismConfig, max_rollouts
 from hardsample.strata import level_passes, needed_successes
 
-DRAWS = 32
-"""Guesses of the success rates that an expectation and its bounds are made of."""
+DRAWS, NUMBERS = 32, 2_000_000
+"""Guesses of the success rates that an expectation and its bounds are made of; fewer where they are of more numbers."""
 BELIEF = 8.0
 """Rollouts that a model of a whole level counts for at one of its places."""
 HARDER, SPREAD = 0.3, 1.0
@@ -56,6 +56,7 @@ class Forecast:
         needed = needed_successes(config.num_masks, config.tau)
         levels, failures = len(config.ratios), config.num_masks - needed + 1
         self._kinds = _Kinds(needed, failures)
+        self._draws = max(4, min(DRAWS, NUMBERS // (levels * needed * failures)))
         self._at = np.zeros((levels, needed, failures), dtype=np.int64)
         self._seen = np.zeros((2, levels, needed, failures), dtype=np.int64)
         self._sure = without * max_rollouts(config, has_image=False)
@@ -120,7 +121,7 @@ class Forecast:
         ahead = rollouts_ahead(self._success_rates())
         totals = (ahead * self._at).sum(axis=(1, 2, 3))
         # of so few ladders chance counts too: what one has left varies by about as much as it is
-        chance = np.random.default_rng(1).standard_normal(DRAWS)
+        chance = np.random.default_rng(1).standard_normal(self._draws)
         totals += chance * np.sqrt((ahead**2 * self._at).sum(axis=(1, 2, 3)))
         totals = np.maximum(totals, self._at.sum()) + self._sure
         low, expected, high = np.quantile(totals, (BOUNDS[0], 0.5, BOUNDS[1]))
@@ -131,13 +132,13 @@ class Forecast:
         """Guesses of how often the next rollout at each place succeeds."""
         rng = np.random.default_rng(0)  # the same guesses each time: an estimate moves by what is seen only
         _, levels, needed, limit = self._seen.shape
-        rates = np.empty((DRAWS, levels, needed, limit))
-        belief = np.zeros((DRAWS, len(self._kinds.rates)))
+        rates = np.empty((self._draws, levels, needed, limit))
+        belief = np.zeros((self._draws, len(self._kinds.rates)))
         for level in range(levels):
             failed, succeeded = self._seen[:, level]
             weights = belief + self._kinds.likelihood(succeeded, failed)
             weights = np.exp(weights - weights.max(axis=1, keepdims=True)).cumsum(axis=1)
-            kinds = (weights < rng.random((DRAWS, 1)) * weights[:, -1:]).sum(axis=1)
+            kinds = (weights < rng.random((self._draws, 1)) * weights[:, -1:]).sum(axis=1)
             model = self._kinds.rates[kinds]
             rates[:, level] = rng.beta(BELIEF * model + succeeded, BELIEF * (1 - model) + failed)
             belief = self._kinds.after[kinds]

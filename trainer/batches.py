@@ -13,7 +13,6 @@ from trl import GRPOTrainer
 
 from hardsample.trainer.rows import Places, RowNumbers, read_rows
 from hardsample.trainer.sampler import prompt_order
-from hardsample.trainer.sumtree import Rows
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +32,8 @@ class RowBatches(GRPOTrainer):
     """Whether TRL's own loader gives the batches, in TRL's own order."""
     _chosen = False
     """Whether rows are chosen for a generation that has not begun."""
-    _rows: Rows | None = None
-    """Of the prompts of the generation under way, on all ranks."""
+    _rows: Any = None
+    """Of the prompts of the generation under way, on all ranks; None before the first."""
     _read_samples: dict[int, dict[str, Any]] | None = None
     """By row, of this rank's share of them; None if they have not been read."""
 
