@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from tqdm import tqdm
 
 from hardsample.attention import use_attention_mass, why_not_attention_mass
 from hardsample.cmab import CmabConfig, attention_balance, sample_balance
@@ -28,6 +27,7 @@ from hardsample.engines.transformers import Prepared, TransformersEngine
 from hardsample.kernels.ops import chosen
 from hardsample.ladders import Ladder
 from hardsample.masses import SampleMasses
+from hardsample.progress import CountProgress, Display
 from hardsample.shared_prefill import shared_masses, why_not_shared
 from hardsample.store import Attention, Store
 from hardsample.teacher_forcing import forced_masses, teacher_forced
@@ -109,7 +109,7 @@ def attend_to(
         return None, told | {"reason": reason}
     found = {ladder.row: ladder.record["id"] for ladder in ladders if ladder.has_image}
     name = _definition_of(engine, config, copy)
-    bar = tqdm(total=store.count_unattended(name), unit="completion", desc="attention", disable=not progress)
+    bar = CountProgress(store.count_unattended(name), "completions", Display("attention", progress))
     began = time.perf_counter()
 
     def advance(completions: int) -> None:

@@ -229,7 +229,8 @@ def experiment(
         int, typer.Option(min=1, help="trainings side by side; each takes that share of the cores, or one of the GPUs")
     ] = 1,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="print what would be trained and what it costs, and end; scores first")
+        bool,
+        typer.Option("--dry-run", help="print what would be trained and what it takes, and end; nothing is computed"),
     ] = False,
     options: Annotated[bool, typer.Option("--options", help="explain every option of the file")] = False,
 ) -> None:
@@ -245,8 +246,8 @@ def experiment(
     from hardsample.trainer import experiment as work
     from hardsample.trainer.experiment_config import explain_options, read_experiment
     from hardsample.trainer.experiment_folder import RESULTS_JSON, RESULTS_PAGE
-    from hardsample.trainer.summary import costs
-    from hardsample.trainer.tables import plan_table, recipe_table
+    from hardsample.trainer.preview import preview
+    from hardsample.trainer.tables import recipe_table
 
     if options:
         print(explain_options())
@@ -260,10 +261,7 @@ def experiment(
         except ValueError as error:
             raise typer.BadParameter(str(error)) from error
         if dry_run:
-            work.check_folder(wanted)
-            work.score_first(wanted)
-            plan, strata = work.laid_out(wanted)
-            OUT.print(plan_table(costs(wanted, plan), plan.cells, [one.note for one in strata if one.note]))
+            OUT.print(preview(wanted))
             return
         found = work.run_experiment(wanted, jobs)
     OUT.print(recipe_table(found))

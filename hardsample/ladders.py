@@ -12,7 +12,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hardsample.kernels.reference import ratio_units
-from hardsample.pism import BLIND_RATIO, PismConfig, blind_rollouts, counts, empty_grades, next_rollouts
+from hardsample.pism import (
+    BLIND_RATIO,
+    PismConfig,
+    blind_rollouts,
+    counts,
+    empty_grades,
+    max_rollouts,
+    next_rollouts,
+)
+from hardsample.strata import level_passes
+
+Place = tuple[int, int, int]
+"""Where a lossless search stands: its open level, and the successes and failures there."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +102,32 @@ class Ladder:
     def answered(self) -> bool:
         """Whether any rollout at ratio 0 is right or came to an answer."""
         return sum(grade is not None for grade in self.grades[0]) > len(self._unanswered)
+
+    @property
+    def place(self) -> Place | None:
+        """Where the search stands; None if it is over, or its rollouts do not depend on one another."""
+        if not self.has_image or self.config.search != "lossless":
+            return None
+        for level, (successes, attempts) in enumerate(zip(*counts(self.grades, self.config), strict=True)):
+            passes = level_passes(successes, attempts, self.config.num_masks, self.config.tau)
+            if passes is None:
+                return level, successes, attempts - successes
+            if not passes:
+                return None
+        return None
+
+    @property
+    def sure(self) -> int:
+        """The rollouts that are missing and will be asked for whatever the grades are."""
+        blind = len(blind_rollouts(self.blind, self.config, self.has_image))
+        if self.has_image and self.config.search == "lossless":
+            return blind
+        levels = range(len(self.config.ratios) if self.has_image else 1)
+        return (
+            blind
+            + max_rollouts(self.config, self.has_image)
+            - sum(grade is not None for level in levels for grade in self.grades[level])
+        )
 
     def counts(self) -> Counts:
         """The sums of a finished sample."""

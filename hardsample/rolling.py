@@ -11,8 +11,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow.compute as pc
 from datasets import Dataset
-from tqdm import tqdm
 
 from hardsample.config import ScoringConfig
 from hardsample.data import Rejection
@@ -20,9 +20,12 @@ from hardsample.engines.openai import OpenAIEngine
 from hardsample.engines.preparing import Request, preparing_thread
 from hardsample.engines.results import Completion, EngineError, Failure, unanswered
 from hardsample.engines.transformers import Prepared, TransformersEngine
+from hardsample.forecast import Forecast
 from hardsample.grading import Grader
 from hardsample.images import image_header
 from hardsample.ladders import Ask, Ladder, Queue
+from hardsample.pism import BLIND_RATIO
+from hardsample.progress import RunProgress
 from hardsample.store import Rollout, Store
 
 
@@ -38,7 +41,7 @@ class Job:
     grader: Grader
     store: Store
     config: ScoringConfig
-    bar: tqdm
+    bar: RunProgress
     rejected: list[Rejection]
     finished: list[Ladder] = field(default_factory=list)
     rollouts: int = 0
@@ -77,19 +80,23 @@ class Job:
         )
         self.rollouts += len(made)
         for (ask, completion), grade in zip(made, grades, strict=True):
+            before = None if ask.ratio == BLIND_RATIO else ask.ladder.place
             answered = not unanswered(completion.finish, int(grade))
             ask.ladder.record_grade(ask.ratio, ask.realization, int(grade), answered)
+            if not ask.ladder.finished:  # one that was refused meanwhile is no longer reckoned with
+                self.bar.forecast.rolled(before, ask.ladder.place, int(grade))
         for ask, result in zip(asks, results, strict=True):
             if isinstance(result, Failure):
                 ask.ladder.refused = f"column images or prompt: {result.reason}" if result.of_record else result.reason
         return list({id(ask.ladder): ask.ladder for ask in asks}.values())
 
     def _finish(self, ladder: Ladder) -> None:
-        self.bar.update()
+        self.bar.finished += 1
         if ladder.refused is None:
             ladder.record = {name: ladder.record[name] for name in ("id", "ability")}  # let go of pictures and text
             self.finished.append(ladder)
             return
+        self.bar.forecast.drop(ladder)
         rejection = Rejection(int(ladder.record["record_number"]), ladder.record["id"], ladder.refused)
         if self.config.strict:
             raise RejectedError(sentence(rejection))
@@ -113,15 +120,13 @@ def run_batches(job: Job, engine: TransformersEngine) -> None:
             ahead = start(queue.take(engine.batch_size)) if queue.fills(engine.batch_size) else None
             for ladder in job.settle(asks, engine.generate(prepared)):
                 queue.advance(ladder)
-            rate = job.rollouts / max(engine.seconds.generate, 1e-9)
-            job.bar.set_postfix_str(f"{job.rollouts} rollouts, {rate:.0f}/s", refresh=False)
+            job.bar.update(len(asks))
             current = ahead or start(queue.take(engine.batch_size))
 
 
 def run_requests(job: Job, engine: OpenAIEngine) -> None:
     """Work through all ladders with as many requests in flight as the server bears; what came back is committed."""
     queue = job.queue()
-    began = time.perf_counter()
     with engine.flight() as flight:
         while True:
             while (room := flight.room) > 0 and (asks := queue.take(room)):
@@ -134,11 +139,27 @@ def run_requests(job: Job, engine: OpenAIEngine) -> None:
             engine.seconds.generate += time.perf_counter() - waited
             for ladder in job.settle([ask for ask, _ in landed], [result for _, result in landed]):
                 queue.advance(ladder)
-            rate = job.rollouts / (time.perf_counter() - began)
-            said = f"{job.rollouts} rollouts, {rate:.1f}/s, {flight.under_way} in flight, {engine.retried} retries"
-            job.bar.set_postfix_str(said, refresh=False)
+            job.bar.update(flight.under_way, f"{flight.under_way} in flight, {engine.retried} retries")
     if engine.refusal and not job.finished:
         raise EngineError(f"the server took no request: {engine.refusal}")
+
+
+def forecast_of(dataset: Dataset, store: Store, config: ScoringConfig) -> Forecast:
+    """What a run has before it: all samples, those that the store holds rollouts of as far as these go."""
+    has_image = images_there(dataset)
+    forecast = Forecast(config, sum(has_image), len(dataset) - sum(has_image))
+    if store.count():
+        for row, (sample, image) in enumerate(zip(dataset["id"], has_image, strict=True)):
+            if grades := store.grades(sample):
+                forecast.resume(Ladder(row, {"images": [sample] if image else []}, config, grades), len(grades))
+    return forecast
+
+
+def images_there(dataset: Dataset) -> list[bool]:
+    """Whether each record has an image; no picture's bytes are read."""
+    images = dataset.data.column("images")  # of the table behind any selection
+    has_image = pc.greater(pc.fill_null(pc.list_value_length(images), 0), 0)
+    return (has_image if dataset._indices is None else has_image.take(dataset._indices.column(0))).to_pylist()
 
 
 def request(ask: Ask) -> Request:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +27,8 @@ from hardsample.engines.transformers import TransformersEngine, load_model, load
 from hardsample.grading import Grader
 from hardsample.output import IN_MEMORY, Scores, write_rejected, write_run, write_scores
 from hardsample.pism import max_rollouts
-from hardsample.rolling import Job, RejectedError, run_batches, run_requests, sentence
+from hardsample.progress import Display, RunProgress
+from hardsample.rolling import Job, RejectedError, forecast_of, run_batches, run_requests, sentence
 from hardsample.store import Store, StoreError
 
 Engine = TransformersEngine | OpenAIEngine
@@ -79,7 +79,7 @@ def score(
     except OSError as error:
         raise StoreError(f"the folder {output} cannot be made ({error.strerror}): choose another --output") from error
     loaded = load_records(data, output, config)
-    name = demo_model(model)
+    name = demo_model(model) if config.engine == "transformers" else model  # a server's names are its own
     processor = load_processor(name, config.trust_remote_code) if config.engine == "transformers" else None
     dataset, refused = check_images(loaded.dataset, processor, max_pixels=config.max_pixels)
     rejected = [*loaded.rejected, *refused]
@@ -94,14 +94,7 @@ def score(
         store.agree_on_samples((record["id"], sample_digest(record)) for record in dataset)
         info = describe(data, model, loaded, config, engine)
         write_run(output, info | {"status": "running"})
-        bar = tqdm(
-            total=len(dataset),
-            unit="sample",
-            desc="scoring",
-            disable=not progress,
-            smoothing=0.05,
-            mininterval=0.2 if sys.stderr.isatty() else 10.0,  # a log file wants few lines
-        )
+        bar = RunProgress(forecast_of(dataset, store, config), len(dataset), Display("scoring", progress))
         with bar, Grader() as grader:
             job = Job(dataset, grader, store, config, bar, rejected)
             if isinstance(engine, OpenAIEngine):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from urllib.parse import urlsplit
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 """Holds the key; without one, `none` is sent, which servers without keys take."""
+LEAST_ANYWHERE, LEAST_WORD = 8, 4
+"""Characters of a key that is taken out of messages wherever it stands, and where it stands alone."""
 
 
 def checked_url(url: str, name: str) -> str:
@@ -32,8 +35,23 @@ def server_key() -> str:
     return os.environ.get(KEY_VARIABLE) or "none"
 
 
-def without_key(text: str, longest: int = 300) -> str:
-    """What a server says, on one line, with the key taken out."""
+def key_notice() -> str | None:
+    """What is to be said of a key that is too short to be kept out of messages; None of others."""
     key = os.environ.get(KEY_VARIABLE)
-    plain = " ".join((text.replace(key, "…") if key else text).split())
+    if not key or len(key) >= LEAST_WORD:
+        return None
+    return f"{KEY_VARIABLE} has {len(key)} of at least {LEAST_WORD} characters: it is not taken out of messages"
+
+
+def without_key(text: str, longest: int = 300) -> str:
+    """What a server says, on one line, with the key taken out.
+
+    A short key, such as EMPTY, is taken out where it stands alone; one of a few letters is no secret and stays.
+    """
+    key = os.environ.get(KEY_VARIABLE, "")
+    if len(key) >= LEAST_ANYWHERE:
+        text = text.replace(key, "…")
+    elif len(key) >= LEAST_WORD:
+        text = re.sub(rf"(?<!\w){re.escape(key)}(?!\w)", "…", text)
+    plain = " ".join(text.split())
     return plain if len(plain) <= longest else plain[: longest - 1] + "…"

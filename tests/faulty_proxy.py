@@ -80,7 +80,8 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def note(self, body, outcome):
-        line = {"seed": json.loads(body).get("seed"), "outcome": outcome, "at": time.time()}
+        sent = json.loads(body)
+        line = {"seed": sent.get("seed"), "model": sent.get("model"), "outcome": outcome, "at": time.time()}
         with self.server.lock, open(self.server.options.log, "a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
 

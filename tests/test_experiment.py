@@ -1,5 +1,6 @@
 """`hardsample experiment` on the embedded model: killed it goes on, what fails is told, what is there is not redone."""
 
+import io
 import json
 import os
 import signal
@@ -12,15 +13,17 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from filelock import FileLock
+from rich.console import Console
 from safetensors.torch import load_file
 
 from hardsample.config import ScoringConfig
 from hardsample.output import Scores
 from hardsample.scoring import score
 from hardsample.strata import STRATA
-from hardsample.trainer.experiment import check_options, laid_out, run_experiment
+from hardsample.trainer.experiment import check_folder, check_options, laid_out, run_experiment
 from hardsample.trainer.experiment_config import ExperimentConfig, ExperimentError, read_experiment
 from hardsample.trainer.jobs import Job, run_jobs
+from hardsample.trainer.preview import preview
 from hardsample.trainer.stage import PROGRESS_FILE, STAGE_FILE, Progress, train
 from hardsample.trainer.summary import costs, summed_up
 
@@ -57,10 +60,15 @@ def write(folder: Path, **changes) -> Path:
     return path
 
 
-def start(path: Path, *more: str) -> subprocess.Popen:
+def start(path: Path, *more: str, **environment: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "hardsample.cli", "experiment", str(path), *more]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT | environment,
+        start_new_session=True,
     )
 
 
@@ -182,6 +190,36 @@ def test_scores_that_do_not_fit_are_refused(tmp_path, small_scores):
     wanted |= {"data": "demo:test", "grader": None, "limit": 6, "scores": str(small_scores), "ids": ["pool-000000"]}
     with pytest.raises(ValueError, match=r"1 of 1 samples that were scored are not in demo:test.*'pool-000000'"):
         train(tmp_path, wanted)
+
+
+def test_a_dry_run_computes_nothing(tmp_path):
+    """Without scores: what is known, what is assumed, and that the scores are not there; nothing is written."""
+    path = write(tmp_path, metrics=["pism", "cmab"], recipes=["full", "medium+hard"], model=str(tmp_path / "no model"))
+    said, errors = start(path, "--dry-run", COLUMNS="140").communicate(timeout=200)
+    text = " ".join(said.split())
+    assert "3 trainings for 3 cells" in text, errors
+    assert "grpo all │ 1 │ 24 │ 3 │ 24" in text, "the whole set does not depend on the scores"
+    assert text.count("grpo medium+hard") == 1 and "grpo medium+hard │ 2 │ ≈12 │ ≈3 │ ≈48 │ ?" in text, text
+    assert f"there are no finished scores in {tmp_path}/out/scores: a run first scores 24 samples, some " in text
+    assert "strata are not known: numbers with ≈ are for strata of equal size, 6 samples each" in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_with_scores_knows_the_strata(tmp_path, small_scores):
+    options = SMALL | {"limit": 6, "recipes": ["full", "medium+hard"], "scores": str(small_scores), "min_stratum": 1}
+    config = ExperimentConfig(**options | {"output": str(tmp_path / "out")})
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(preview(config))
+    text = console.export_text()
+    assert "≈" not in text and "trainings for 2 cells" in text and "no finished scores" not in text
+    assert not (tmp_path / "out").exists()
+    unfinished = ExperimentConfig(**options | {"output": str(tmp_path / "out"), "metrics": ["cmab"]})
+    with pytest.raises(ExperimentError, match="was scored without cmab: run its `hardsample score` again"):
+        preview(unfinished)
+    other = tmp_path / "other"
+    check_folder(ExperimentConfig(**options | {"output": str(other)}))
+    with pytest.raises(ExperimentError, match="holds an experiment with limit 6"):
+        preview(ExperimentConfig(**options | {"output": str(other), "limit": 5}))
 
 
 def test_seconds_before_a_kill_count(tmp_path):

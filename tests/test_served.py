@@ -279,3 +279,12 @@ def test_an_address_with_a_password_is_not_repeated():
     with pytest.raises(ValueError, match="--base-url holds a user") as caught:
         OpenAIEngine(base_url="http://me:hidden@localhost/v1", **options, **more)
     assert "hidden" not in str(caught.value)
+
+
+def test_the_servers_name_of_a_model_is_sent_as_given(proxy, tmp_path):
+    """`demo` is a folder on this machine and may be any model there."""
+    proxied = proxy("--refuse", "image_url")
+    with pytest.raises(EngineError, match="the server took no request"):
+        score("demo", "demo", tmp_path, progress=False, engine="openai", base_url=proxied.url, limit=1, **SMALL)
+    assert {one["model"] for one in requests(proxied.log)} == {"demo"}
+    assert json.loads((tmp_path / "run.json").read_text())["model"] == "demo"

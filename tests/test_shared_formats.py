@@ -67,7 +67,7 @@ TWO_TURNS = (
     ],
     [LEFT, RIGHT],
     "false",
-    "text",
+    "choice",
     None,
     None,
 )
@@ -115,7 +115,7 @@ EXPECTED = {
         "ms-swift",
         [
             *FOUR,
-            q(BOXES + TRUE_FALSE, [LEFT], "false", "text"),
+            q(BOXES + TRUE_FALSE, [LEFT], "false", "choice"),
             ([("user", [("text", BEVERAGES), ("image", None)])], [VENN], "160", "math", None, None),
         ],
     ),
@@ -188,9 +188,9 @@ def test_dev_set():
         assert loaded.dataset[name] == [record.get(name) for record in raw]
     graders = {record["id"]: grader for record, grader in zip(raw, loaded.dataset["grader"], strict=True)}
     assert {name: list(graders.values()).count(name) for name in set(graders.values())} == {
-        "math": 197,
-        "choice": 139,
-        "text": 109,
+        "math": 213,
+        "choice": 195,
+        "text": 37,
     }
     choices = [row for row in loaded.dataset if row["source"] == "puzzlevqa"]
     assert len(choices) == 60

@@ -83,6 +83,39 @@ def load_json(folder: Path, rank: int) -> dict[str, Any]:
     return {name: value for name, value in header.items() if name != "buffer"}
 
 
+def load_own(folder: Path, rank: int, layout: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Reads the header that `save_rank` wrote, and checks that this run can go on from it.
+
+    Args:
+        folder: `difficulty/` of a checkpoint.
+        rank: of the process.
+        layout: what an unfinished generation depends on, with `generate_every`.
+
+    Returns:
+        (header, whether the layout is the saved one, and so the buffer and the phase of use).
+
+    Raises:
+        StateError: the file is missing, damaged or of another version, or an unfinished generation of another layout.
+    """
+    header = load_json(folder, rank)
+    missing = [name for name in (*layout, "step", "metrics", "balances") if name not in header]
+    if missing:
+        raise StateError(
+            f"{folder}: rank {rank} lacks {', '.join(missing)}: it is of another version of hardsample or damaged; "
+            "take another checkpoint, or delete its folder difficulty/ to start with new evidence"
+        )
+    phase = header["step"] % header["generate_every"]
+    wrong = [name for name, value in layout.items() if header[name] != value]
+    if phase and wrong:
+        saved, now = ({name: values[name] for name in wrong} for values in (header, layout))
+        raise StateError(
+            f"the checkpoint lies in the middle of a generation ({phase} of {header['generate_every']} micro-steps "
+            f"are done) and was saved with {saved}, this run has {now}: resume with the settings that it was saved "
+            "with, or from a checkpoint between generations"
+        )
+    return header, not wrong
+
+
 def load_buffer(folder: Path, rank: int, device: torch.device) -> Buffer | None:
     """Reads the buffer that `save_rank` wrote.
 

@@ -54,6 +54,11 @@ class DifficultyOptions:
         metadata={"help": "whether to read the attention balance ρ̄ of right completions inline in the loss forward"},
     )
 
+    @property
+    def switched_on(self) -> bool:
+        """Whether anything here is to do more than watch."""
+        return bool(self.scores or self.probe_fraction or self.slice_size or self.attention_balance)
+
     def __post_init__(self) -> None:
         """Checks every field."""
         for name in ("restratify_steps", "slice_steps"):

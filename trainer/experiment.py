@@ -136,11 +136,12 @@ def check_options(config: ExperimentConfig) -> None:
         raise ExperimentError(f"model_config: {error}") from error
 
 
-def check_folder(config: ExperimentConfig) -> None:
+def check_folder(config: ExperimentConfig, remember: bool = True) -> None:
     """Remembers what the folder's experiment is of, or checks that it is the same.
 
     Args:
         config: the experiment.
+        remember: False only checks.
 
     Raises:
         ExperimentError: the folder holds another.
@@ -155,8 +156,43 @@ def check_folder(config: ExperimentConfig) -> None:
                     f"{config.folder} holds an experiment with {name} {before[name]!r}, this one has {about[name]!r}: "
                     "give another output (recipes, seeds, budgets and variants may be added)"
                 )
-    config.folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, about)
+    if remember:
+        config.folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, about)
+
+
+def has_scores(config: ExperimentConfig) -> bool:
+    """Says whether the training data has been scored to the end, by every metric.
+
+    Args:
+        config: the experiment.
+
+    Raises:
+        ExperimentError: the scores that it names lack a metric.
+    """
+    try:
+        run = json.loads((config.scores_folder / RUN_FILE).read_text())
+    except (OSError, ValueError):
+        return False
+    lacking = [name for name in config.metrics if name not in run.get("settings", {}).get("metric", ())]
+    if run.get("status") == "done" and lacking and config.scores:
+        raise ExperimentError(
+            f"{config.scores} was scored without {lacking[0]}: run its `hardsample score` again with --metric "
+            f"{','.join(['pism', *lacking])}"
+        )
+    return run.get("status") == "done" and not lacking
+
+
+def scoring_config(config: ExperimentConfig) -> ScoringConfig:
+    """The settings that the training data is scored with.
+
+    Args:
+        config: the experiment.
+
+    Raises:
+        ValueError: a setting is unknown, or out of range.
+    """
+    return ScoringConfig(**_scoring_options(config))
 
 
 def score_first(config: ExperimentConfig) -> None:
@@ -168,26 +204,10 @@ def score_first(config: ExperimentConfig) -> None:
     Raises:
         ExperimentError: scoring failed.
     """
-    try:
-        run = json.loads((config.scores_folder / RUN_FILE).read_text())
-    except (OSError, ValueError):
-        run = {}
-    lacking = [name for name in config.metrics if name not in run.get("settings", {}).get("metric", ())]
-    if run.get("status") == "done" and not lacking:
+    if has_scores(config):
         return
-    if run.get("status") == "done" and config.scores:
-        raise ExperimentError(
-            f"{config.scores} was scored without {lacking[0]}: run its `hardsample score` again with --metric "
-            f"{','.join(['pism', *lacking])}"
-        )
-    options: dict[str, Any] = {
-        "metric": ["pism", *(one for one in config.metrics if one != "pism")],
-        "limit": config.limit,
-    }
-    for name in ("image_root", "grader", "trust_remote_code"):
-        options[name] = getattr(config, name)
-    options |= config.scoring
-    ScoringConfig(**options)  # a mistake is said here
+    options = _scoring_options(config)
+    scoring_config(config)  # a mistake is said here
     folder = config.folder / "trainings" / "scoring"
     folder.mkdir(parents=True, exist_ok=True)
     about = {"method": "score", "data": config.data, "model": config.model, "output": str(config.scores_folder)}
@@ -199,6 +219,16 @@ def score_first(config: ExperimentConfig) -> None:
         process.terminate()
     if code:
         raise ExperimentError(f"scoring into {config.scores_folder} failed: see above; the same command goes on")
+
+
+def _scoring_options(config: ExperimentConfig) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "metric": ["pism", *(one for one in config.metrics if one != "pism")],
+        "limit": config.limit,
+    }
+    for name in ("image_root", "grader", "trust_remote_code"):
+        options[name] = getattr(config, name)
+    return options | config.scoring
 
 
 def laid_out(config: ExperimentConfig) -> tuple[Plan, list[Strata]]:

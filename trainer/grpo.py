@@ -2,9 +2,9 @@
 
     from hardsample.trainer import DifficultyAwareGRPOConfig, DifficultyAwareGRPOTrainer
 
-Only hooks, each of which calls the trainer's own: rows are chosen where a generation begins (`_prepare_inputs`), their
-rewards are read where they are gathered (`_calculate_rewards`), and checkpoints gain the folder `difficulty/`. With the
-policy `uniform`, and with a plain `GRPOConfig`, training is TRL's own, bit for bit.
+Only hooks, each of which calls the trainer's own: rows are chosen and read just before `_prepare_inputs`, which sees
+samples; their rewards are read where they are gathered (`_calculate_rewards`), and checkpoints gain the folder
+`difficulty/`. With the policy `uniform`, and with a plain `GRPOConfig`, training is TRL's own, bit for bit.
 """
 
 import inspect
@@ -27,11 +27,11 @@ from hardsample.attention import use_attention_mass
 from hardsample.masking import MaskDraw, mask_model_inputs
 from hardsample.trainer import checkpoints
 from hardsample.trainer.balances import Balances, language_model
+from hardsample.trainer.batches import RowBatches
 from hardsample.trainer.quiet import quiet
-from hardsample.trainer.rows import Places, RowNumbers, pictures_of, read_rows, with_masks, with_pictures
+from hardsample.trainer.rows import pictures_of, with_masks, with_pictures
 from hardsample.trainer.sampler import prompt_order
 from hardsample.trainer.setup import set_up
-from hardsample.trainer.states import StateError
 from hardsample.trainer.strata import NAMES
 from hardsample.trainer.sumtree import Rows
 from hardsample.trainer.watch import Watch
@@ -44,7 +44,7 @@ ROWS = "difficulty_rows"
 SLICE_SEED, PROBE_SEED = 1, 2
 
 
-class DifficultyAwareGRPOTrainer(GRPOTrainer):
+class DifficultyAwareGRPOTrainer(RowBatches):
     """`GRPOTrainer` whose rollouts go to the samples that teach.
 
     Takes what `GRPOTrainer` takes; `args` may be a `DifficultyAwareGRPOConfig` or a plain `GRPOConfig`. Without random
@@ -59,11 +59,6 @@ class DifficultyAwareGRPOTrainer(GRPOTrainer):
         ValueError: an option does not go with the data or the model.
     """
 
-    # Of the class, since a trainer may be made without __init__. Each hook asks for None once, where it begins; that is
-    # beyond a type checker, so these are Any: a Difficulty, a Setup, Balances.
-    train_dataset: Any
-    difficulty: Any = None
-    _setup: Any = None
     _balances: Any = None
     _generating = False
     _model_masks: list[MaskDraw] | None = None
@@ -91,6 +86,7 @@ class DifficultyAwareGRPOTrainer(GRPOTrainer):
         if self.difficulty.stream.batch:  # a second training on this trainer
             self.difficulty = self._setup.make()
         self._watch = Watch()
+        self._begin(resumes=bool(args[0] if args else kwargs.get("resume_from_checkpoint")))
         if self._balances is None:
             result = super().train(*args, **kwargs)
         else:
@@ -124,34 +120,17 @@ class DifficultyAwareGRPOTrainer(GRPOTrainer):
 
     # --- the rows of a generation
 
-    def get_train_dataloader(self) -> Any:
-        if self._setup is None:
-            return super().get_train_dataloader()
-        dataset = self.train_dataset
-        self.train_dataset = RowNumbers(len(dataset))
-        try:
-            return super().get_train_dataloader()
-        finally:
-            self.train_dataset = dataset
-
-    def _get_train_sampler(self, dataset: Any = None) -> Any:
-        if self._setup is None or self._setup.policy.stock_order:
-            return super()._get_train_sampler(dataset)
-        prompts = self._setup.shape.prompts
-        generations = max(self._setup.size // prompts, 1)
-        repeats = self.num_iterations * self.args.steps_per_generation
-        return Places(generations * prompts * self.num_generations * repeats)
-
     def _prepare_inputs(self, generation_batch: Any) -> Any:
-        if self.difficulty is None or not self.model.training or (self._phase() and self._buffered_inputs is not None):
-            return super()._prepare_inputs(generation_batch)
-        self._choose()
-        rows = prompt_order(self.difficulty.last.rows, self.num_generations)
-        share = len(rows) // self.accelerator.num_processes
-        mine = rows[self.accelerator.process_index * share :][:share]
-        self._generating = True
+        batch = self._samples(generation_batch)
+        if self.difficulty is None or not self.model.training or not self._generation_due():
+            return super()._prepare_inputs(batch)
+        if self._in_stock_order and not self._chosen:
+            self._choose()
+        if not self._chosen:  # samples that somebody else's loader gives
+            return super()._prepare_inputs(batch)
+        self._chosen, self._generating = False, True
         try:
-            inputs = super()._prepare_inputs(self._read(mine))
+            inputs = super()._prepare_inputs(batch)
         finally:
             self._generating = False
         self._probe()
@@ -178,17 +157,26 @@ class DifficultyAwareGRPOTrainer(GRPOTrainer):
         expected = self._setup.shape.prompts
         if len(batch.rows) != expected:
             raise RuntimeError(f"a generation batch has {len(batch.rows)} prompts, must have {expected}")
+        self._chosen, self._rows, self._read_samples = True, batch.rows, None
 
     def _calculate_rewards(self, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         rewards_per_func = super()._calculate_rewards(inputs, *args, **kwargs)
-        if self._generating:
+        if self._generating and len(rewards_per_func) != len(self._rows) * self.num_generations:
+            logger.warning(
+                "Step %d: a batch of %d completions is not the one that was drawn (%d): it is no evidence. Keep the "
+                "number of samples in `_prepare_inputs`.",
+                self.state.global_step,
+                len(rewards_per_func),
+                len(self._rows) * self.num_generations,
+            )
+        elif self._generating:
             rewards = self._total(rewards_per_func)
             step = self.state.global_step
             found = self.difficulty.observe(rewards.reshape(-1, self.num_generations), step)
             self._log_numbers(self.difficulty.metrics(found, step))
             if self._balances is not None:
                 right = rewards >= self.difficulty.evidence.config.success_threshold
-                rows = np.where(right, prompt_order(self.difficulty.last.rows, self.num_generations), -1)
+                rows = np.where(right, prompt_order(self._rows, self.num_generations), -1)
                 share = len(inputs)
                 self._right = torch.from_numpy(rows[self.accelerator.process_index * share :][:share])
         return rewards_per_func
@@ -199,13 +187,6 @@ class DifficultyAwareGRPOTrainer(GRPOTrainer):
         total = (rewards_per_func * weights).nansum(dim=1)
         total[torch.isnan(rewards_per_func).all(dim=1)] = torch.nan
         return total.double().cpu().numpy()
-
-    def _phase(self) -> int:
-        """How many micro-steps ago the buffer was generated; 0: it is time for a new one."""
-        return self._step % (self.args.steps_per_generation * self.num_iterations)
-
-    def _read(self, rows: Rows) -> list[dict[str, Any]]:
-        return read_rows(self._setup.data, rows.tolist(), self.args.dataloader_num_workers)
 
     # --- rollouts for evidence only
 
@@ -254,7 +235,7 @@ class DifficultyAwareGRPOTrainer(GRPOTrainer):
 
     def _rewards_of(self, rows: Rows, ratios: list[float] | None) -> Float[np.ndarray, "rollouts"]:
         """Generates and rewards one completion a sample; the rewards of all ranks, in their order."""
-        inputs, setup = self._read(rows), self._setup
+        inputs, setup = self._read(rows.tolist()), self._setup
         masks: list[MaskDraw] = []
         if ratios is not None:
             masks = setup.masks(inputs, ratios, self.difficulty.stream.batch)
@@ -349,6 +330,7 @@ class DifficultyAwareGRPOTrainer(GRPOTrainer):
         own = {
             **self._layout(),
             "step": self._step,
+            "rows": None if self._rows is None else self._rows.tolist(),
             "metrics": {name: list(values) for name, values in self._metrics["train"].items()},
             "balances": self._balances.state() if self._balances is not None else None,
         }
@@ -390,26 +372,11 @@ class DifficultyAwareGRPOTrainer(GRPOTrainer):
             )
             return
         self.difficulty.load_state(*checkpoints.load_shared(folder))
-        header = checkpoints.load_json(folder, self.accelerator.process_index)
-        missing = [name for name in (*self._layout(), "step", "metrics", "balances") if name not in header]
-        if missing:
-            raise StateError(
-                f"{folder}: rank {self.accelerator.process_index} lacks {', '.join(missing)}: it is of another version "
-                "of hardsample or damaged; take another checkpoint, or delete its folder difficulty/ to start with new "
-                "evidence"
-            )
-        phase = header["step"] % header["generate_every"]
-        wrong = [name for name, value in self._layout().items() if header[name] != value]
-        if phase and wrong:
-            saved, now = ({name: one[name] for name in wrong} for one in (header, self._layout()))
-            raise StateError(
-                f"the checkpoint lies in the middle of a generation ({phase} of {header['generate_every']} micro-steps "
-                f"are done) and was saved with {saved}, this run has {now}: resume with the settings that it was saved "
-                "with, or from a checkpoint between generations"
-            )
-        if not wrong:
+        header, same = checkpoints.load_own(folder, self.accelerator.process_index, self._layout())
+        if same:
             self._buffered_inputs = checkpoints.load_buffer(folder, self.accelerator.process_index, self.args.device)
             self._step = header["step"]
+            self._rows = None if header.get("rows") is None else np.array(header["rows"], dtype=np.int64)
         for name, values in header["metrics"].items():
             self._metrics["train"][name] = list(values)
         if self._balances is not None and header["balances"] is not None:

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 class Setup:
     """What does not change in a training."""
 
+    given: Any
+    """The training dataset as the trainer has it."""
     data: Any
     """The rows as reward functions see them."""
     size: int
@@ -135,6 +137,7 @@ def set_up(trainer: Any) -> Setup | None:
         data = trainer._remove_unused_columns(data, description="Training")
     prompts = args.generation_batch_size // trainer.num_generations
     return Setup(
+        given=trainer.train_dataset,
         data=data,
         size=len(data),
         kinds=has_images(data),

@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from hardsample.trainer.paradigms import ALL
 from hardsample.trainer.plan import Cell
 from hardsample.trainer.results import Difference, Row, name_of, shown
 
@@ -17,13 +18,16 @@ if TYPE_CHECKING:
     from hardsample.trainer.summary import Cost, Results
 
 
-def plan_table(costs: Sequence[Cost], cells: Sequence[Cell], notes: Sequence[str]) -> RenderableType:
+def plan_table(
+    costs: Sequence[Cost], cells: Sequence[Cell], notes: Sequence[str], assumed: bool = False
+) -> RenderableType:
     """What would be trained: one line for trainings that differ in their seed only.
 
     Args:
         costs: of every training.
         cells: of the plan.
         notes: on the strata.
+        assumed: whether the sizes of strata are no more than assumed.
     """
     users = Counter(key for cell in cells for key in cell.trainings)
     table = Table(title=Text(f"{len(costs)} trainings for {len(cells)} cells"), title_justify="left")
@@ -33,26 +37,28 @@ def plan_table(costs: Sequence[Cost], cells: Sequence[Cell], notes: Sequence[str
     for one in costs:
         training = one.training
         parent = training.parent.rpartition("-")[0]
-        about = (str(training.method), training.part, training.steps, users[training.key], parent, one.done)
-        groups.setdefault((*about, str(sorted(training.options.items())), training.reward_funcs), []).append(one)
+        alike = (str(training.method), training.part, training.steps, users[training.key], parent, one.done)
+        groups.setdefault((*alike, str(sorted(training.options.items())), training.reward_funcs), []).append(one)
     for same in groups.values():
         first = same[0].training
         seconds = [one.seconds for one in same if one.seconds is not None]
+        about = "≈" if assumed and first.part != ALL else ""
         after = f"{first.parent.rpartition('-')[0]} → " if first.parent.rpartition("-")[0] else ""
         table.add_row(
             Text(f"{after}{first.method} {first.part}"),
             str(len(same)),
-            f"{len(first.rows):,}",
-            str(first.steps),
-            f"{sum(one.training.rollouts for one in same):,}",
-            f"{sum(seconds):,.0f}" if seconds else "?",
+            f"{about}{len(first.rows):,}",
+            f"{about}{first.steps}",
+            f"{about if first.rollouts else ''}{sum(one.training.rollouts for one in same):,}",
+            f"{about}{sum(seconds):,.0f}" if seconds else "?",
             "yes" if same[0].done else "",
             f"{users[first.key]} cells" if users[first.key] > 1 else "",
         )
     left = [one for one in costs if not one.done]
     known = [one.seconds for one in left if one.seconds is not None]
     lines = [
-        f"left       {len(left)} trainings, {sum(one.training.rollouts for one in left):,} rollouts"
+        f"left       {len(left)} trainings, {'≈' if assumed else ''}"
+        f"{sum(one.training.rollouts for one in left):,} rollouts"
         + (f", some {sum(known) / 60:,.0f} minutes one after the other" if known else "")
     ]
     lines += [f"cannot     {cell.name}: {cell.problem}" for cell in cells if cell.problem]

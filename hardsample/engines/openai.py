@@ -32,7 +32,7 @@ from hardsample.engines.results import Completion, EngineError, Failure
 from hardsample.kernels.ops import chosen
 from hardsample.kernels.reference import mask_key, ratio_units
 from hardsample.masking import MaskDraw, mask_pictures
-from hardsample.server_url import KEY_VARIABLE, checked_url, server_key, without_key
+from hardsample.server_url import KEY_VARIABLE, checked_url, key_notice, server_key, without_key
 
 DEFAULT_NEW_TOKENS = 1024
 PROBE_SECONDS = 5.0
@@ -88,6 +88,8 @@ class OpenAIEngine:
             raise EngineError("a server needs the openai package: pip install 'hardsample[openai]'") from error
         self._openai = openai
         self.base_url = checked_url(self.base_url, "--base-url")
+        if said := key_notice():
+            self.notice(said)
         self.max_new_tokens = self.max_new_tokens or DEFAULT_NEW_TOKENS
         self._pictures = PictureCache(self.max_pixels)
         self._whole: dict[str, list[dict[str, Any]]] = {}
