@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hardsample.answers import unwrap_solution
-from hardsample.choices import option_texts, read_choices
+from hardsample.choices import read_choices
 from hardsample.data import load
 from hardsample.grading import Grader
+from hardsample.option_names import option_texts
 from hardsample.rolling import gradable
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

@@ -23,23 +23,52 @@ from typing import Literal, NamedTuple
 MAX_CHARS = 100_000
 MAX_NORMALISED_CHARS = 20_000
 
-_THINKING = "think|thinking|thought|thoughts|reasoning|reason|analysis|reflection|seed:think"
-_THOUGHT = re.compile(rf"<({_THINKING})>|\[(THINK)\]|◁(think)▷|<\|(begin_of_thought)\|>", re.IGNORECASE)
-_THOUGHT_END = re.compile(rf"</({_THINKING})>|\[/(THINK)\]|◁/(think)▷|<\|(end_of_thought)\|>", re.IGNORECASE)
+_THINKING = (
+    r"[\w:]{0,20}(?:think|thinking|thought|thoughts|reasoning|reason|analysis|reflection|scratchpad|rationale|monologue"
+    r"|reasoning_content)|cot"
+)
+_THOUGHT = re.compile(
+    rf"<\|?\s?(?!end_|END_)(?:{_THINKING})\s?\|?>|\[(?:THINK|THINKING)\]|◁think▷|<\|channel\|>analysis<\|message\|>|<unused94>",
+    re.IGNORECASE,
+)
+_THOUGHT_END = re.compile(
+    rf"<\|?\s?(?:/|end_(?:of_)?)(?:{_THINKING})\s?\|?>|\[/(?:THINK|THINKING)\]|◁/think▷|<\|channel\|>final<\|message\|>|<unused95>",
+    re.IGNORECASE,
+)
+_END_TOKENS = re.compile(
+    r"(?:\s*(?:</s>|<\|(?:im_end|endoftext|eot_id|end|return|end_of_text)\|>|<(?:end_of_turn|eos)>))+\s*$"
+)
 _TAG = re.compile(r"<(?:answer|final_answer|conclusion)>", re.IGNORECASE)
 _CLOSING_TAG = re.compile(r"</(?:answer|final_answer|conclusion)>", re.IGNORECASE)
 _GLM_BOX = re.compile(r"<\|begin_of_box\|>(.*?)(?:<\|end_of_box\|>|$)", re.DOTALL)
-_MARKDOWN = re.compile(r"(?<![\w*])(\*{1,3}|__)(?=[^\s*_])(.*?[^\s*_\\])\1(?!\w)|`{1,3}([^`\n]+)`{1,3}", re.DOTALL)
+_MARKDOWN = re.compile(
+    r"(?<![A-Za-z0-9_*])(\*{1,3}|__)(?=[^\s*_])(.*?[^\s*_\\])\1(?![A-Za-z0-9_])|`{1,3}([^`\n]+)`{1,3}"
+    r"|<(?:b|strong|i|em)>(.*?)</(?:b|strong|i|em)>",
+    re.DOTALL,
+)
+_BULLET = re.compile(r"(?:[-•]\s+(?=\*\*|\$)|>\s+|[•]\s*)")
 _CUT_TAG = re.compile(r"</?[a-z]{0,6}$", re.IGNORECASE)
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-_PHRASE = re.compile(r"\banswer\b[^.\n:：=]{0,60}?(?:\bis\b|[:：=])|答案(?:是|为|[:：])|####", re.IGNORECASE)
+_PHRASE = re.compile(
+    r"\banswer\b[^.\n:：=]{0,60}?(?:\bis\b|[:：=])|答案(?:是|为|[:：])|(?:故|因此|所以|应该?)\s*选(?:择)?[:：]?(?=\s*[(（]?[A-Z])|####",
+    re.IGNORECASE,
+)
+_SENTENCE_START = re.compile(r"[^.!?。！？\n]*$")
 # A line that only opens or closes a block: code fences, display mathematics, rules.
 _FILLER = re.compile(r"(?!\s*[*=~|-][.]?$)(?:```\w*|\\[\[\]]|[\s`*_=$#~|.:：-]*)")
 _SENTENCE_END = re.compile(r"[.!?。](?=\s|$)|。")
-_TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|operatorname)\s{0,3}\{([^{}]*)\}")
+_TEXT_COMMAND = re.compile(
+    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|operatorname|mbox|boldsymbol|bm|mathsf)\s{0,3}\{([^{}]*)\}"
+)
 _PIECE = re.compile(r"\s{1,500}|\S{1,500}")
 _MARKED = re.compile(r"\*\*([^*\n]+)\*\*|\"([^\"\n]+)\"|“([^”\n]+)”|`([^`\n]+)`")
-_DENIAL = re.compile(r"\b(?:not|isn['’]?t|never|neither|nor|no|cannot|can['’]?t)\b|不是|并非", re.IGNORECASE)
+_JOINT = re.compile(r"\}[\s$]*(?:,|;|、|\band\b|\bor\b|和|或)?[\s$]*$")
+_DENIAL = re.compile(
+    r"\b(?:not|\w{2,8}n['’]t|cannot|cant|dont|isnt|never|neither|nor|none|no|nothing|wrong|incorrect|false|unlikely|doubt\w*"
+    r"|avoid|fails?|except|anything\s+but|everything\s+but|all\s+but|other\s+than|rather\s+than|instead\s+of"
+    r"|rul\w+\s+out|eliminat\w+|exclud\w+)\b|\\(?:neg|lnot|sim|neq|ne|not)(?![a-zA-Z])|≠|¬|不|非|错|没有|排除",
+    re.IGNORECASE,
+)
 _END_PUNCTUATION = " \t\r\n.,;:!?*_`'\"“”‘’()[]{}。，、；："
 
 
@@ -78,20 +107,28 @@ def find_answer(completion: str) -> Answer:
         tagged = body[opening.end() :]
         closing = _CLOSING_TAG.search(tagged)
         tagged = tagged[: closing.start()] if closing else _CUT_TAG.sub("", tagged)
-        boxed = last_boxed(tagged)
+        boxed = _last_boxes(tagged)
+        tagged = _END_TOKENS.sub("", tagged)
         return Answer((tagged if boxed is None else boxed).strip(), "tag", body)
     closing = _last(_CLOSING_TAG, body) if "</" in body else None
     if closing is not None:
         body = body[: closing.start()].strip()
-    boxed = last_boxed(body)
+    boxed = _last_boxes(body)
     if boxed is not None:
         return Answer(boxed.strip(), "box", body)
+    body = _END_TOKENS.sub("", body)
     phrase = _last(_PHRASE, body)
     if phrase is not None:
         lines = _lines(body[phrase.end() :])
         if lines:
             line = plain(lines[0])
+            line = line.rstrip("*_ ") if line.count("**") % 2 else line
             bare = line.lstrip("*_:： ")
+            before = _SENTENCE_START.search(body[: phrase.start()])
+            if before and _DENIAL.search(
+                before.group()
+            ):  # "I do not think that the answer is B", "the wrong answer is"
+                bare = f"not {bare}"
             return Answer((bare if bare.strip(".。") else line).strip(), "phrase", body)
     lines = _lines(body)
     return Answer(lines[-1] if lines else body, "end", body)
@@ -143,9 +180,10 @@ def plain(text: str) -> str:
     Returns:
         The answer without these marks.
     """
-    if "*" not in text and "`" not in text and "__" not in text:
+    if not any(mark in text for mark in ("*", "`", "__", "<", "•", ">")):
         return text
-    return _MARKDOWN.sub(lambda match: match.group(2) or match.group(3), text)
+    text = _BULLET.sub("", text, count=1) if _BULLET.match(text) else text
+    return _MARKDOWN.sub(lambda match: match.group(2) or match.group(3) or match.group(4), text)
 
 
 def unwrap_solution(solution: str) -> str:
@@ -190,6 +228,22 @@ def last_boxed(text: str) -> str | None:
     return rest[1:]
 
 
+def _last_boxes(text: str) -> str | None:
+    """The last box, with those before it that only "and" or a comma joins to it."""
+    boxed = last_boxed(text)
+    if boxed is None or text.count("\\boxed") < 2:
+        return boxed
+    row = [boxed]
+    while True:
+        start = text.rfind("\\boxed")
+        text = text[:start]
+        joint = _JOINT.search(text)
+        before = last_boxed(text[: joint.start() + 1]) if joint else None
+        if joint is None or before is None or not text[: joint.start() + 1].endswith(f"{{{before}}}"):
+            return ", ".join(reversed(row))
+        row.append(before)
+
+
 def first_sentence(text: str) -> str:
     """Cut a text after its first sentence; a point between digits ends none.
 
@@ -201,6 +255,18 @@ def first_sentence(text: str) -> str:
     """
     end = _SENTENCE_END.search(text)
     return (text[: end.start()].strip() if end else text) or text
+
+
+def is_denied(text: str) -> bool:
+    r"""Tell whether a text denies what it says: "not", "isn't", "wrong", "anything but", ``\\neq``, 不.
+
+    Args:
+        text: a clause.
+
+    Returns:
+        Whether any such word stands in it.
+    """
+    return _DENIAL.search(text) is not None
 
 
 def marked_span(line: str) -> str | None:

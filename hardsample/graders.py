@@ -20,11 +20,13 @@ from hardsample.answers import (
     unwrap_solution,
 )
 from hardsample.boxes import Box, BoxFormat, all_matched, convert, iou, parse_boxes
-from hardsample.choices import Chosen, read_choices, read_yes_no, yes_no_options
+from hardsample.choices import Chosen, read_choices
 from hardsample.numerals import read_integers
+from hardsample.option_names import is_yes_no, yes_no_options
 
 _DIGITS = re.compile(r"\d+")
-_LETTERS = re.compile(r"[A-H](?:\s*[,;、]?\s*[A-H])+")
+_LETTERS = re.compile(r"[A-H](?:\s*(?:[,;、&]|and|和)?\s*[A-H])+")
+_LISTED = re.compile(r"\s*[(\[]?([A-Ha-h])[.):\]]")
 _COPULA = re.compile(
     r"(?:(?:it|this|that|there|they|these|those|he|she|the|in|i|we)\b[^.!?\n]{0,120}?(?:\b(?:is|are|was|were|says|reads|shows|see)|['’]s)"
     r"|it['’]s|that['’]s)\s+(?:called\s+)?(\S.{0,2000})",
@@ -142,17 +144,33 @@ def grade_choice(completion: str, solution: str, *, options: Sequence[str] | Non
         return False
     if gold is None:
         return normalise(plain(found.text)) == normalise(gold_text)
-    candidates = [found.text]
     if found.source == "phrase":
-        candidates = list(dict.fromkeys([first_sentence(found.text), found.text]))
-    if found.source == "end":
-        candidates += filter(None, [marked_span(found.text)])
-    for text in candidates:
-        chosen = read_choices(text, texts, prose=True)
-        if chosen is not None:
-            return chosen == gold
+        return _first_clear([first_sentence(found.text), found.text], texts) == gold
+    if found.source != "end":
+        return read_choices(found.text, texts, prose=True) == gold
+    chosen = None if _echoes(found.body) else _chosen_at_end(found, texts)
+    return chosen == gold
+
+
+def _chosen_at_end(found: Answer, texts: tuple[str, ...]) -> Chosen | None:
+    """What an answer without marks says: its last line by itself, else its first line, else its last line in prose."""
+    chosen = read_choices(found.text, texts, prose=False)
     first = found.body.partition("\n")[0].strip()
-    return found.source == "end" and first != found.text and _first_line(first, texts) == gold
+    if chosen is None and first != found.text:
+        chosen = read_choices(first, texts, prose=is_yes_no(tuple(map(normalise, texts))))
+    spans = filter(None, [marked_span(found.text)])
+    return chosen if chosen is not None else _first_clear([found.text, *spans], texts)
+
+
+def _first_clear(candidates: Sequence[str], texts: tuple[str, ...]) -> Chosen | None:
+    read = (read_choices(text, texts, prose=True) for text in dict.fromkeys(candidates))
+    return next((chosen for chosen in read if chosen is not None), None)
+
+
+def _echoes(body: str) -> bool:
+    """Whether the last lines list the options, one after the other: no answer."""
+    labels = [match.group(1).upper() for line in body.splitlines()[-2:] if (match := _LISTED.match(line))]
+    return len(labels) == 2 and ord(labels[1]) == ord(labels[0]) + 1
 
 
 def grade_grounding(
@@ -236,13 +254,6 @@ def _text_candidates(completion: str) -> list[str]:
     if found.source == "phrase":  # an answer of several lines
         texts.append(found.body[found.body.rfind(found.text) :])
     return texts
-
-
-def _first_line(line: str, options: Sequence[str]) -> Chosen | None:
-    """What the first line says: a letter, an option's text, or yes or no; explanations may follow it."""
-    chosen = read_choices(line, options, prose=False)
-    index = read_yes_no(line, options, prose=True) if chosen is None else None
-    return chosen if index is None else frozenset([index])
 
 
 def _bare(text: str) -> str:

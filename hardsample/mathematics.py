@@ -8,13 +8,22 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
-from hardsample.answers import Answer, find_answer, first_sentence, normalise, plain, strip_latex_text, unwrap_solution
+from hardsample.answers import (
+    Answer,
+    find_answer,
+    first_sentence,
+    is_denied,
+    normalise,
+    plain,
+    strip_latex_text,
+    unwrap_solution,
+)
 from hardsample.graders import grade_choice
 from hardsample.inequalities import as_interval
-from hardsample.notation import Number, plain_formula, same_constant
+from hardsample.notation import constant, plain_formula, same_constant
 from hardsample.numerals import decimals, latex_number_text, plain_number, without_unit_power
-from hardsample.quantities import Quantity, read_quantity
-from hardsample.units import compatible, is_percent, read_unit
+from hardsample.quantities import Quantity, is_modified, is_name, quantity_in_prose, read_quantity, same_quantity
+from hardsample.units import read_unit
 
 MAX_MATH_CHARS = 1000
 
@@ -25,25 +34,13 @@ _TIME_OR_DATE = re.compile(r"(?<!\d)(?:\d{1,2}:\d{2}(?::\d{2})?|\d{1,4}([/.-])\d
 _LEADING_ZERO = re.compile(r"(?<!\d)0+(?=\d)")
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}|[㐀-鿿]")
 _CONNECTORS = re.compile(r"\\text\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b|和|或", re.IGNORECASE)
-_NUMBER = re.compile(
-    r"(?<![A-Za-z0-9_.,/^*+(-])[$€£¥]?-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:\s\d+/\d+|/\d+)?(?P<percent>\s?%)?(?![\w.]*\d|[/^*+]|[A-Za-z])"
-)
-_UNIT_AFTER = re.compile(r"\s*([^\d\s.,;!?()]+(?:\s[a-z]+)?)")
-# Words that make another number of the one in front of them or behind.
-_MODIFIER = re.compile(
-    r"\b(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|root|squared|cubed|pi|half|third|quarter|percent|minus|negative|plus"
-    r"|times|over|dozen|hundred|thousand|million|billion|not|isn['’]t|never|neither|nor|wrong|incorrect)\b|不是|并非",
-    re.IGNORECASE,
-)
 _DIGITS = re.compile(r"\d+")
-_EXPLAINS = re.compile(
-    r"(?:explanation|because|since|reason\w*|note|this|i|we|the|as|here|why|解释|因为|理由)\b", re.IGNORECASE
-)
-# An equation that is not solved, 2x = 10 or x + 3 = 10: its right side is no answer.
-_UNSOLVED = re.compile(r"[^=<>]*(?:\d\s*[a-zA-Z]|[a-zA-Z]\s*[-+*/]|[-+*/]\s*[a-zA-Z])[^=<>]*=[^=<>]*")
-_WHY = re.compile(r",?\s+(?:since|because|as|which|so|for)\b|;|\s[-–—]\s", re.IGNORECASE)
-_DENIAL = re.compile(r"\b(?:not|isn['’]t|never|neither|nor|wrong|incorrect)\b|不是|并非", re.IGNORECASE)
-_TOLERANCE = Fraction(2, 10**6)
+_WHY = re.compile(r",?\s+(?:since|because|as|which|so|for)\b|;|\s[-–—]\s|\s\((?=[a-z0-9 ]{6})", re.IGNORECASE)
+_RELATION = re.compile(r"[<>≤≥]|\\(?:le|ge|lt|gt|leq|geq)(?![a-zA-Z])")
+_MATH_SPAN = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)")
+_RATIO = re.compile(r"[\d.]+(?:\s*:\s*[\d.]+)+")
+_BASE = re.compile(r"\d_\{?\d")
+_TUPLE = re.compile(r"\([^()]*,[^()]*\)")
 
 
 class MathQuestion(NamedTuple):
@@ -90,71 +87,58 @@ def decide_math(completion: str, solution: str) -> bool | MathQuestion:
         quantity = _answer_quantity(found)
         if quantity is not None:
             return same_quantity(quantity, gold.quantity, gold.decimals)
+        if _is_another(found.text):
+            return False
     if _LETTER.fullmatch(_plain(gold.text)):
         return grade_choice(completion, _plain(gold.text))
     text = first_sentence(found.text) if found.source == "phrase" else found.text
     if len(text) > MAX_MATH_CHARS:
         return False
-    answer = plain_formula(latex_number_text(plain(text))).removesuffix(".").removesuffix("。").strip()
+    span = _one_span(text) if _PROSE.search(_MATH_SPAN.sub(" ", text)) and not _PROSE.search(gold.text) else None
+    answer = _written(span or text)
     return answer == gold.text or _decide_words(answer, gold)
 
 
-def same_quantity(answer: Quantity, gold: Quantity, places: int) -> bool:
-    """Compare two numbers with their units.
-
-    ``12%`` equals ``12`` and ``0.12``; a unit on one side only does not matter, two known units have to be the same.
-
-    Args:
-        answer: the answer.
-        gold: the gold answer.
-        places: decimals that have to agree, see :func:`hardsample.numerals.decimals`.
-
-    Returns:
-        Whether they are equal: exactly, or to these decimals and (where the gold has not been rounded to them) to 2
-        parts in a million of its value.
-    """
-    if not compatible(answer.unit, gold.unit):
-        return False
-    if _same_value(answer.value, gold.value, places):
+def _is_another(text: str) -> bool:
+    """Whether a text that gives no number gives another one than its own: "at least 5", "not 5", x > 5, 1,5391."""
+    if _RELATION.search(text) or re.search(r"\d,\d{4,}", text) or is_denied(text):
         return True
-    if is_percent(answer.unit) == is_percent(gold.unit):
-        return False
-    if is_percent(answer.unit):
-        return _same_value(answer.value / 100, gold.value, places)
-    return _same_value(answer.value, gold.value / 100, places)
+    return len(_DIGITS.findall(text)) == 1 and bool(_PROSE.search(strip_latex_text(text))) and is_modified(text)
 
 
-def _same_value(answer: Number, gold: Number, places: int) -> bool:
-    if same_constant(answer, gold):
-        return True
-    answer, gold = Fraction(answer), Fraction(gold)
-    if answer.denominator == 1 == gold.denominator:
-        return False
-    if max(answer.denominator.bit_length(), answer.numerator.bit_length()) > 10_000:
-        return False
-    if round(answer, places) != round(gold, places):
-        return False
-    rounded = places < 6 or (round(gold, places) == gold and abs(gold) * 10**places >= 100)
-    return rounded or abs(answer - gold) <= _TOLERANCE * abs(gold)
+def _written(text: str) -> str:
+    """An answer as formulas are compared: without marks, layout, labels and a full stop."""
+    text = plain(text).strip().rstrip(".。").strip()
+    if wrapped := _WRAPPED.fullmatch(text):
+        text = wrapped.group(1)
+    return plain_formula(latex_number_text(_LABEL.sub("", text))).rstrip(".。").strip()
+
+
+_WRAPPED = re.compile(r"\\(?:text|mbox|mathbf|boldsymbol|textbf|mathrm|bm)\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
+_LABEL = re.compile(r"^\\text\s*\{[^{}]*:\s*\}\s*")
 
 
 def _answer_quantity(found: Answer) -> Quantity | None:
     """The number that an answer gives, as the whole of it, or as the only one in prose."""
-    quantity = read_quantity(found.text)
-    if quantity is None and found.source == "phrase":
-        sentence = first_sentence(found.text)
-        quantity = read_quantity(_WHY.split(sentence)[0]) or _quantity_in_prose(sentence)
+    sentence = first_sentence(found.text) if found.source == "phrase" else found.text
+    head = _WHY.split(sentence)[0]
+    quantity = read_quantity(found.text) or read_quantity(sentence) or (read_quantity(head) if head else None)
     if quantity is not None:
         return quantity
-    in_prose = _quantity_in_prose(found.text)
-    if found.source != "end":
-        return in_prose
-    first = first_sentence(found.body.partition("\n")[0].strip())
-    rest = found.body[found.body.find(first) + len(first) :].strip(" .*_#\n")
-    alone = read_quantity(first) if rest else None
-    if alone is None or (in_prose is not None and not _EXPLAINS.match(rest)):
-        return in_prose
-    return alone  # the answer first, then why
+    if found.source == "end":  # the answer first, then why
+        line = found.body.partition("\n")[0].strip()
+        first = first_sentence(line)
+        if first != found.text and (quantity := read_quantity(first)) is not None:
+            return quantity
+    quantity = quantity_in_prose(sentence)
+    span = _one_span(sentence)
+    return quantity if quantity is not None or span is None else read_quantity(span)
+
+
+def _one_span(text: str) -> str | None:
+    """The one formula between dollars in a sentence that denies nothing."""
+    spans = [next(filter(None, match.groups())) for match in _MATH_SPAN.finditer(text)]
+    return spans[0] if len(spans) == 1 and not is_modified(_MATH_SPAN.sub(" ", text)) else None
 
 
 def _decide_words(answer: str, gold: _Gold) -> bool | MathQuestion:
@@ -168,8 +152,18 @@ def _decide_words(answer: str, gold: _Gold) -> bool | MathQuestion:
         return True
     if gold.quantity is None and _is_phrase(plain_gold):
         return _words(plain_answer) == _words(plain_gold)
-    if _DENIAL.search(answer) and not _DENIAL.search(gold.text):
+    if is_denied(answer) and not is_denied(gold.text):
         return False
+    if _RATIO.fullmatch(plain_gold):
+        return _same_ratio(re.sub(r"(?<=\d)\s+to\s+(?=\d)", ":", plain_answer), plain_gold)
+    if _BASE.search(gold.text) or _BASE.search(answer):
+        return re.sub(r"[\s{}]", "", answer) == re.sub(r"[\s{}]", "", gold.text)
+    if _TUPLE.fullmatch(plain_gold) and "=" not in gold.text:
+        points = _TUPLE.findall(answer)
+        answer = points[0] if len(points) == 1 and _PROSE.search(answer) else answer
+        names = re.findall(r"([a-zA-Z])\s*=", answer)
+        if names != sorted(names):
+            return False
     interval = as_interval(answer)
     if interval and gold.interval and interval[0] != gold.interval[0]:
         return False
@@ -177,15 +171,33 @@ def _decide_words(answer: str, gold: _Gold) -> bool | MathQuestion:
         answer_text = interval[1] if interval else answer
         gold_text = gold.interval[1] if gold.interval else gold.text
         return answer_text.replace(" ", "") == gold_text.replace(" ", "") or MathQuestion(answer_text, gold_text, 6)
-    if "=" not in gold.text and _UNSOLVED.fullmatch(re.sub(r"\\[a-zA-Z]+|_\{?\w+\}?|\b[a-zA-Z]\(\w+\)", " ", answer)):
-        return False
+    if "=" not in gold.text and not all(
+        is_name(side) for part in _PARTS.split(answer) for side in part.split("=")[:-1]
+    ):
+        return False  # 2x = 10: not solved, its right side is no answer
     return MathQuestion(_joined(answer), _joined(gold.text), gold.decimals)
+
+
+_PARTS = re.compile(r",|;|、|\\text\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b|和|或")
+
+
+def _same_ratio(answer: str, gold: str) -> bool:
+    """Whether two ratios are the same up to scale."""
+    if not _RATIO.fullmatch(answer):
+        value, wanted = constant(answer), constant(gold)
+        return value is not None and wanted is not None and same_constant(value, wanted)
+    parts, golds = ([Fraction(part.strip()) for part in text.split(":")] for text in (answer, gold))
+    if len(parts) != len(golds) or not golds[0] or not parts[0]:
+        return False
+    return all(part * golds[0] == other * parts[0] for part, other in zip(parts, golds, strict=True))
 
 
 def _joined(text: str) -> str:
     """Write what math-verify reads better: "和" and "或" as commas, functions as commands, no power behind a unit."""
-    text = _ROOT.sub(r"\\sqrt{\1}", re.sub(r"\s*(?:或|和|且)\s*", ", ", text))
-    return without_unit_power(_FUNCTION.sub(r"\\\g<0>", text))
+    text = _ROOT.sub(r"\\sqrt{\1}", re.sub(r"\s*(?:或者?|和|且|、)\s*", ", ", text)).replace(
+        "\\varnothing", "\\emptyset"
+    )
+    return _LAST_LETTER.sub(r"\1\\cdot \2", without_unit_power(_FUNCTION.sub(r"\\\g<0>", text)))
 
 
 def _is_phrase(text: str) -> bool:
@@ -196,6 +208,8 @@ def _is_phrase(text: str) -> bool:
 _FUNCTIONS = re.compile(
     r"\\(?:begin|end)\{\w+\*?\}|\\[a-zA-Z]+|\b(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|arcsin|arccos|arctan|max|min|det)\b"
 )
+# math-verify takes a letter at the end for a unit (2m, ab), which it drops; units of ours are gone by then
+_LAST_LETTER = re.compile(r"(?<![\\a-zA-Z{])((?:[a-zA-Z]\s?)*[\d)}]?(?:[a-zA-Z]\s?){0,4})(?<=[\w)}])\s*([a-zA-Z])$")
 _ROOT = re.compile(r"(?<![\\a-zA-Z])sqrt\(([^()]*)\)")
 _FUNCTION = re.compile(r"(?<![\\a-zA-Z])(?:sin|cos|tan|cot|sec|csc|log|ln|exp|pi)(?![a-zA-Z])")
 _PIECES = re.compile(r"[^\W\d_]+|\d+(?:\.\d+)?|[^\w\s.,;]")
@@ -217,21 +231,7 @@ def _gold(solution: str) -> _Gold:
     gold = unwrap_solution(solution)
     if len(gold) > MAX_MATH_CHARS:
         return _Gold("", None, None, 6, None)
-    text = plain_formula(latex_number_text(plain(gold)))
+    text = _written(gold)
     time = _TIME_OR_DATE.fullmatch(_plain(text))
     quantity = None if time else read_quantity(gold)
     return _Gold(text, plain_number(gold), quantity, decimals(gold), as_interval(text))
-
-
-def _quantity_in_prose(text: str) -> Quantity | None:
-    """The one number of a text in prose, with the known unit behind it; None where there is another or any formula."""
-    text = plain(text)
-    if "\\" in text or len(text) > MAX_MATH_CHARS or not _PROSE.search(text) or _MODIFIER.search(text):
-        return None
-    numbers = list(_NUMBER.finditer(text))
-    if len(numbers) != 1 or len(_DIGITS.findall(text)) != len(_DIGITS.findall(numbers[0].group())):
-        return None
-    quantity = read_quantity(numbers[0].group())
-    after = _UNIT_AFTER.match(text, numbers[0].end())
-    unit = (read_unit(after.group(1)) or read_unit(after.group(1).partition(" ")[0])) if after else None
-    return Quantity(quantity.value, quantity.unit or unit) if quantity else None

@@ -17,12 +17,15 @@ Number = Fraction | float
 
 MAX_CHARS = 120
 _RELATIVE_TOLERANCE = 1e-9
-_LAYOUT = re.compile(r"\\(?:left|right|displaystyle|limits|big|Big|quad|qquad)(?![a-zA-Z])|\\[,;:! ]|~|&nbsp;|\u00a0")
+_LAYOUT = re.compile(
+    r"\\(?:left|right|displaystyle|limits|big|Big|quad|qquad)(?![a-zA-Z])|(?<!\\)\\[,;:! ]|~|&nbsp;|\u00a0"
+)
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d*)?(?:[eE][-+]?\d{1,3}(?![\d.]))?|\.\d+)"
     r"|(?P<command>\\?(?:[dtc]?frac|sqrt|pi|times|cdot|div|circ)(?![a-zA-Z]))|(?P<symbol>[-+*/^(){}\[\]:%]))"
 )
-_MIXED = re.compile(r"(?<![\d./^{(])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d./])")
+_TIMES = re.compile(r"(?<=\d)\s*[xX]\s*10\s*\^")
+_MIXED = re.compile(r"(?<![\d./^{(])(\d+)\s+(?:and\s+)?(\d+)\s*/\s*(\d+)(?![\d./])")
 _SPACED_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:[ \u00a0\u2009\u202f]\d{3})+(?![\d])")
 
 
@@ -35,7 +38,8 @@ def plain_formula(text: str) -> str:
     Returns:
         The same with LaTeX's spaces gone, thousands joined and mixed numbers written as sums.
     """
-    text = re.sub(r"(?<=\d)(?:\\[,;:! ]|\{,\}|~)(?=\d{3})", "", text)
+    text = re.sub(r"(?<=\d)(?:,\\!|\\[,;:! ]|\{,\}|~)\s?(?=\d{3})", "", text)
+    text = _TIMES.sub(r"\\times 10^", text)
     text = _LAYOUT.sub(" ", text)
     text = _SPACED_THOUSANDS.sub(lambda match: re.sub(r"\s", "", match.group()), text)
     return _MIXED.sub(r"(\1+\2/\3)", text).strip()
@@ -95,6 +99,7 @@ class _Parser:
             self._tokens.append((kind, match.group(kind).lstrip("\\")))
             at = match.end()
         self._at = 0
+        self._ratio = False
 
     def at_end(self) -> bool:
         return self._at == len(self._tokens)
@@ -124,8 +129,10 @@ class _Parser:
             if token in ("*", "times", "cdot"):
                 self._take()
                 value = value * self._signed()
+            elif token == ":" and self._ratio:
+                raise ValueError("a ratio of more than two")
             elif token in ("/", "div", ":"):
-                self._take()
+                self._ratio |= self._take()[1] == ":"
                 value = value / self._signed()
             elif token in ("frac", "dfrac", "tfrac", "cfrac"):
                 before = self._tokens[self._at - 1] if self._at else ("", "")

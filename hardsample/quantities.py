@@ -7,21 +7,44 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
-from hardsample.answers import plain, strip_latex_text
-from hardsample.notation import MAX_CHARS, Number, constant, plain_formula
+from hardsample.answers import is_denied, plain, strip_latex_text
+from hardsample.notation import MAX_CHARS, Number, constant, plain_formula, same_constant
 from hardsample.numerals import latex_number_text, number_in_chinese, number_in_words, plain_number
-from hardsample.units import Unit, read_unit
+from hardsample.units import Unit, compatible, is_percent, read_unit
 
 _CURRENCY = re.compile(r"^([-+−]?)\s*(RM|Rs\.?|USD|EUR|GBP|CNY|JPY|US\$|\\\$|[$€£¥₹])\s?([-+−]?)(?=[\d.])")
 _UNIT_STARTS = re.compile(r"(?<=[\d)}.½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞π])\s*(?=[^\d\s(){}+\-*/^.,:=<>])")
 _WORD = re.compile(r"[A-Za-z]{2,}")
 _SUBSCRIPT = re.compile(r"_(?:\{[^{}]*\}|\w)")
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
-_NAME = re.compile(r"[^\W\d_]?(?:\([^()]*\))?['′]{0,2}|[^\W\d_](?:\s?[^\W\d_]){1,5}")
+_NAME = re.compile(r"[^\W\d_]?(?:\([\w,. ]*\))?['′]{0,2}|[^\W\d_](?:\s?[^\W\d_]){1,5}")
 _DEGREES = re.compile(r"\s*\^?\s*\{?\s*\\(?:circ|degree)(?![a-zA-Z])\s*\}?\s*")
 _CHINESE_COUNT = re.compile(r"([零一二三四五六七八九十两]{1,3})([㐀-鿿]{0,4})")
 _EQUALS = re.compile(r"=|≈|\\approx|≃")
 _ENDS = " \t\r\n.。,，;；:："
+_STARTS = " \t\r\n:："
+_ROUNDED = re.compile(r"≈|≃|\\approx(?![a-zA-Z])")
+_LABEL = re.compile(r"^(?:(?:final\s+)?answer|答案)\s*[:：]\s*", re.IGNORECASE)
+_PERCENT_OUTSIDE = re.compile(r"^\$([^$]+)\$\s*(%|\\%|percent)$")
+_FUNCTION = re.compile(r"\\?(?<![a-zA-Z])(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|half|twice|double)(?![a-zA-Z])")
+_SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+_SCALES |= {"百": 100, "千": 1000, "万": 10**4, "亿": 10**8}
+_SCALED = re.compile(rf"(.*?)\s*({'|'.join(_SCALES)})(?![a-z])\s*(.*)", re.IGNORECASE)
+_FRACTION = re.compile(r"\\[dtc]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
+_TOLERANCE = Fraction(2, 10**6)
+_MODIFIER = re.compile(
+    r"\b(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|roots?|squared|cubed|pi|half|thirds?|quarters?|percent|minus|negative|plus"
+    r"|times|over|under|above|below|dozen|hundred|thousand|million|billion|more|less|fewer|greater|least|most|twice|double"
+    r"|triple|between|up\s+to|almost|nearly)\b|[<>≤≥±√π]|\d\s*!|至少|至多|大于|小于|超过|不到|多于|少于|[百千万亿]",
+    re.IGNORECASE,
+)
+_NUMBER = re.compile(
+    r"(?<![A-Za-z0-9_.,/^*+(-])[$€£¥]?-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:\s\d+/\d+|/\d+)?(?P<percent>\s?%)?(?![\w.]*\d|,\d|[/^*+]|[A-Za-z])"
+)
+_UNIT_AFTER = re.compile(r"\s*([^\d\s.,;!?()]+(?:\s[a-z]+)?)")
+_PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}|[㐀-鿿]")
+_DIGITS = re.compile(r"\d+")
+MAX_PROSE_CHARS = 1000
 
 
 class Quantity(NamedTuple):
@@ -46,15 +69,17 @@ def read_quantity(text: str) -> Quantity | None:
 
 @lru_cache(maxsize=8192)
 def _read(text: str) -> Quantity | None:
-    number = plain_number(text)
+    number = plain_number(text) if text[:1].isdigit() else None
     if number is not None:
         return Quantity(Fraction(int(number)) if number == int(number) else Fraction(number), None)
-    text = strip_latex_text(plain(text).strip(_ENDS))
+    text = _LABEL.sub("", strip_latex_text(plain(text).rstrip(_ENDS).lstrip(_STARTS)))
+    exact, *rounded = _ROUNDED.split(text)
+    if rounded and constant(exact.rpartition("=")[2]) is not None:
+        text = exact  # x = 1/3 ≈ 0.333: what is before the sign is exact
     *sides, last = _EQUALS.split(text)
-    if not all(_is_name(side) for side in sides):
+    if not all(is_name(side) for side in sides):
         return None
-    last = last.strip(_ENDS).lstrip("~") if sides else text.strip(_ENDS).lstrip("~")
-    return _number(last)
+    return _number((last if sides else text).rstrip(_ENDS).lstrip(_STARTS).lstrip("~"))
 
 
 def _number(text: str) -> Quantity | None:
@@ -66,10 +91,19 @@ def _number(text: str) -> Quantity | None:
     words = number_in_words(text)
     if words is not None:
         return Quantity(Fraction(words), None)
-    text = _DEGREES.sub("°", plain_formula(text.strip("$ ")))
+    text = _DEGREES.sub("°", plain_formula(_PERCENT_OUTSIDE.sub(r"\1 \2", text).strip("$ ")))
     value = constant(text)
     if value is not None:
         return Quantity(value, (("°", 1),) if text.endswith("°") else None)
+    scaled = _SCALED.fullmatch(text)
+    if scaled and (value := _number(scaled.group(1))) is not None and value.unit is None:
+        unit = scaled.group(3).strip()
+        counted = read_unit(unit) if unit else None
+        return (
+            Quantity(value.value * _SCALES[scaled.group(2).lower()], counted)
+            if not unit or counted is not None
+            else None
+        )
     chinese = _CHINESE_COUNT.fullmatch(text)
     if chinese and (number := number_in_chinese(chinese.group(1))) is not None:
         return Quantity(Fraction(number), read_unit(chinese.group(2)))
@@ -84,13 +118,95 @@ def _number(text: str) -> Quantity | None:
     return None
 
 
-def _is_name(text: str) -> bool:
-    r"""Whether a side of an equation is a name (``x``, ``f(2)``, ``\angle ABC``, ``the total``) or a number."""
+def is_name(text: str) -> bool:
+    r"""Tell whether a side of an equation is a name or a number, so that the other side is what it is worth.
+
+    Args:
+        text: ``x``, ``f(2)``, ``\angle ABC``, ``the total`` or ``3 + 4``.
+
+    Returns:
+        False for an expression with an unknown in it (``2x``, ``x^2``, ``\sin x``), and where a word denies.
+    """
+    if is_denied(text) or _FUNCTION.search(text):
+        return False
     text = _SUBSCRIPT.sub("", strip_latex_text(text.strip(_ENDS)))
     text = _COMMAND.sub(" ", text) if constant(text) is None else ""
     words = [word for word in text.split() if not _WORD.fullmatch(word)]
-    rest = " ".join(words).strip(" {}'")
+    rest = re.sub(r"[{}]", "", " ".join(words)).strip(" '")
     return not rest or _NAME.fullmatch(rest) is not None or constant(rest) is not None
+
+
+def quantity_in_prose(text: str) -> Quantity | None:
+    """Read the one number of a text in prose, with the known unit behind it.
+
+    Args:
+        text: a sentence or more.
+
+    Returns:
+        The number; None where there is another or any formula, or a word that makes another number of it or denies it.
+    """
+    text = plain(text)
+    if "\\" in text or len(text) > MAX_PROSE_CHARS or not _PROSE.search(text) or is_modified(text):
+        return None
+    numbers = list(_NUMBER.finditer(text))
+    if len(numbers) != 1 or len(_DIGITS.findall(text)) != len(_DIGITS.findall(numbers[0].group())):
+        return None
+    quantity = read_quantity(numbers[0].group())
+    after = _UNIT_AFTER.match(text, numbers[0].end())
+    unit = (read_unit(after.group(1)) or read_unit(after.group(1).partition(" ")[0])) if after else None
+    return Quantity(quantity.value, quantity.unit or unit) if quantity else None
+
+
+def is_modified(text: str) -> bool:
+    """Tell whether a text makes another number of the one in it ("at least", "half of", "million"), or denies it.
+
+    Args:
+        text: a sentence.
+
+    Returns:
+        Whether any such word or sign stands in it.
+    """
+    return _MODIFIER.search(text) is not None or is_denied(text)
+
+
+def same_quantity(answer: Quantity, gold: Quantity, places: int = 6) -> bool:
+    """Compare two numbers with their units.
+
+    ``12%`` equals ``12`` and ``0.12``; a unit on one side only does not matter, two known units have to be the same.
+
+    Args:
+        answer: the answer.
+        gold: the gold answer.
+        places: decimals that have to agree, see :func:`hardsample.numerals.decimals`.
+
+    Returns:
+        Whether they are equal: exactly, or to these decimals and (where the gold has not been rounded to them) to 2
+        parts in a million of its value.
+    """
+    if not compatible(answer.unit, gold.unit):
+        return False
+    if _same_value(answer.value, gold.value, places):
+        return True
+    if is_percent(answer.unit) == is_percent(gold.unit):
+        return False
+    if is_percent(answer.unit):
+        return _same_value(answer.value / 100, gold.value, places)
+    return _same_value(answer.value, gold.value / 100, places)
+
+
+def _same_value(answer: Number, gold: Number, places: int) -> bool:
+    if same_constant(answer, gold):
+        return True
+    answer, gold = Fraction(answer), Fraction(gold)
+    if answer.denominator == 1 == gold.denominator:
+        return False
+    if max(answer.denominator.bit_length(), answer.numerator.bit_length()) > 10_000:
+        return False
+    if round(answer, places) != round(gold, places):
+        return False
+    # three digits or more: it was rounded to them
+    rounded = round(gold, places) == gold and abs(gold) * 10**places >= 100 and (places < 6 or gold.denominator > 1000)
+    return rounded or abs(answer - gold) <= _TOLERANCE * abs(gold)
 
 
 @lru_cache(maxsize=8192)
@@ -106,11 +222,20 @@ def formula_key(text: str) -> str:
     text = strip_latex_text(plain(text).strip(_ENDS))
     if not text or len(text) > MAX_CHARS:
         return ""
-    text = plain_formula(latex_number_text(text.strip("$ ")))
+    text = plain_formula(latex_number_text(_RATIO_SIGN.sub(":", text).strip("$ ")))
+    text = re.sub(r"^[a-zA-Z](?:\(x\))?\s*=\s*(?=[^=]*$)", "", text)
     value = constant(text)
     if value is not None:
         return f"={value}" if isinstance(value, Fraction) else f"={value:.10g}"
     words = _COMMAND.sub(" ", text)
     if re.search(r"[A-Za-z]{3,}", words) or not re.search(r"[\d=+\-*/^\\<>]", text):
         return ""
-    return re.sub(r"\s+|\\cdot|\*", "", re.sub(r"\\[dtc]frac(?![a-z])", r"\\frac", text)).replace("{}", "")
+    text = _FRACTION.sub(r"(\1)/(\2)", text)
+    text = _LESS.sub("≤", _GREATER.sub("≥", text))
+    text = re.sub(r"[({](\w)[)}](?!\w)", r"\1", re.sub(r"\^\{(\w+)\}", r"^\1", text))
+    return re.sub(r"\s+|\\cdot|\*|\{\}", "", text)
+
+
+_RATIO_SIGN = re.compile(r"\s*[∶：]\s*")
+_LESS = re.compile(r"\\le(?:q|qslant)?(?![a-zA-Z])|<=|⩽")
+_GREATER = re.compile(r"\\ge(?:q|qslant)?(?![a-zA-Z])|>=|⩾")

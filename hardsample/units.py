@@ -55,7 +55,7 @@ _ALIASES = {
     "F": "farad farads",
     "µF": "μF microfarad microfarads",
     "T": "tesla teslas",
-    "Hz": "hertz",
+    "Hz": "hertz hz",
     "kHz": "kilohertz",
     "MHz": "megahertz",
     "GHz": "gigahertz",
@@ -77,12 +77,24 @@ _ALIASES = {
     "ha": "hectare hectares",
     "%": "\\% percent pct ％ percentage",
     "unit": "units",
+    "Wb": "weber webers",
+    "H": "henry henries",
+    "mH": "millihenry",
+    "lx": "lux",
+    "ly": "light-year light-years",
+    "KB": "kB kilobyte kilobytes",
+    "MB": "megabyte megabytes",
+    "GB": "gigabyte gigabytes",
+    "TB": "terabyte terabytes",
+    "µs": "μs us microsecond microseconds",
+    "ns": "nanosecond nanoseconds",
+    "px": "pixel pixels",
     "$": "dollar dollars USD \\$ 美元",
     "cent": "cents ¢",
     "€": "euro euros EUR",
     "£": "pound pounds GBP",
     "¥": "yuan RMB CNY yen JPY 元 块",
-    "₹": "rupee rupees INR",
+    "₹": "rupee rupees INR Rs Rs.",
 }
 _CANONICAL = {alias: name for name, aliases in _ALIASES.items() for alias in (name, *aliases.split())}
 _LOWER = {alias.lower(): name for alias, name in _CANONICAL.items() if len(alias) > 3}
@@ -90,11 +102,13 @@ _COMPOUND = {"mph": (("h", -1), ("mi", 1)), "kph": (("h", -1), ("km", 1))}
 _POWERS = {"²": 2, "³": 3, "squared": 2, "cubed": 3, "square": 2, "sq": 2, "sq.": 2, "cubic": 3, "cu": 3, "cu.": 3}
 _POWERS |= {"平方": 2, "立方": 3}
 _FACTOR = re.compile(r"(?P<name>.*?)(?:\^?\{?(?P<power>-?[1-4])\}?|(?P<sign>[²³]))?")
+_FRACTION = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
+_SUPERSCRIPTS = str.maketrans("⁻¹", "-1")
 _WORD = re.compile(r"[a-z][a-z'’-]{2,}(?: [a-z][a-z'’-]*){0,3}")
 # Words after a number that make another number of it, or a formula.
 _NO_UNIT = re.compile(
     r"\b(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|root|pi|half|halves|thirds?|quarters?|fifths?|tenths?|hundredths?"
-    r"|minus|negative|plus|times|over|dozen|hundred|thousand|million|billion|trillion|squared|cubed|and|or|to|by|nor|not"
+    r"|minus|negative|plus|times|over|dozen|hundred|thousand|million|billion|trillion|squared|cubed|and|or|to|by|nor|not|more|less|fewer|greater|than|no|wrong"
     r"|st|nd|rd|th|x|of)\b"
 )
 
@@ -114,6 +128,7 @@ def read_unit(text: str) -> Unit | None:
     """
     if not text or len(text) > 60:
         return None
+    text = _FRACTION.sub(r"\1/\2", text.translate(_SUPERSCRIPTS))
     parts = re.split(r"\s*(/|\bper\b|每)\s*", text)
     factors: dict[str, int] = {}
     sign = 1
@@ -123,7 +138,7 @@ def read_unit(text: str) -> Unit | None:
             continue
         read = _product(part)
         if read is None:
-            return () if _WORD.fullmatch(text) and not _NO_UNIT.search(text) else _counted(text)
+            return _words(text) if _WORD.fullmatch(text) and not _NO_UNIT.search(text) else _counted(text)
         for name, power in read:
             factors[name] = factors.get(name, 0) + sign * power
     if len(factors) == 1 and (name := next(iter(factors))) in _COMPOUND:
@@ -141,7 +156,10 @@ def compatible(one: Unit | None, other: Unit | None) -> bool:
     Returns:
         False only for two known units that differ, ``cm`` and ``m``.
     """
-    return not one or not other or one == other or _plain(one) == _plain(other)
+    if not one or not other or one == other:
+        return True
+    unnamed = any(len(unit) == 1 and unit[0][0] == "unit" for unit in (one, other))  # "square units"
+    return unnamed and (_power(one) == _power(other) or 1 in (_power(one), _power(other)))
 
 
 def is_percent(unit: Unit | None) -> bool:
@@ -149,9 +167,13 @@ def is_percent(unit: Unit | None) -> bool:
     return unit == (("%", 1),)
 
 
-def _plain(unit: Unit) -> Unit:
-    """Leave out "units" ("square units")."""
-    return tuple(factor for factor in unit if factor[0] != "unit")
+def _words(text: str) -> Unit:
+    """What is counted is no unit, but for a unit with words behind it ("years old")."""
+    return tuple(_product(text.partition(" ")[0]) or ())
+
+
+def _power(unit: Unit) -> int:
+    return sum(power for _, power in unit)
 
 
 def _product(text: str) -> list[tuple[str, int]] | None:
@@ -186,4 +208,4 @@ def _product(text: str) -> list[tuple[str, int]] | None:
 
 def _counted(text: str) -> Unit | None:
     """Chinese words that count things are no unit, and no formula either."""
-    return () if re.fullmatch(r"[㐀-鿿]{1,8}", text) else None
+    return () if re.fullmatch(r"[㐀-鿿]{1,8}", text) and not re.search("[百千万亿分之不错]", text) else None
