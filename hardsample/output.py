@@ -47,11 +47,13 @@ SCHEMA = pa.schema(
         ("attention_balance_wrong", pa.float64()),
         ("cmab_stratum", pa.string()),
         ("attention_profile", pa.list_(pa.float64())),
+        ("digest", pa.string()),
     ]
 )
 """scores.parquet: one row a scored sample. `successes` and `attempts` follow `ratios` of run.json; `rollouts` is all
-that the sample used, the blind level's included; a sample without an image has no stratum (null). The last four are
-CMAB's, null without it: ρ̄ over the correct and over the wrong completions at λ = 0, its stratum, ρ of each layer."""
+that the sample used, the blind level's included; a sample without an image has no stratum (null). The four before the
+last are CMAB's, null without it: ρ̄ over the correct and over the wrong completions at λ = 0, its stratum, ρ of each
+layer. `digest` is what the sample was when it was scored (`hardsample.digests`)."""
 
 _OPTIONS = {
     "limit": "--limit",
@@ -161,6 +163,7 @@ def write_scores(
     config: PismConfig,
     attention: Mapping[str, SampleAttention] | None = None,
     bounds: BalanceBounds | None = None,
+    digests: Mapping[str, str] | None = None,
 ) -> None:
     """Write scores.parquet, in the order of the data.
 
@@ -170,6 +173,7 @@ def write_scores(
         config: settings of the PISM search.
         attention: what CMAB says of each sample, by id; None if it was not asked for.
         bounds: of the CMAB strata.
+        digests: of the samples, by id.
     """
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     for ladder in sorted(ladders, key=lambda one: one.row):
@@ -190,6 +194,7 @@ def write_scores(
             counted.blind_attempts,
             luck,
             *_cmab_columns(attention, ladder, bounds or BalanceBounds()),
+            (digests or {}).get(ladder.record["id"]),
         )
         for name, value in zip(SCHEMA.names, values, strict=True):
             columns[name].append(value)
