@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 from datasets import Dataset
 
 from hardsample.digests import Match, is_old, match, same, sample_digest
+from hardsample.formats import Record
+from hardsample.images import ImageError, as_ref
 from hardsample.output import REJECTED_FILE, RUN_FILE, OutputError, Scores
 from hardsample.store import StoreError, StoreReader
 
@@ -131,6 +134,45 @@ def scored_records(scores: Scores, records: Dataset, samples: Sequence[str], sou
         logger.warning("%s.", note)
     chosen = records.select([rows[sample] for sample in samples])
     return chosen if list(chosen["id"]) == list(samples) else with_ids(chosen, samples)
+
+
+def moved_ids(
+    scores: Scores,
+    shown: Mapping[str, Record],
+    root: Path | None,
+    opened: Callable[[], tuple[Iterable[Record], Path | None]],
+) -> dict[str, str | None] | None:
+    """Check the records that a page shows; only where one is not what was scored, all images of the data are read.
+
+    Args:
+        scores: the folder.
+        shown: the records by id, as `hardsample.data.unchecked` gives them.
+        root: folder that their images' paths start from.
+        opened: reads all records from the first on.
+
+    Returns:
+        Id now → id under which the record was scored; None where these are the same.
+
+    Raises:
+        ChangedError: a record is not what was scored under its id.
+    """
+    known = known_digests(scores)
+    if all(same(known.get(sample, ""), record_digest(record, root)) for sample, record in shown.items()):
+        return None
+    records, root = opened()
+    digests = {record.id: record_digest(record, root) for record in records}
+    found = match(known, list(digests), list(digests.values()), scores.directory)
+    if found.note:
+        logger.warning("%s.", found.note)
+    return dict(zip(digests, found.samples, strict=True))
+
+
+def record_digest(record: Record, root: Path | None) -> str:
+    """Digest a record whose images are still what its file refers to; "" if one of them is not to be had."""
+    try:
+        return sample_digest(vars(record) | {"images": [as_ref(image, root) for image in record.images]})
+    except ImageError:
+        return ""
 
 
 def with_ids(records: Dataset, samples: Sequence[str]) -> Dataset:
