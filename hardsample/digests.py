@@ -148,7 +148,7 @@ def _blocks(content: Any) -> list[list[str | None]]:
     """The content of a turn as (type, text) of each block."""
     if isinstance(content, str):
         return [["text", content]]
-    return [[block["type"], block.get("text")] for block in content]
+    return [[block.get("type"), block.get("text")] for block in content]
 
 
 def _short(value: Any) -> str:

@@ -126,9 +126,9 @@ def scored_records(scores: Scores, records: Dataset, samples: Sequence[str], sou
     missing = [sample for sample in samples if sample not in rows]
     if missing:
         raise OutputError(
-            f"{source} has changed: {len(missing)} of {len(samples)} scored samples are gone (the first: "
-            f"{missing[0]!r}). Give the data that {scores.directory} was scored on, or score it again into another "
-            "--output"
+            f"{len(missing)} of {len(samples)} samples that were scored are not in {source}, which has changed (the "
+            f"first: {missing[0]!r}). Give the data that {scores.directory} was scored on, or score it again into "
+            "another --output"
         )
     if note:
         logger.warning("%s.", note)

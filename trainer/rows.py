@@ -22,14 +22,12 @@ from hardsample.images import to_rgb
 from hardsample.kernels.reference import mask_key
 from hardsample.masking import MaskDraw, mask_pictures
 from hardsample.output import Scores
+from hardsample.trainer.decoding import RgbImage
+from hardsample.trainer.scored import ScoresError, text_ids
 from hardsample.trainer.sumtree import Rows
 
 _PRINTS = 1024
 """Rows that the fingerprint of a dataset looks at."""
-
-
-class ScoresError(ValueError):
-    """The scores do not fit the dataset."""
 
 
 class RowNumbers(torch.utils.data.Dataset):
@@ -125,12 +123,13 @@ def fingerprint(data: Any) -> str:
     return digest.hexdigest()
 
 
-def rows_of_scores(data: Any, scores: Scores) -> tuple[Rows, pa.Table]:
-    """Finds the dataset row of each score by the column `id`.
+def rows_of_scores(data: Any, scores: Scores, samples: Sequence[str | None] | None = None) -> tuple[Rows, pa.Table]:
+    """Finds the dataset row of each score.
 
     Args:
         data: the training dataset.
         scores: of a finished run.
+        samples: id of the scored sample of each row, see `as_scored`; default the column `id`.
 
     Returns:
         (rows, table): the rows that have a score, and their scores, in one order.
@@ -143,13 +142,14 @@ def rows_of_scores(data: Any, scores: Scores) -> tuple[Rows, pa.Table]:
             "the training dataset has no column 'id', by which the scores know their samples: train on the dataset "
             "that was scored (`hardsample.data.load`), or add the ids of scores.parquet as a column"
         )
-    ids = data.select_columns(["id"]).with_format("arrow")[:]["id"].combine_chunks().cast(pa.string())
+    ids = text_ids(data)
     if pc.count_distinct(ids, mode="all").as_py() < len(ids):
         counted = pc.value_counts(ids)
         twice = next(one["values"].as_py() for one in counted if one["counts"].as_py() > 1)
         raise ScoresError(f"id {twice!r} stands more than once in the training dataset: make the ids unique")
     table = scores.table.with_format("arrow")[:]
-    place = pc.index_in(ids, value_set=table["id"].combine_chunks() if table.num_rows else pa.array([], pa.string()))
+    names = ids if samples is None else pa.array(samples, pa.string())
+    place = pc.index_in(names, value_set=table["id"].combine_chunks() if table.num_rows else pa.array([], pa.string()))
     rows = np.flatnonzero(pc.is_valid(place).to_numpy(zero_copy_only=False))
     if not len(rows):
         raise ScoresError(
@@ -177,24 +177,25 @@ def masks_of(
     ]
 
 
-def with_pictures(data: Any) -> Any:
-    """Lets pictures that lie in a dataset as bytes and path, as `hardsample.data.load` gives them, be read as pictures.
+def with_pictures(data: Any, ours: bool = True) -> Any:
+    """Lets the pictures of a dataset be read as scoring reads them: upright, on white, 8-bit RGB.
 
     Args:
         data: a dataset, a dict of datasets, or anything else, which is given back as it is.
+        ours: also where `datasets` decodes them itself; else only where they lie as bytes and path, as
+            `hardsample.data.load` gives them, which TRL could not read.
     """
     if isinstance(data, dict):
-        return type(data)({name: with_pictures(one) for name, one in data.items()})
+        return type(data)({name: with_pictures(one, ours) for name, one in data.items()})
     if not isinstance(data, Dataset):
         return data
-    kinds: dict[str, Any] = {"images": List(Picture()), "image": Picture()}
+    kinds: dict[str, Any] = {"images": List(RgbImage()), "image": RgbImage()}
     for name, kind in kinds.items():
         feature = data.features.get(name)
         inner = feature.feature if isinstance(feature, List) else feature
-        raw = (isinstance(inner, Picture) and not inner.decode) or (
-            isinstance(inner, dict) and set(inner) == {"bytes", "path"}
-        )
-        if raw and isinstance(feature, List) == (name == "images"):
+        raw = isinstance(inner, dict) and set(inner) == {"bytes", "path"}
+        decoded = isinstance(inner, Picture) and not isinstance(inner, RgbImage)
+        if (raw or (decoded and (ours or not inner.decode))) and isinstance(feature, List) == (name == "images"):
             data = data.cast_column(name, kind)
     return data
 
