@@ -123,7 +123,7 @@ def test_where_there_is_doubt_the_records_are_named(ids, contents, said):
 
 def test_ids_that_mean_something_are_never_matched_by_content():
     scored = {"a": "p-i-a", "b": "q-j-b"}
-    with pytest.raises(ChangedError, match="2 of 2 records .* sample 'a' is what sample 'b' was") as error:
+    with pytest.raises(ChangedError, match=r"2 of 2 records .* sample 'a' is what sample 'b' was") as error:
         match(scored, ["a", "b"], ["q-j-b", "p-i-a"], "runs/mine")
     assert "line numbers" not in str(error.value)
 

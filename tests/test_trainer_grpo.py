@@ -18,6 +18,7 @@ from hardsample.engines.transformers import load_model, load_processor
 from hardsample.grading import correctness_reward
 from hardsample.scoring import score
 from hardsample.trainer import DifficultyAwareGRPOConfig, DifficultyAwareGRPOTrainer
+from hardsample.trainer.decoding import RgbImage
 from hardsample.trainer.rows import ScoresError
 from hardsample.trainer.states import StateError
 
@@ -223,9 +224,9 @@ def test_every_choice_uses_the_step_before(tmp_path, pictures, scores):
 
 def test_a_picture_is_decoded_once_a_generation_and_no_other_is(tmp_path, pictures, monkeypatch):
     decoded, drawn = [], []
-    decode = Image.decode_example
+    decode = RgbImage.decode_example
     monkeypatch.setattr(
-        Image, "decode_example", lambda self, value, **k: decoded.append(value["bytes"]) or decode(self, value, **k)
+        RgbImage, "decode_example", lambda self, value, **k: decoded.append(value["bytes"]) or decode(self, value, **k)
     )
 
     def watch(trainer):
