@@ -297,15 +297,15 @@ def _matched(first: Scores, second: Scores, ids: Sequence[str], notes: list[str]
         )
         return set(), list(ids)
     try:
-        found = match(known, ids, [others.get(sample, "") for sample in ids], first.directory)
+        joined = match(known, ids, [others.get(sample, "") for sample in ids], first.directory)
     except ChangedError:
         return {sample for sample in ids if not same(known.get(sample, ""), others.get(sample, ""))}, list(ids)
-    if not found.note:
+    if not joined.note:
         return set(), list(ids)
-    notes.append(found.note)
+    notes.append(joined.note)
     return set(), [
         name if name is not None else f"{sample} of {second.directory}"
-        for name, sample in zip(found.samples, ids, strict=True)
+        for name, sample in zip(joined.samples, ids, strict=True)
     ]
 
 

@@ -58,17 +58,17 @@ def sample_digest(record: Mapping[str, Any], graded: bool = True) -> str:
     return "-".join(parts)
 
 
-def same(one: str, other: str) -> bool:
+def same(first: str, second: str) -> bool:
     """Whether two digests may be of the same sample: all parts agree that both have."""
-    return all(mine == its for mine, its in zip(one.split("-"), other.split("-"), strict=False) if mine and its)
+    return all(part == other for part, other in _both(first, second))
 
 
-def changed_parts(one: str, other: str) -> list[str]:
+def changed_parts(first: str, second: str) -> list[str]:
     """Name the parts in which two digests differ."""
-    if is_old(one) or is_old(other):
+    if is_old(first) or is_old(second):
         return [", ".join(PARTS)]
-    pairs = zip(PARTS, one.split("-"), other.split("-"), strict=False)
-    return [name for name, mine, its in pairs if mine and its and mine != its]
+    pairs = zip(PARTS, first.split("-"), second.split("-"), strict=True)
+    return [name for name, part, other in pairs if part and other and part != other]
 
 
 def match(scored: Mapping[str, str], ids: Sequence[str | None], digests: Sequence[str], where: object) -> Match:
@@ -91,18 +91,18 @@ def match(scored: Mapping[str, str], ids: Sequence[str | None], digests: Sequenc
     if not differing:
         return Match([name if name in scored else None for name in ids])
     by_content = {digest: name for name, digest in scored.items()}
-    found = [by_content.get(digest) for digest in digests]
-    known = [row for row, name in enumerate(found) if name is not None]
+    scored_as = [by_content.get(digest) for digest in digests]
+    known = [row for row, name in enumerate(scored_as) if name is not None]
     numbered = all(name is not None and name.isdecimal() for name in (*scored, *ids))
     unlike = len(by_content) == len(scored) and len(set(digests)) == len(digests)
-    moved = [row for row in known if found[row] != ids[row]]
+    moved = [row for row in known if scored_as[row] != ids[row]]
     if numbered and unlike and moved and known == list(range(len(known))):
         new = f"; {len(ids) - len(known):,} were not scored" if len(known) < len(ids) else ""
         return Match(
-            found,
+            scored_as,
             f"{len(moved):,} of {len(ids):,} records are not where they were when {where} was scored (sample "
-            f"{ids[moved[0]]!r} {_was(found[moved[0]])}{new}): their ids are line numbers and the data moved, so all "
-            "are found by their content. Give the records an `id` column",
+            f"{ids[moved[0]]!r} {_was(scored_as[moved[0]])}{new}): their ids are line numbers and the data moved, so "
+            "all are found by their content. Give the records an `id` column",
         )
     raise ChangedError(differences(scored, pairs, where))
 
@@ -130,6 +130,12 @@ def differences(scored: Mapping[str, str], pairs: Sequence[tuple[str | None, str
         "Give the data as it was scored, or score it again into another --output"
         + ("; with an `id` column records are found again wherever they stand" if numbered else "")
     )
+
+
+def _both(first: str, second: str) -> list[tuple[str, str]]:
+    """The parts that two digests both have."""
+    pairs = zip(first.split("-"), second.split("-"), strict=False)  # those of old kinds have one part
+    return [(part, other) for part, other in pairs if part and other]
 
 
 def _told(name: str | None, digest: str, scored: Mapping[str, str], by_content: Mapping[str, str]) -> str:
@@ -160,8 +166,8 @@ def _image_digest(ref: Mapping[str, Any]) -> str:
     if ref["bytes"]:
         return hashlib.blake2b(ref["bytes"], digest_size=16).hexdigest()
     try:
-        found = os.stat(ref["path"])
-        return _file_digest(str(ref["path"]), found.st_size, found.st_mtime_ns, found.st_ino)
+        state = os.stat(ref["path"])
+        return _file_digest(str(ref["path"]), state.st_size, state.st_mtime_ns, state.st_ino)
     except OSError as error:
         raise ImageError(f"image {ref['path']!r} cannot be read ({error.strerror}); replace it") from error
 

@@ -240,8 +240,8 @@ def _groups_of(scores: Scores, records: Dataset, strata: str | Path | None) -> d
         stratum = dict(zip(known.table["id"], known.table["stratum"], strict=True))
         if not any(one in stratum for one in ids):
             raise OutputError(f"{strata} has none of these samples: give the scores of the same data")
-        found = matched(known, ids, table_digests(scores)).samples
-        groups["stratum"] = [None if one is None else stratum.get(one) for one in found]
+        samples = matched(known, ids, table_digests(scores)).samples
+        groups["stratum"] = [None if sample is None else stratum.get(sample) for sample in samples]
     return groups
 
 

@@ -95,10 +95,11 @@ def matched(scores: Scores, ids: Sequence[str | None], digests: Sequence[str]) -
     Raises:
         ChangedError: a record is not what was scored under its id.
     """
-    found = match(known_digests(scores) or dict.fromkeys(scores.table["id"], ""), ids, digests, scores.directory)
-    if found.note:
-        logger.warning("%s.", found.note)
-    return found
+    known = known_digests(scores) or dict.fromkeys(scores.table["id"], "")
+    joined = match(known, ids, digests, scores.directory)
+    if joined.note:
+        logger.warning("%s.", joined.note)
+    return joined
 
 
 def scored_records(scores: Scores, records: Dataset, samples: Sequence[str], source: object) -> Dataset:
@@ -120,9 +121,9 @@ def scored_records(scores: Scores, records: Dataset, samples: Sequence[str], sou
     asked = [sample for sample in samples if sample in rows and sample in known]
     note = ""
     if any(not same(known[sample], sample_digest(records[rows[sample]])) for sample in asked):
-        found = match(known, ids, [sample_digest(record) for record in records], scores.directory)
-        rows = {sample: row for row, sample in enumerate(found.samples) if sample is not None}
-        note = found.note
+        joined = match(known, ids, [sample_digest(record) for record in records], scores.directory)
+        rows = {sample: row for row, sample in enumerate(joined.samples) if sample is not None}
+        note = joined.note
     missing = [sample for sample in samples if sample not in rows]
     if missing:
         raise OutputError(
@@ -161,10 +162,10 @@ def moved_ids(
         return None
     records, root = opened()
     digests = {record.id: record_digest(record, root) for record in records}
-    found = match(known, list(digests), list(digests.values()), scores.directory)
-    if found.note:
-        logger.warning("%s.", found.note)
-    return dict(zip(digests, found.samples, strict=True))
+    joined = match(known, list(digests), list(digests.values()), scores.directory)
+    if joined.note:
+        logger.warning("%s.", joined.note)
+    return dict(zip(digests, joined.samples, strict=True))
 
 
 def record_digest(record: Record, root: Path | None) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from datasets import Dataset, Image, List
 
 from hardsample.data import load
-from hardsample.matching import check_finished, scored_records
+from hardsample.matching import scored_records
 from hardsample.output import IN_MEMORY, OutputError, Scores
 from hardsample.strata import Verdict, control_rows, parse_subset, subset_rows
 
@@ -31,7 +31,6 @@ def write_subsets(scores: Scores, labels: list[Verdict], specs: list[str], seeds
         OutputError: if the data is not where the run found it, or a scored sample is gone.
         ChangedError: if a record is not what was scored under its id.
     """
-    check_finished(scores)
     names = [label.stratum for label in labels]
     ids = list(scores.table["id"])
     wanted = {}

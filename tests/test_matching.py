@@ -240,13 +240,18 @@ def test_scores_of_an_older_version_are_used_with_a_warning_and_the_remedy_helps
         score(data, "demo", run, **SETTINGS)
 
 
-def test_a_folder_that_is_not_finished_is_said(moved, caplog):
+def test_a_folder_that_is_not_finished_is_said(moved, capsys, caplog):
+    from hardsample.cli import strata
+
     run = moved(range(COUNT))
     content = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(content | {"status": "running"}))
-    scores = Scores(run)
-    write_subsets(scores, scores.labels(), ["easy+medium+hard+unsolved"], [])
+    strata(run)
     assert "run.json says 'running'" in caplog.text and "the 18 samples of the one before" in caplog.text
+    assert "labels" in capsys.readouterr().out
+    caplog.clear()
+    explain(run, "0", device="cpu")
+    assert "run.json says 'running'" in caplog.text
 
 
 def test_rejected_samples_are_known_by_id_or_number(moved):

@@ -79,7 +79,7 @@ def trainer_of(data, folder, config=DifficultyAwareGRPOConfig, **options):
     )
 
 
-@pytest.mark.parametrize("kind", ["loaded", "decoded by datasets", "saved", "one image"])
+@pytest.mark.parametrize("kind", ["loaded", "decoded by datasets", "saved", "one image", "streamed"])
 def test_images_are_those_that_scoring_opens(files, tmp_path, kind):
     data = files
     if kind == "saved":
@@ -90,6 +90,8 @@ def test_images_are_those_that_scoring_opens(files, tmp_path, kind):
     if kind == "one image":
         data = Dataset.from_dict({"id": files["id"][:], "image": [str(tmp_path / name) for name in FILES]})
         data = data.cast_column("image", Image())
+    if kind == "streamed":
+        data = data.to_iterable_dataset()
     for row, record in zip(with_pictures(data), files, strict=True):
         found = row["image"] if kind == "one image" else row["images"][0]
         expected = open_image(record["images"][0])

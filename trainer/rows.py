@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from datasets import Dataset, List
+from datasets import Dataset, IterableDataset, List
 from datasets import Image as Picture
 from jaxtyping import Bool
 from PIL import Image
@@ -106,7 +106,9 @@ def has_images(data: Any) -> Bool[np.ndarray, "rows"] | None:
 
 
 def fingerprint(data: Any) -> str:
-    """A digest by which a checkpoint knows its dataset again: size, columns, and id or prompt of up to 1,024 rows.
+    """A digest by which a checkpoint knows its dataset again: size, columns, and the texts of up to 1,024 rows.
+
+    Ids alone would not do: they may be line numbers.
 
     Args:
         data: dataset with random access.
@@ -114,11 +116,12 @@ def fingerprint(data: Any) -> str:
     size = len(data)
     columns = sorted(data.column_names) if isinstance(data, Dataset) else []
     parts: list[Any] = [size, columns]
-    name = next((name for name in ("id", "prompt") if name in columns), None)
-    if name is not None:
+    names = [name for name in ("id", "prompt", "solution") if name in columns]
+    if names:
         rows = np.unique(np.linspace(0, size - 1, min(size, _PRINTS)).astype(np.int64)).tolist()
-        stored = data.select_columns([name]).with_format("arrow")  # what is stored: decoded pictures have no fixed text
-        parts.append(stored.select(rows)[:][name].to_pylist())
+        stored = data.select_columns(names).with_format("arrow")  # what is stored: decoded pictures have no fixed text
+        table = stored.select(rows)[:]
+        parts += [table[name].to_pylist() for name in names]
     digest = blake2b(json.dumps(parts, default=str, ensure_ascii=False).encode(), digest_size=16)
     return digest.hexdigest()
 
@@ -187,7 +190,7 @@ def with_pictures(data: Any, ours: bool = True) -> Any:
     """
     if isinstance(data, dict):
         return type(data)({name: with_pictures(one, ours) for name, one in data.items()})
-    if not isinstance(data, Dataset):
+    if not isinstance(data, Dataset | IterableDataset) or data.features is None:
         return data
     kinds: dict[str, Any] = {"images": List(RgbImage()), "image": RgbImage()}
     for name, kind in kinds.items():

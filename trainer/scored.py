@@ -55,17 +55,17 @@ def as_scored(data: Any, folder: str | None) -> tuple[Any, list[str | None] | No
     if any(sample in known for sample in ids):
         digests = _alike(known, ids, row_digests(data, scores.run["settings"]["grader"]), folder)
         try:
-            found = match(known, ids, digests, folder)
+            joined = match(known, ids, digests, folder)
         except ChangedError as error:
             raise ScoresError(str(error)) from error
-        if found.note:
-            logger.warning("%s.", found.note)
-        samples = found.samples
+        if joined.note:
+            logger.warning("%s.", joined.note)
+        samples = joined.samples
     rejected = rejected_samples(scores)
-    names = [one if sample is None else sample for sample, one in zip(samples, ids, strict=True)]
+    names = [own if sample is None else sample for sample, own in zip(samples, ids, strict=True)]
     keep = [row for row, name in enumerate(names) if name not in rejected]
     if len(keep) < len(data):
-        first = next(one for one, name in zip(ids, names, strict=True) if name in rejected)
+        first = next(own for own, name in zip(ids, names, strict=True) if name in rejected)
         logger.warning(
             "%d of %d samples are left out, for scoring rejected them (the first: %r; why: %s).",
             len(data) - len(keep),
@@ -136,7 +136,8 @@ def _alike(known: Mapping[str, str], ids: Sequence[str | None], digests: Sequenc
     pairs = [(known[name], digest) for name, digest in zip(ids, digests, strict=True) if name in known and digest]
     prompts = {digest.partition("-")[0] for digest in known.values()}
     other = pairs and all(
-        changed_parts(one, digest) == [PARTS[0]] and digest.partition("-")[0] not in prompts for one, digest in pairs
+        changed_parts(scored, digest) == [PARTS[0]] and digest.partition("-")[0] not in prompts
+        for scored, digest in pairs
     )
     if not other:
         return list(digests)
