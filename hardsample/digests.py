@@ -87,8 +87,7 @@ def match(scored: Mapping[str, str], ids: Sequence[str | None], digests: Sequenc
         ChangedError: a record is not what was scored under its id.
     """
     pairs = list(zip(ids, digests, strict=True))
-    differing = [row for row, (name, digest) in enumerate(pairs) if name in scored and not same(scored[name], digest)]
-    if not differing:
+    if not _wrong(scored, pairs):
         return Match([name if name in scored else None for name in ids])
     by_content = {digest: name for name, digest in scored.items()}
     scored_as = [by_content.get(digest) for digest in digests]
@@ -115,7 +114,7 @@ def differences(scored: Mapping[str, str], pairs: Sequence[tuple[str | None, str
         pairs: (id, digest) of the records as they are now.
         where: the folder of the scores.
     """
-    wrong = [(name, digest) for name, digest in pairs if name in scored and not same(scored[name], digest)]
+    wrong = _wrong(scored, pairs)
     if not wrong:
         return ""
     counted = Counter(scored.values())
@@ -123,7 +122,7 @@ def differences(scored: Mapping[str, str], pairs: Sequence[tuple[str | None, str
     moved = sum(digest in by_content for _, digest in wrong)
     told = [_told(name, digest, scored, by_content) for name, digest in wrong[:SHOWN]]
     more = f", and {len(wrong) - SHOWN:,} more" if len(wrong) > SHOWN else ""
-    numbered = moved > 0 and all(name is None or name.isdecimal() for name, _ in wrong)
+    numbered = moved > 0 and all(name.isdecimal() for name, _ in wrong)
     why = "The ids are line numbers and the data moved. " if numbered else ""
     return (
         f"{len(wrong):,} of {len(pairs):,} records are not what was scored in {where}: {', '.join(told)}{more}. {why}"
@@ -132,17 +131,26 @@ def differences(scored: Mapping[str, str], pairs: Sequence[tuple[str | None, str
     )
 
 
+def _wrong(scored: Mapping[str, str], pairs: Sequence[tuple[str | None, str]]) -> list[tuple[str, str]]:
+    """The records that are not what was scored under their ids."""
+    return [
+        (name, digest)
+        for name, digest in pairs
+        if name is not None and name in scored and not same(scored[name], digest)
+    ]
+
+
 def _both(first: str, second: str) -> list[tuple[str, str]]:
     """The parts that two digests both have."""
     pairs = zip(first.split("-"), second.split("-"), strict=False)  # those of old kinds have one part
     return [(part, other) for part, other in pairs if part and other]
 
 
-def _told(name: str | None, digest: str, scored: Mapping[str, str], by_content: Mapping[str, str]) -> str:
+def _told(name: str, digest: str, scored: Mapping[str, str], by_content: Mapping[str, str]) -> str:
     """How one record differs."""
     if digest in by_content:
         return f"sample {name!r} {_was(by_content[digest])}"
-    parts = changed_parts(scored[str(name)], digest)
+    parts = changed_parts(scored[name], digest)
     return f"sample {name!r} has changed (its {' and its '.join(parts)})"
 
 

@@ -439,17 +439,19 @@ def test_peft(tmp_path, pictures):
     assert_same_state(whole, rest)
 
 
-def test_several_pictures_a_question(tmp_path, pictures, scores):
+def test_several_pictures_a_question(tmp_path, pictures):
     def double(record):
         content = [{"type": "image", "text": None}, *record["prompt"][0]["content"]]
         return {"prompt": [{"role": "user", "content": content}], "images": record["images"] * 2}
 
+    doubled = pictures.map(double)
+    score(doubled, "demo", tmp_path / "scores", ScoringConfig(num_masks=2, batch_size=64))
     trainer = run(
         DifficultyAwareGRPOTrainer,
         tmp_path,
-        pictures.map(double),
+        doubled,
         policy="strata",
-        scores=scores,
+        scores=str(tmp_path / "scores"),
         probe_fraction=1.0,
     )
     assert trainer.difficulty.counters["probes"]

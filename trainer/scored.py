@@ -133,7 +133,11 @@ def _digest(row: Mapping[str, Any], number: int, grader: str | None) -> str:
 
 def _alike(known: Mapping[str, str], ids: Sequence[str | None], digests: Sequence[str], folder: str) -> list[str]:
     """Digests without their prompts where these are another template throughout: images and answers are what counts."""
-    pairs = [(known[name], digest) for name, digest in zip(ids, digests, strict=True) if name in known and digest]
+    pairs = [
+        (known[name], digest)
+        for name, digest in zip(ids, digests, strict=True)
+        if digest and name is not None and name in known
+    ]
     prompts = {digest.partition("-")[0] for digest in known.values()}
     other = pairs and all(
         changed_parts(scored, digest) == [PARTS[0]] and digest.partition("-")[0] not in prompts
