@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, Image, List
+from datasets import Dataset, Image, List, concatenate_datasets
 
 from hardsample.data import load
 from hardsample.demo import load_split, model_path
@@ -78,6 +78,16 @@ def test_a_rejected_sample_is_left_out_and_it_is_said(scored, tmp_path, caplog):
     assert str(TORN) not in trainer.train_dataset["id"][:] and len(trainer.train_dataset) == COUNT - 1
     assert f"1 of 18 samples are left out, for scoring rejected them (the first: '{TORN}'" in caplog.text
     assert trainer.difficulty.counts()["null"] == 0
+
+
+def test_samples_that_were_not_scored_are_counted(scored, caplog):
+    data = load(scored / "data18.jsonl").dataset
+    more = data.select([0, 1]).map(lambda row: {"id": f"new {row['id']}"})
+    left, samples = as_scored(concatenate_datasets([data, more]), str(scored / "run"))
+    assert samples[-2:] == [None, None] and len(left) == COUNT + 1
+    assert "2 of 19 samples have no score" in caplog.text
+    with pytest.raises(ScoresError, match="scoring rejected all samples"):
+        as_scored(data.select([TORN]), str(scored / "run"))
 
 
 @pytest.mark.parametrize("order", [SHORTER, list(range(COUNT))[::-1]], ids=["a line deleted", "reversed"])

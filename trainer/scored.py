@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 LOADED = ("prompt", "images", "solution", "grader", "options", "box_format")
 """Columns by which a dataset is known to be one that `load` gave."""
+GOLD = ("solution", "answer", "answers", "reward_model", "ground_truth")
+"""Columns one of which holds the answer in a dataset of another format."""
 
 
 class ScoresError(ValueError):
@@ -44,13 +46,13 @@ def as_scored(data: Any, folder: str | None) -> tuple[Any, list[str | None] | No
 
     Raises:
         OutputError: there are no scores in the folder.
-        ScoresError: a row is not what was scored under its id.
+        ScoresError: a row is not what was scored under its id, or none is left.
     """
     if not folder or not isinstance(data, Dataset) or "id" not in data.column_names:
         return data, None
     scores = Scores(folder)
     check_finished(scores)
-    samples = ids = text_ids(data).to_pylist()
+    names = samples = ids = text_ids(data).to_pylist()
     known = known_digests(scores)
     if any(sample in known for sample in ids):
         digests = _alike(known, ids, row_digests(data, scores.run["settings"]["grader"]), folder)
@@ -61,8 +63,8 @@ def as_scored(data: Any, folder: str | None) -> tuple[Any, list[str | None] | No
         if joined.note:
             logger.warning("%s.", joined.note)
         samples = joined.samples
+        names = samples if joined.note else ids  # where lines moved, an id says nothing of a record that is new
     rejected = rejected_samples(scores)
-    names = [own if sample is None else sample for sample, own in zip(samples, ids, strict=True)]
     keep = [row for row, name in enumerate(names) if name not in rejected]
     if len(keep) < len(data):
         first = next(own for own, name in zip(ids, names, strict=True) if name in rejected)
@@ -73,8 +75,11 @@ def as_scored(data: Any, folder: str | None) -> tuple[Any, list[str | None] | No
             first,
             scores.directory / REJECTED_FILE,
         )
+        if not keep:
+            raise ScoresError(f"scoring rejected all samples: see {scores.directory / REJECTED_FILE}")
         data, samples = data.select(keep), [samples[row] for row in keep]
-    unscored = len(set(samples) - set(scores.table["id"]))
+    known_ids = set(scores.table["id"])
+    unscored = sum(sample not in known_ids for sample in samples)
     if 0 < unscored < len(samples):
         logger.warning("%d of %d samples have no score in %s: they have no stratum.", unscored, len(samples), folder)
     return data, samples
@@ -125,7 +130,7 @@ def _digest(row: Mapping[str, Any], number: int, grader: str | None) -> str:
     try:
         record = canonical(row, number, grader)
     except RecordError:
-        if any(not absent(row.get(name)) for name in ("solution", "answer", "reward_model", "ground_truth")):
+        if any(not absent(row.get(name)) for name in GOLD):
             raise
         record, graded = canonical({**row, "solution": "?"}, number, grader), False
     return sample_digest(vars(record) | {"images": [as_ref(image) for image in record.images]}, graded)
