@@ -25,10 +25,10 @@ import numpy as np
 from hardsample.attending import SampleAttention, settings_of
 from hardsample.config import ScoringConfig
 from hardsample.demo import load_split
+from hardsample.digests import sample_digest
 from hardsample.ladders import Ladder
 from hardsample.output import write_rejected, write_run, write_scores
 from hardsample.pism import max_rollouts
-from hardsample.scoring import sample_digest
 from hardsample.store import Rollout, Store
 
 RESULTS = Path(__file__).parent / "results"
@@ -100,7 +100,6 @@ def make_run(run: Path, data: Path, seed: int) -> None:
     with Store(run) as store:
         for first in range(0, count, BATCH):
             rollouts: list[Rollout] = []
-            digests = []
             for row in range(first, min(first + BATCH, count)):
                 own = list(asked(records[row], tries[row]))
                 record = as_scored(records[row], data.parent)
@@ -109,13 +108,13 @@ def make_run(run: Path, data: Path, seed: int) -> None:
                 if own[0].grade or any(one.grade for one in own if not one.ratio):
                     profile = balances[row] * np.exp(np.linspace(-1, 1, LAYERS))
                     attention[record["id"]] = SampleAttention(float(balances[row]), None, tuple(profile.tolist()))
-                digests.append((record["id"], sample_digest(record)))
                 rollouts += own
             store.commit(rollouts)
-        store.agree_on_samples((one.record["id"], sample_digest(one.record)) for one in ladders)
+        digests = {one.record["id"]: sample_digest(one.record) for one in ladders}
+        store.agree_on_samples(digests.items())
         rollouts_made = store.count()
     write_rejected(run, [])
-    write_scores(run, ladders, CONFIG, attention, CONFIG.cmab.bounds)
+    write_scores(run, ladders, CONFIG, attention, CONFIG.cmab.bounds, digests)
     steps = ("generate", "decode", "mask", "processor", "grade", "wait_for_prepare")
     settings = {name: value for name, value in vars(CONFIG).items() if name not in ("image_root", "cmab")}
     write_run(

@@ -14,9 +14,12 @@ from datasets import Dataset
 from hardsample.attending import attend_to, attention_backend
 from hardsample.cmab import CmabConfig
 from hardsample.config import ScoringConfig
+from hardsample.data import load
+from hardsample.digests import is_old
 from hardsample.engines.results import EngineError
 from hardsample.engines.transformers import load_model, load_processor, model_fingerprint
 from hardsample.ladders import Ladder
+from hardsample.matching import check_finished, scored_records
 from hardsample.output import Scores, write_run, write_scores
 from hardsample.scoring import demo_model, make_engine
 from hardsample.store import Store
@@ -53,15 +56,17 @@ def attend_run(
 
     Raises:
         OutputError: the folder holds no finished run, or its data is gone.
+        ChangedError: a record is not what was scored under its id.
         EngineError: the model cannot be loaded, or has no attention masses.
     """
     scores, cmab = Scores(directory), cmab or CmabConfig()
+    check_finished(scores)
     run, settings = scores.run, scores.run["settings"]
     if model is None and settings["engine"] != "transformers":
         raise EngineError(f"a server made these completions: give --model, a copy of {run['model']!r} to load here")
     name = demo_model(model or run["model"])
     ids = list(scores.table["id"])
-    records = source_records(scores, ids, decode=False) if data is None else _in_order(data, ids)
+    records = source_records(scores, ids, decode=False) if data is None else _in_memory(scores, data, ids)
     config = ScoringConfig(
         **{key: settings[key] for key in ("seed", "temperature", "max_new_tokens", "kind", "max_pixels")},
         batch_size=batch_size,
@@ -79,7 +84,8 @@ def attend_run(
         attention, told = attend_to(ladders, records, engine, store, cmab, progress, copy)
         if attention is None:
             raise EngineError(f"{name} gives no attention balance: {told['reason']}")
-        write_scores(scores.directory, ladders, search, attention, cmab.bounds)
+        digests = {sample: digest for sample, digest in store.digests().items() if not is_old(digest)}
+        write_scores(scores.directory, ladders, search, attention, cmab.bounds, digests)
         content: dict[str, Any] = run | {
             "cmab": told | {"model": model or run["model"]},
             "settings": settings | {"metric": ["pism", "cmab"]},
@@ -90,6 +96,13 @@ def attend_run(
     return Scores(directory)
 
 
-def _in_order(data: Dataset, ids: list[str]) -> Dataset:
-    place = {sample: row for row, sample in enumerate(data["id"])}
-    return data.select([place[sample] for sample in ids])
+def _in_memory(scores: Scores, data: Dataset, ids: list[str]) -> Dataset:
+    """The records of a run that scored a `Dataset`, read from it as scoring reads them."""
+    settings = scores.run["settings"]
+    loaded = load(
+        data,
+        grader=settings["grader"],
+        max_pixels=settings["max_pixels"],
+        options_template=scores.options_template,
+    )
+    return scored_records(scores, loaded.dataset, ids, "the dataset")

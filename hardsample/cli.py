@@ -221,6 +221,7 @@ def strata(
     The labels go to DIR/strata.parquet, each subset to DIR/subsets/NAME (read it with `datasets.load_from_disk`).
     """
     from hardsample.cmab import parse_bounds
+    from hardsample.matching import check_finished
     from hardsample.output import OutputError, Scores, write_labels
     from hardsample.strata import Bounds, StrataError, parse_subset
     from hardsample.subsets import write_subsets
@@ -236,6 +237,7 @@ def strata(
         except StrataError as error:
             raise typer.BadParameter(str(error)) from error
         scores = Scores(directory)
+        check_finished(scores)
         old = scores.config().bounds
         bounds = Bounds(
             hard_max if hard_max is not None else old.hard_max, easy_min if easy_min is not None else old.easy_min

@@ -7,6 +7,7 @@ two scorings of one model with two seeds say how large that part is.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
@@ -15,10 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from hardsample.digests import ChangedError, is_old, match, same
 from hardsample.intervals import Interval, accuracy_interval, mean_interval, normal_quantile, rank_correlation
 from hardsample.output import RUN_FILE, OutputError, Scores
 from hardsample.store import StoreError, StoreReader
 from hardsample.strata import STRATA, UNFINISHED
+
+logger = logging.getLogger(__name__)
 
 SAME = {
     "mask_space": "mask space",
@@ -118,7 +122,8 @@ def compare_scores(first: str | Path, second: str | Path) -> Moves:
             raise OutputError(f"the run in {scores.directory} is not finished ({RUN_FILE} says so)")
     notes = check_alike(one, other)
     rows = [_columns(one), _columns(other, one)]
-    differing = _differing(one, other)
+    differing, names = _matched(one, other, list(rows[1]), notes)
+    rows[1] = dict(zip(names, rows[1].values(), strict=True))
     common = [
         Move(sample, rows[0][sample][2], first_stratum, second_stratum, threshold, rows[1][sample][1])
         for sample, (first_stratum, threshold, _) in rows[0].items()
@@ -296,14 +301,39 @@ def _columns(scores: Scores, bounds_of: Scores | None = None) -> dict[str, tuple
     return dict(zip(column("id").to_pylist(), zip(strata, *others, strict=True), strict=True))
 
 
-def _differing(first: Scores, second: Scores) -> set[str]:
-    """Samples of the same id whose digests differ; none where a folder has no store."""
+def _matched(first: Scores, second: Scores, ids: Sequence[str], notes: list[str]) -> tuple[set[str], list[str]]:
+    """Samples of the same id that are not the same; and the ids in the first of the second's samples."""
+    known, others = _digests(first), _digests(second)
+    if not known or not others or is_old(next(iter(known.values()))) != is_old(next(iter(others.values()))):
+        logger.warning(
+            "%s and %s hold no digests of their samples that could be compared (an older hardsample made one of them), "
+            "so samples of one id are taken for the same.",
+            first.directory,
+            second.directory,
+        )
+        return set(), list(ids)
     try:
-        with StoreReader(first.directory) as one, StoreReader(second.directory) as other:
-            digests, others = one.digests(), other.digests()
+        joined = match(known, ids, [others.get(sample, "") for sample in ids], first.directory)
+    except ChangedError:
+        return {sample for sample in ids if not same(known.get(sample, ""), others.get(sample, ""))}, list(ids)
+    if not joined.note:
+        return set(), list(ids)
+    notes.append(joined.note)
+    return set(), [
+        name if name is not None else f"{sample} of {second.directory}"
+        for name, sample in zip(joined.samples, ids, strict=True)
+    ]
+
+
+def _digests(scores: Scores) -> dict[str, str]:
+    """Id → digest of a folder's samples; of an old folder those of its store."""
+    if "digest" in scores.table.column_names and any(scores.table["digest"]):
+        return dict(zip(scores.table["id"], scores.table["digest"], strict=True))
+    try:
+        with StoreReader(scores.directory) as store:
+            return store.digests()
     except StoreError:
-        return set()
-    return {sample for sample, digest in digests.items() if others.get(sample, digest) != digest}
+        return {}
 
 
 def _sides(moves: Sequence[Move]) -> tuple[list[str], list[str]]:

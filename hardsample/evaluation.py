@@ -17,6 +17,7 @@ from datasets import Dataset
 
 from hardsample.config import ScoringConfig
 from hardsample.intervals import Interval, accuracy_interval, mean_interval, p_value
+from hardsample.matching import check_finished, matched, table_digests
 from hardsample.output import OutputError, Scores
 from hardsample.scoring import score
 from hardsample.signatures import cut_off, no_answer
@@ -101,6 +102,7 @@ def evaluate(
         ValueError: a setting is out of range or does not go with an evaluation.
         EngineError: the model cannot be loaded or does not run.
         NothingToScoreError: no record is left.
+        ChangedError: a record is not what `strata` has under its id.
     """
     config = evaluation_config(rollouts, temperature, **settings)
     scores = score(data, model, output, config, progress=progress)
@@ -187,6 +189,7 @@ def compare(first: str | Path, second: str | Path) -> Comparison:
     Raises:
         OutputError: a folder holds no finished run.
         EvaluationError: they have fewer than two samples in common, or were sampled at different temperatures.
+        ChangedError: a sample of the second is not what the first has under its id.
     """
     runs = Scores(first), Scores(second)
     temperatures = [run.run["settings"]["temperature"] for run in runs]
@@ -195,7 +198,13 @@ def compare(first: str | Path, second: str | Path) -> Comparison:
             f"{first} was sampled at temperature {temperatures[0]}, {second} at {temperatures[1]}: what differs would "
             "be the sampling too; evaluate both at one temperature"
         )
+    for run in runs:
+        check_finished(run)
     one, other = map(_shares, runs)
+    digests = dict(zip(runs[1].table["id"], table_digests(runs[1]), strict=True))
+    names = matched(runs[0], list(other), [digests[sample] for sample in other]).samples
+    evaluated = len(one) + len(other)
+    other = {name: share for name, share in zip(names, other.values(), strict=True) if name is not None}
     common = [sample for sample in one if sample in other]
     if len(common) < 2:
         raise EvaluationError(
@@ -213,7 +222,7 @@ def compare(first: str | Path, second: str | Path) -> Comparison:
         {name: mean_interval(found) for name, found in sorted(by.items()) if len(found) > 1},
         sum(value > 0 for value in values),
         sum(value < 0 for value in values),
-        len(one) + len(other) - 2 * len(common),
+        evaluated - 2 * len(common),
     )
 
 
@@ -244,10 +253,12 @@ def _groups_of(scores: Scores, records: Dataset, strata: str | Path | None) -> d
             groups[name] = [None if value.get(one) is None else str(value[one]) for one in ids]
     if strata is not None:
         known = Scores(strata)
+        check_finished(known)
         stratum = dict(zip(known.table["id"], known.table["stratum"], strict=True))
         if not any(one in stratum for one in ids):
             raise OutputError(f"{strata} has none of these samples: give the scores of the same data")
-        groups["stratum"] = [stratum.get(one) for one in ids]
+        samples = matched(known, ids, table_digests(scores)).samples
+        groups["stratum"] = [None if sample is None else stratum.get(sample) for sample in samples]
     return groups
 
 

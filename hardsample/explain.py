@@ -25,6 +25,7 @@ from hardsample.engines.preparing import Request
 from hardsample.engines.results import FINISHES
 from hardsample.engines.transformers import Prepared, TransformersEngine
 from hardsample.images import open_image
+from hardsample.matching import check_finished
 from hardsample.output import OutputError, Scores
 from hardsample.store import Rollout
 from hardsample.strata import UNFINISHED
@@ -245,6 +246,7 @@ def explain(directory: str | Path, sample: str, *, model: str | None = None, dev
 
     Raises:
         OutputError: no such sample, or the data is not where it was.
+        ChangedError: the record is not what was scored under its id.
         EngineError: the model cannot be loaded.
         FiguresError: matplotlib is not installed.
     """
@@ -256,6 +258,7 @@ def explain(directory: str | Path, sample: str, *, model: str | None = None, dev
 
     new_figure(1, 1)  # before anything is loaded
     scores = Scores(directory)
+    check_finished(scores)
     ids = list(scores.table["id"])
     if sample not in ids:
         raise OutputError(f"{directory} has no sample {sample!r}: its ids are such as {ids[0]!r}, see scores.parquet")

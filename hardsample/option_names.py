@@ -39,7 +39,8 @@ def option_texts(options: tuple[str, ...]) -> tuple[str, ...]:
 
 def _label(index: int) -> str:
     letter = chr(ord("A") + index) if index < 26 else r"\Z."
-    return rf"\s*(?:(?:option|choice|选项)\s*)?(?:[(\[（]{letter}[)\]）][.:：]?|{letter}[.):：、．]|{letter}\s+-(?=\s))\s*(?=\S)"
+    marked = rf"[(\[（]{letter}[)\]）][.:：]?|{letter}[.):：、．]|{letter}\s+-(?=\s)"
+    return rf"\s*(?:(?:option|choice|选项)\s*)?(?:{marked})\s*(?=\S)"
 
 
 def yes_no_options(gold: str) -> tuple[str, ...]:

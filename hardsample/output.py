@@ -19,6 +19,7 @@ from hardsample import __version__, pism, strata
 from hardsample.attending import SampleAttention
 from hardsample.cmab import BalanceBounds, CmabConfig, balance_stratum, piled_up
 from hardsample.config import ScoringConfig
+from hardsample.option_text import DEFAULT_TEMPLATE
 from hardsample.pism import PismConfig
 from hardsample.signatures import all_alike, cut_off, flat_curve, no_answer
 
@@ -48,13 +49,15 @@ SCHEMA = pa.schema(
         ("attention_balance_wrong", pa.float64()),
         ("cmab_stratum", pa.string()),
         ("attention_profile", pa.list_(pa.float64())),
+        ("digest", pa.string()),
     ]
 )
 """scores.parquet: one row a scored sample. `successes` and `attempts` follow `ratios` of run.json; `rollouts` is all
 that the sample used, the blind level's included; a sample without an image has no stratum (null). `unanswered` are the
 rollouts at λ = 0 that are not right and came to no answer (cut off, empty …): a sample with an image that has no others
-is `unfinished`, in no stratum and without λ*. The last four are CMAB's, null without it: ρ̄ over the correct and over
-the wrong completions at λ = 0, its stratum, ρ of each layer."""
+is `unfinished`, in no stratum and without λ*. The four before the last are CMAB's, null without it: ρ̄ over the correct
+and over the wrong completions at λ = 0, its stratum, ρ of each layer. `digest` is what the sample was when it was
+scored (`hardsample.digests`)."""
 
 _OPTIONS = {
     "limit": "--limit",
@@ -111,6 +114,11 @@ class Scores:
     def __len__(self) -> int:
         return len(self.table)
 
+    @property
+    def options_template(self) -> str:
+        """How options were written below the questions."""
+        return str(self.run["settings"].get("options_template", DEFAULT_TEMPLATE))
+
     def config(self) -> PismConfig:
         """The settings of the PISM search."""
         settings = self.run["settings"]
@@ -164,6 +172,7 @@ def write_scores(
     config: PismConfig,
     attention: Mapping[str, SampleAttention] | None = None,
     bounds: BalanceBounds | None = None,
+    digests: Mapping[str, str] | None = None,
 ) -> None:
     """Write scores.parquet, in the order of the data.
 
@@ -173,6 +182,7 @@ def write_scores(
         config: settings of the PISM search.
         attention: what CMAB says of each sample, by id; None if it was not asked for.
         bounds: of the CMAB strata.
+        digests: of the samples, by id.
     """
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     for ladder in sorted(ladders, key=lambda one: one.row):
@@ -194,6 +204,7 @@ def write_scores(
             luck,
             ladder.unanswered,
             *_cmab_columns(attention, ladder, bounds or BalanceBounds()),
+            (digests or {}).get(ladder.record["id"]),
         )
         for name, value in zip(SCHEMA.names, values, strict=True):
             columns[name].append(value)

@@ -7,10 +7,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ from hardsample.checks import check_images
 from hardsample.config import ScoringConfig
 from hardsample.containers import DEMO_NAMES, absolute_name
 from hardsample.data import Data, Loaded, NoRecordsError, load
+from hardsample.digests import is_old, old_digest, sample_digest
 from hardsample.engines.openai import OpenAIEngine
 from hardsample.engines.results import EngineError
 from hardsample.engines.transformers import TransformersEngine, load_model, load_processor, model_fingerprint
@@ -33,7 +31,6 @@ from hardsample.store import Store, StoreError
 
 Engine = TransformersEngine | OpenAIEngine
 
-GRADED_COLUMNS = ("prompt", "solution", "answers", "grader", "options", "box_format")
 UPGRADES = {"search": ("lossless", "exhaustive"), "blind": (False, True)}
 """Settings that may change in one direction when a folder is continued: they ask for more of the same rollouts."""
 
@@ -91,7 +88,7 @@ def score(
     with Store(output) as store:
         engine = open_engine(name, processor, config)
         store.agree(result_settings(config, engine, name), UPGRADES)
-        store.agree_on_samples((record["id"], sample_digest(record)) for record in dataset)
+        agree_on_samples(store, loaded.dataset)
         info = describe(data, model, loaded, config, engine)
         write_run(output, info | {"status": "running"})
         bar = RunProgress(forecast_of(dataset, store, config), len(dataset), Display("scoring", progress))
@@ -109,7 +106,7 @@ def score(
                 attention, attended = attend_to(job.finished, dataset, engine, store, config.cmab, progress)
         job.rejected.sort(key=lambda rejection: rejection.number)
         write_rejected(output, job.rejected)
-        write_scores(output, job.finished, config, attention, config.cmab.bounds)
+        write_scores(output, job.finished, config, attention, config.cmab.bounds, store.digests())
         seconds = {
             "total": round(time.time() - began, 2),
             **{step: round(seconds, 2) for step, seconds in vars(engine.seconds).items()},
@@ -142,6 +139,28 @@ def score(
     if not job.finished:
         raise NothingToScoreError(f"all {len(job.rejected)} records were set aside: see {output / 'rejected.jsonl'}")
     return Scores(output)
+
+
+def agree_on_samples(store: Store, dataset: Dataset) -> None:
+    """Check that the samples of a folder are unchanged, and remember the new ones.
+
+    Args:
+        store: of the folder.
+        dataset: all records that were loaded, also those that are rejected later.
+
+    Raises:
+        StoreError: a sample that the folder holds has changed, or is not in this run.
+        ImageError: an image's file cannot be read.
+    """
+    old = {sample: digest for sample, digest in store.digests().items() if is_old(digest)}
+    digests, unchanged = {}, {}
+    for record in dataset:
+        sample = record["id"]
+        digests[sample] = sample_digest(record)
+        if sample in old and old[sample] == old_digest(record):
+            unchanged[sample] = digests[sample]
+    store.renew_digests(unchanged)
+    store.agree_on_samples(digests.items())
 
 
 def load_records(data: Data, output: Path, config: ScoringConfig) -> Loaded:
@@ -275,18 +294,6 @@ def result_settings(config: ScoringConfig, engine: Engine, model: str) -> dict[s
 def dtype_name(engine: Engine) -> str | None:
     """Of the model's weights; unknown on a server."""
     return None if isinstance(engine, OpenAIEngine) else str(engine.model.dtype).removeprefix("torch.")
-
-
-def sample_digest(record: Mapping[str, Any]) -> str:
-    """A digest of all in a sample that changes a rollout or a grade; a picture's file counts by name and size."""
-    pictures = [
-        hashlib.blake2b(ref["bytes"], digest_size=16).hexdigest()
-        if ref["bytes"]
-        else [Path(ref["path"]).name, Path(ref["path"]).stat().st_size]
-        for ref in record["images"]
-    ]
-    parts = [[record[name] for name in GRADED_COLUMNS], pictures]
-    return hashlib.blake2b(json.dumps(parts, ensure_ascii=False).encode(), digest_size=16).hexdigest()
 
 
 def describe(data: Data, model: str, loaded: Loaded, config: ScoringConfig, engine: Engine) -> dict[str, object]:

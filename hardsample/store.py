@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from filelock import FileLock, Timeout
 
+from hardsample.digests import differences, is_old
 from hardsample.engines.results import UNKNOWN, unanswered
 
 _SCHEMA = """
@@ -184,17 +185,13 @@ class Store:
         Raises:
             StoreError: if a sample that the folder holds has changed, or is not in this run.
         """
-        held = dict(self._database.execute("SELECT sample, digest FROM samples"))
-        new = []
-        for sample, digest in digests:
-            known = held.pop(sample, None)
-            if known is None:
-                new.append((sample, digest))
-            elif known != digest:
-                raise StoreError(
-                    f"sample {sample!r} has changed since {self.directory} was made (its prompt, images, solution, "
-                    "options or grader): use another --output"
-                )
+        given = dict(digests)
+        held = self.digests()
+        if wrong := differences(held, list(given.items()), self.directory):
+            older = " (It was made by an older hardsample, which may have read them otherwise.)"
+            raise StoreError(wrong + older * any(map(is_old, held.values())))
+        new = [(sample, digest) for sample, digest in given.items() if sample not in held]
+        held = {sample: digest for sample, digest in held.items() if sample not in given}
         if held:
             raise StoreError(
                 f"{self.directory} holds {len(held)} samples that this run does not have (the first: "
@@ -202,6 +199,17 @@ class Store:
             )
         with self._transaction():
             self._database.executemany("INSERT INTO samples VALUES (?, ?)", new)
+
+    def digests(self) -> dict[str, str]:
+        """The digest of each sample that the folder knows."""
+        return dict(self._database.execute("SELECT sample, digest FROM samples"))
+
+    def renew_digests(self, digests: Mapping[str, str]) -> None:
+        """Replace the digests of samples that are known to be unchanged by those of today's kind."""
+        with self._transaction():
+            self._database.executemany(
+                "UPDATE samples SET digest = ? WHERE sample = ?", [(new, sample) for sample, new in digests.items()]
+            )
 
     def commit(self, rollouts: Iterable[Rollout]) -> None:
         """Write a batch's rollouts in one transaction; when this returns they are on the disk."""

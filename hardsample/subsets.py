@@ -7,7 +7,7 @@ from pathlib import Path
 from datasets import Dataset, Image, List
 
 from hardsample.data import load
-from hardsample.option_text import DEFAULT_TEMPLATE
+from hardsample.matching import scored_records
 from hardsample.output import IN_MEMORY, OutputError, Scores
 from hardsample.strata import Verdict, control_rows, parse_subset, subset_rows
 
@@ -28,7 +28,8 @@ def write_subsets(scores: Scores, labels: list[Verdict], specs: list[str], seeds
         `failure_threshold`.
 
     Raises:
-        OutputError: if the data is not where the run found it, or has changed.
+        OutputError: if the data is not where the run found it, or a scored sample is gone.
+        ChangedError: if a record is not what was scored under its id.
     """
     names = [label.stratum for label in labels]
     ids = list(scores.table["id"])
@@ -50,7 +51,12 @@ def write_subsets(scores: Scores, labels: list[Verdict], specs: list[str], seeds
 
 
 def source_records(scores: Scores, ids: list[str], decode: bool = True) -> Dataset:
-    """The records of a run with these ids, in their order; images are decoded when read, or stay as they are."""
+    """The records of a run with these ids, in their order; images are decoded when read, or stay as they are.
+
+    Raises:
+        OutputError: if the data is not where the run found it, or a sample is gone.
+        ChangedError: if a record is not what was scored under its id.
+    """
     data = scores.run["data"]
     if data == IN_MEMORY:
         raise OutputError("the run scored a Dataset from memory: select its rows with the ids of Scores.subset instead")
@@ -60,13 +66,9 @@ def source_records(scores: Scores, ids: list[str], decode: bool = True) -> Datas
         image_root=scores.run["image_root"],
         grader=settings["grader"],
         max_pixels=settings["max_pixels"],
-        options_template=settings.get("options_template", DEFAULT_TEMPLATE),
+        options_template=scores.options_template,
     )
-    place = {sample: row for row, sample in enumerate(loaded.dataset["id"])}
-    missing = [sample for sample in ids if sample not in place]
-    if missing:
-        raise OutputError(f"{data} has changed: {len(missing)} scored samples are gone (the first: {missing[0]!r})")
-    records = loaded.dataset.select([place[sample] for sample in ids])
+    records = scored_records(scores, loaded.dataset, ids, data)
     clashing = [name for name in ("stratum", "failure_threshold") if name in records.column_names]
     records = records.rename_columns({name: f"source_{name}" for name in clashing})
     return records.cast_column("images", List(Image())) if decode else records

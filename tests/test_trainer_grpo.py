@@ -18,6 +18,7 @@ from hardsample.engines.transformers import load_model, load_processor
 from hardsample.grading import correctness_reward
 from hardsample.scoring import score
 from hardsample.trainer import DifficultyAwareGRPOConfig, DifficultyAwareGRPOTrainer
+from hardsample.trainer.decoding import RgbImage
 from hardsample.trainer.rows import ScoresError
 from hardsample.trainer.states import StateError
 
@@ -223,9 +224,9 @@ def test_every_choice_uses_the_step_before(tmp_path, pictures, scores):
 
 def test_a_picture_is_decoded_once_a_generation_and_no_other_is(tmp_path, pictures, monkeypatch):
     decoded, drawn = [], []
-    decode = Image.decode_example
+    decode = RgbImage.decode_example
     monkeypatch.setattr(
-        Image, "decode_example", lambda self, value, **k: decoded.append(value["bytes"]) or decode(self, value, **k)
+        RgbImage, "decode_example", lambda self, value, **k: decoded.append(value["bytes"]) or decode(self, value, **k)
     )
 
     def watch(trainer):
@@ -438,17 +439,19 @@ def test_peft(tmp_path, pictures):
     assert_same_state(whole, rest)
 
 
-def test_several_pictures_a_question(tmp_path, pictures, scores):
+def test_several_pictures_a_question(tmp_path, pictures):
     def double(record):
         content = [{"type": "image", "text": None}, *record["prompt"][0]["content"]]
         return {"prompt": [{"role": "user", "content": content}], "images": record["images"] * 2}
 
+    doubled = pictures.map(double)
+    score(doubled, "demo", tmp_path / "scores", ScoringConfig(num_masks=2, batch_size=64))
     trainer = run(
         DifficultyAwareGRPOTrainer,
         tmp_path,
-        pictures.map(double),
+        doubled,
         policy="strata",
-        scores=scores,
+        scores=str(tmp_path / "scores"),
         probe_fraction=1.0,
     )
     assert trainer.difficulty.counters["probes"]

@@ -192,6 +192,9 @@ def test_other_data_has_another_fingerprint(data):
         data.map(lambda record: {"id": record["id"].upper()}),
         data.remove_columns("id"),
         data.remove_columns("id").select([1, 0, 2, 3, 4, 5]),
+        data.map(lambda record: {"prompt": chats(7)[6] if record["id"] == "c" else record["prompt"]}),
+        data.add_column("solution", list("123456")),
+        data.add_column("solution", list("123465")),
     ]
     found = [fingerprint(one) for one in (data, *others)]
     assert len(set(found)) == len(found)

@@ -15,7 +15,9 @@ from tqdm import tqdm
 from trl import ModelConfig
 
 from hardsample.config import ScoringConfig
+from hardsample.data import load
 from hardsample.evaluation import EVALUATION_FILE, evaluation_config
+from hardsample.matching import scored_records
 from hardsample.output import RUN_FILE, Scores
 from hardsample.trainer.config import DifficultyAwareGRPOConfig
 from hardsample.trainer.experiment_config import ExperimentConfig, ExperimentError
@@ -83,6 +85,7 @@ def _run(config: ExperimentConfig, jobs: int, progress: bool) -> Results:
     todo = _to_do(config, plan, strata[0].ids)
     failed: dict[str, str] = {}
     if todo:
+        check_data(config, strata[0].ids)
         bar = tqdm(
             total=sum(job.steps for job in todo),
             unit="step",
@@ -257,6 +260,28 @@ def laid_out(config: ExperimentConfig) -> tuple[Plan, list[Strata]]:
         thresholds, ratios = list(table["failure_threshold"]), scores.config().ratios
         found.append(strata_of(metric, ids, labels, thresholds, balances, ratios, config.min_stratum))
     return make_plan(config, found, prompts_a_step(config), grpo_options(config).num_generations), found
+
+
+def check_data(config: ExperimentConfig, samples: Sequence[str]) -> None:
+    """Finds data that is not what was scored before hours are spent on training.
+
+    Args:
+        config: the experiment.
+        samples: ids of the scored samples.
+
+    Raises:
+        OutputError: a scored sample is gone.
+        ChangedError: a record is not what was scored under its id.
+    """
+    scores = Scores(config.scores_folder)
+    found = load(
+        config.data,
+        image_root=config.image_root,
+        grader=config.grader,
+        limit=config.limit,
+        options_template=scores.options_template,
+    )
+    scored_records(scores, found.dataset, samples, config.data)
 
 
 def _to_do(config: ExperimentConfig, plan: Plan, ids: Sequence[str]) -> list[Job]:

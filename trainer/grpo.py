@@ -28,9 +28,12 @@ from hardsample.masking import MaskDraw, mask_model_inputs
 from hardsample.trainer import checkpoints
 from hardsample.trainer.balances import Balances, language_model
 from hardsample.trainer.batches import RowBatches
+from hardsample.trainer.config import DifficultyOptions
+from hardsample.trainer.decoding import check_headers, names_samples
 from hardsample.trainer.quiet import quiet
 from hardsample.trainer.rows import pictures_of, with_masks, with_pictures
 from hardsample.trainer.sampler import prompt_order
+from hardsample.trainer.scored import as_scored
 from hardsample.trainer.setup import set_up
 from hardsample.trainer.strata import NAMES
 from hardsample.trainer.sumtree import Rows
@@ -56,6 +59,7 @@ class DifficultyAwareGRPOTrainer(RowBatches):
 
     Raises:
         ScoresError: the scores do not fit the dataset.
+        ImageError: the header of an image cannot be read.
         ValueError: an option does not go with the data or the model.
     """
 
@@ -68,17 +72,22 @@ class DifficultyAwareGRPOTrainer(RowBatches):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         given = inspect.signature(GRPOTrainer.__init__).bind(self, *args, **kwargs).arguments
+        options, samples = given.get("args"), None
         for name in ("train_dataset", "eval_dataset"):
             if name in given:
-                given[name] = with_pictures(given[name])
+                given[name] = with_pictures(given[name], ours=isinstance(options, DifficultyOptions))
+        if isinstance(options, DifficultyOptions) and "train_dataset" in given:
+            given["train_dataset"], samples = as_scored(given["train_dataset"], options.scores)
+            check_headers(given["train_dataset"])
         given.pop("self")
         super().__init__(**given)
-        self._setup = set_up(self)
+        self._setup = set_up(self, samples)
         if self._setup is not None:
             self.difficulty = self._setup.make()
             if self._setup.options.attention_balance:
                 self._balances = Balances(self._setup.cmab, set(self.eos_token_ids))
 
+    @names_samples
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Trains as `GRPOTrainer.train` does, and says at the end what the rollouts went to."""
         if self._setup is None:

@@ -50,6 +50,7 @@ def _foreseen(config: ExperimentConfig) -> tuple[Plan, list[str]]:
         limit=scoring.limit,
         strict=scoring.strict,
         max_pixels=scoring.max_pixels,
+        options_template=scoring.options_template,
     )
     ids, has_image = list(loaded.dataset["id"]), images_there(loaded.dataset)
     found = []

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from datasets import Dataset, List
+from datasets import Dataset, IterableDataset, List
 from datasets import Image as Picture
 from jaxtyping import Bool
 from PIL import Image
@@ -22,14 +22,12 @@ from hardsample.images import to_rgb
 from hardsample.kernels.reference import mask_key
 from hardsample.masking import MaskDraw, mask_pictures
 from hardsample.output import Scores
+from hardsample.trainer.decoding import RgbImage
+from hardsample.trainer.scored import ScoresError, text_ids
 from hardsample.trainer.sumtree import Rows
 
 _PRINTS = 1024
 """Rows that the fingerprint of a dataset looks at."""
-
-
-class ScoresError(ValueError):
-    """The scores do not fit the dataset."""
 
 
 class RowNumbers(torch.utils.data.Dataset):
@@ -108,7 +106,9 @@ def has_images(data: Any) -> Bool[np.ndarray, "rows"] | None:
 
 
 def fingerprint(data: Any) -> str:
-    """A digest by which a checkpoint knows its dataset again: size, columns, and id or prompt of up to 1,024 rows.
+    """A digest by which a checkpoint knows its dataset again: size, columns, and the texts of up to 1,024 rows.
+
+    Ids alone would not do: they may be line numbers.
 
     Args:
         data: dataset with random access.
@@ -116,21 +116,23 @@ def fingerprint(data: Any) -> str:
     size = len(data)
     columns = sorted(data.column_names) if isinstance(data, Dataset) else []
     parts: list[Any] = [size, columns]
-    name = next((name for name in ("id", "prompt") if name in columns), None)
-    if name is not None:
+    names = [name for name in ("id", "prompt", "solution") if name in columns]
+    if names:
         rows = np.unique(np.linspace(0, size - 1, min(size, _PRINTS)).astype(np.int64)).tolist()
-        stored = data.select_columns([name]).with_format("arrow")  # what is stored: decoded pictures have no fixed text
-        parts.append(stored.select(rows)[:][name].to_pylist())
+        stored = data.select_columns(names).with_format("arrow")  # what is stored: decoded pictures have no fixed text
+        table = stored.select(rows)[:]
+        parts += [table[name].to_pylist() for name in names]
     digest = blake2b(json.dumps(parts, default=str, ensure_ascii=False).encode(), digest_size=16)
     return digest.hexdigest()
 
 
-def rows_of_scores(data: Any, scores: Scores) -> tuple[Rows, pa.Table]:
-    """Finds the dataset row of each score by the column `id`.
+def rows_of_scores(data: Any, scores: Scores, samples: Sequence[str | None] | None = None) -> tuple[Rows, pa.Table]:
+    """Finds the dataset row of each score.
 
     Args:
         data: the training dataset.
         scores: of a finished run.
+        samples: id of the scored sample of each row, see `as_scored`; default the column `id`.
 
     Returns:
         (rows, table): the rows that have a score, and their scores, in one order.
@@ -143,13 +145,14 @@ def rows_of_scores(data: Any, scores: Scores) -> tuple[Rows, pa.Table]:
             "the training dataset has no column 'id', by which the scores know their samples: train on the dataset "
             "that was scored (`hardsample.data.load`), or add the ids of scores.parquet as a column"
         )
-    ids = data.select_columns(["id"]).with_format("arrow")[:]["id"].combine_chunks().cast(pa.string())
+    ids = text_ids(data)
     if pc.count_distinct(ids, mode="all").as_py() < len(ids):
         counted = pc.value_counts(ids)
         twice = next(one["values"].as_py() for one in counted if one["counts"].as_py() > 1)
         raise ScoresError(f"id {twice!r} stands more than once in the training dataset: make the ids unique")
     table = scores.table.with_format("arrow")[:]
-    place = pc.index_in(ids, value_set=table["id"].combine_chunks() if table.num_rows else pa.array([], pa.string()))
+    names = ids if samples is None else pa.array(samples, pa.string())
+    place = pc.index_in(names, value_set=table["id"].combine_chunks() if table.num_rows else pa.array([], pa.string()))
     rows = np.flatnonzero(pc.is_valid(place).to_numpy(zero_copy_only=False))
     if not len(rows):
         raise ScoresError(
@@ -177,24 +180,25 @@ def masks_of(
     ]
 
 
-def with_pictures(data: Any) -> Any:
-    """Lets pictures that lie in a dataset as bytes and path, as `hardsample.data.load` gives them, be read as pictures.
+def with_pictures(data: Any, ours: bool = True) -> Any:
+    """Lets the pictures of a dataset be read as scoring reads them: upright, on white, 8-bit RGB.
 
     Args:
         data: a dataset, a dict of datasets, or anything else, which is given back as it is.
+        ours: also where `datasets` decodes them itself; else only where they lie as bytes and path, as
+            `hardsample.data.load` gives them, which TRL could not read.
     """
     if isinstance(data, dict):
-        return type(data)({name: with_pictures(one) for name, one in data.items()})
-    if not isinstance(data, Dataset):
+        return type(data)({name: with_pictures(one, ours) for name, one in data.items()})
+    if not isinstance(data, Dataset | IterableDataset) or data.features is None:
         return data
-    kinds: dict[str, Any] = {"images": List(Picture()), "image": Picture()}
+    kinds: dict[str, Any] = {"images": List(RgbImage()), "image": RgbImage()}
     for name, kind in kinds.items():
         feature = data.features.get(name)
         inner = feature.feature if isinstance(feature, List) else feature
-        raw = (isinstance(inner, Picture) and not inner.decode) or (
-            isinstance(inner, dict) and set(inner) == {"bytes", "path"}
-        )
-        if raw and isinstance(feature, List) == (name == "images"):
+        raw = isinstance(inner, dict) and set(inner) == {"bytes", "path"}
+        decoded = isinstance(inner, Picture) and not isinstance(inner, RgbImage)
+        if (raw or (decoded and (ours or not inner.decode))) and isinstance(feature, List) == (name == "images"):
             data = data.cast_column(name, kind)
     return data
 

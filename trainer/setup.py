@@ -95,11 +95,12 @@ class Setup:
         return masks_of(records, ratios, self.pism.num_masks + generation, self.mask_seed)
 
 
-def set_up(trainer: Any) -> Setup | None:
+def set_up(trainer: Any, samples: Sequence[str | None] | None = None) -> Setup | None:
     """Reads what choosing needs off a trainer.
 
     Args:
         trainer: a `GRPOTrainer` that has been made.
+        samples: id of the scored sample of each row of its dataset, see `as_scored`; default the column `id`.
 
     Returns:
         The setup; None where the dataset has no random access, and training is TRL's own.
@@ -142,7 +143,7 @@ def set_up(trainer: Any) -> Setup | None:
         size=len(data),
         kinds=has_images(data),
         fingerprint=fingerprint(data),
-        scored=rows_of_scores(trainer.train_dataset, scores) if scores is not None else None,
+        scored=rows_of_scores(trainer.train_dataset, scores, samples) if scores is not None else None,
         pism=scores.config() if scores is not None else PismConfig(),
         mask_seed=int(scores.run["settings"]["seed"]) if scores is not None else args.seed,
         cmab=scores.cmab_config() if scores is not None else CmabConfig(),

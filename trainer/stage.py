@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Image, List
+from datasets import Dataset
 from filelock import FileLock
 from transformers import TrainerCallback
 from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
@@ -27,10 +27,14 @@ from hardsample.config import ScoringConfig
 from hardsample.data import load
 from hardsample.engines.transformers import load_model, load_processor
 from hardsample.evaluation import EVALUATION_FILE, evaluate
+from hardsample.matching import scored_records
+from hardsample.output import Scores
 from hardsample.scoring import demo_model, score
 from hardsample.store import ROLLOUTS_FILE
 from hardsample.trainer.config import DifficultyAwareGRPOConfig
+from hardsample.trainer.decoding import samples_named
 from hardsample.trainer.grpo import DifficultyAwareGRPOTrainer
+from hardsample.trainer.rows import with_pictures
 from hardsample.trainer.targets import completion_dataset
 from hardsample.trainer.training import last_checkpoint, reward
 from hardsample.trainer.watch import Watch
@@ -97,15 +101,15 @@ def train(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     progress = Progress(folder)
     model_options = ModelConfig(**wanted["model_config"])
     network, processor = _load(wanted, model_options)
-    data = load(wanted["data"], image_root=wanted["image_root"], grader=wanted["grader"], limit=wanted["limit"]).dataset
-    rows = {sample: row for row, sample in enumerate(data["id"])}
-    missing = [sample for sample in wanted["ids"] if sample not in rows]
-    if missing:
-        raise ValueError(
-            f"{len(missing)} of {len(wanted['ids'])} samples that were scored are not in {wanted['data']}, the first "
-            f"is {missing[0]!r}: give the data that {wanted['scores']} was scored on"
-        )
-    data = data.select([rows[sample] for sample in wanted["ids"]]).cast_column("images", List(Image()))
+    scores = Scores(wanted["scores"])
+    loaded = load(
+        wanted["data"],
+        image_root=wanted["image_root"],
+        grader=wanted["grader"],
+        limit=wanted["limit"],
+        options_template=scores.options_template,
+    )
+    data = with_pictures(scored_records(scores, loaded.dataset, wanted["ids"], wanted["data"]))
     made = folder / "training"
     common = {
         "output_dir": str(made),
@@ -121,7 +125,8 @@ def train(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     make = _grpo if wanted["method"] == "grpo" else _sft
     trainer, targets = make(network, processor, data, common | wanted["options"], wanted, peft)
     trainer.add_callback(progress)
-    trainer.train(resume_from_checkpoint=last_checkpoint(made))
+    with samples_named(data):
+        trainer.train(resume_from_checkpoint=last_checkpoint(made))
     _save(trainer, processor, folder / MODEL, merge=peft is not None)
     logs = trainer.state.log_history
     counters = trainer.difficulty.counters if wanted["method"] == "grpo" and trainer.difficulty else {}
@@ -173,6 +178,7 @@ def _sft(
 ) -> tuple[Any, dict[str, int]]:
     right = right_completions(Path(wanted["scores"]), set(wanted["ids"]))
     made, targets = completion_dataset(data, right, wanted["seed"], wanted["reasoning_column"])
+    made = with_pictures(made)
     config = SFTConfig(**{"max_length": wanted["max_sft_length"]} | options)
     trainer = SFTTrainer(model=network, args=config, train_dataset=made, processing_class=processor, peft_config=peft)
     return trainer, targets

@@ -12,7 +12,8 @@ import numpy as np
 _REMEDIES = {
     "version": "resume with the hardsample that saved it, or start anew",
     "size": "resume on the dataset that it was saved with",
-    "fingerprint": "resume on the dataset that it was saved with",
+    "fingerprint": "resume on the dataset that it was saved with, unchanged (an older hardsample knew it by its ids "
+    "only: from its checkpoints start anew)",
     "ratios": "resume with the scores that it was started with",
 }
 

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import torch
 import yaml
-from datasets import Dataset, Image, List
+from datasets import Dataset
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 from trl.rewards import accuracy_reward, get_soft_overlong_punishment, reasoning_accuracy_reward, think_format_reward
@@ -28,8 +28,11 @@ from hardsample.option_text import DEFAULT_TEMPLATE
 from hardsample.output import RUN_FILE, OutputError, write_rejected
 from hardsample.scoring import demo_model, score
 from hardsample.trainer.config import DifficultyAwareGRPOConfig
+from hardsample.trainer.decoding import samples_named
 from hardsample.trainer.grpo import DifficultyAwareGRPOTrainer
 from hardsample.trainer.prompts import keep_short
+from hardsample.trainer.rows import with_pictures
+from hardsample.trainer.scored import as_scored
 
 REWARDS = {
     "correctness": correctness_reward,
@@ -165,6 +168,8 @@ def train(options: Options) -> DifficultyAwareGRPOTrainer:
     Raises:
         TrainingError: the options do not make a training.
         DataError: the data cannot be read.
+        ScoresError: the data is not what was scored.
+        ImageError: an image cannot be decoded; names the sample.
         StateError: the checkpoint does not fit this run.
     """
     training, args, model = options.training, options.grpo, options.model
@@ -180,17 +185,17 @@ def train(options: Options) -> DifficultyAwareGRPOTrainer:
     if args.scores and training.score_first and not _is_scored(Path(args.scores)):
         _score_first(loaded.dataset, str(model.model_name_or_path), Path(args.scores), options)
     processor = load_processor(name, trust_remote_code=args.trust_remote_code)
-    data = loaded.dataset.cast_column("images", List(Image()))
+    data = with_pictures(loaded.dataset)
     if training.max_prompt_length is not None:
-        data, dropped = keep_short(data, processor, training.max_prompt_length)
+        data, _ = as_scored(data, args.scores)
+        with samples_named(data):
+            data, dropped = keep_short(data, processor, training.max_prompt_length)
         (output / REJECTED_PROMPTS).write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in dropped))
         _say(args, f"left out   {len(dropped)} prompts of over {training.max_prompt_length} tokens: {REJECTED_PROMPTS}")
         if not len(data):
             raise TrainingError(
                 f"every prompt has more than max_prompt_length {training.max_prompt_length} tokens: raise it"
             )
-    prompts = args.generation_batch_size // args.num_generations
-    _say(args, f"data       {len(data):,} samples; a generation takes {prompts} prompts × {args.num_generations}")
     args.model_init_kwargs = {
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,
@@ -203,7 +208,7 @@ def train(options: Options) -> DifficultyAwareGRPOTrainer:
     if args.eval_strategy != "no":
         if training.dataset_test_name is None:
             raise TrainingError("eval_strategy asks for evaluations: name their data by dataset_test_name")
-        evaluated = _load(training, training.dataset_test_name, None).dataset.cast_column("images", List(Image()))
+        evaluated = _load(training, training.dataset_test_name, None).dataset
     trainer = DifficultyAwareGRPOTrainer(
         model=name,
         reward_funcs=rewards,
@@ -214,6 +219,9 @@ def train(options: Options) -> DifficultyAwareGRPOTrainer:
         quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
     )
+    prompts = args.generation_batch_size // args.num_generations
+    size = len(trainer.train_dataset)
+    _say(args, f"data       {size:,} samples; a generation takes {prompts} prompts × {args.num_generations}")
     if checkpoint is not None:
         _say(args, f"goes on    from {checkpoint}")
     trainer.train(resume_from_checkpoint=checkpoint)

@@ -46,6 +46,8 @@ def gallery(scored: Scored, labels: Mapping[str | None, str]) -> Gallery:
             "This run masked what the model sees, after its processor (mask space: model). The masks below are drawn "
             "on the file's own pixels instead, with the same seed and ratios: an illustration, not the run's own."
         )
+    if scored.source.note:
+        notes.append(scored.source.note)
     room = ALL_PICTURES // max(1, len(rows) * (MOST_PICTURES + 6))
     items = [_item(scored, row, rollouts.get(row, []), room, labels) for row in rows]
     has_balance = any(one is not None for one in scored.balances)

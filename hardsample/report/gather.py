@@ -6,7 +6,7 @@ Completions are never read here: these are counts only.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ from jaxtyping import Int
 from numpy import ndarray
 
 from hardsample.data import unchecked
+from hardsample.digests import ChangedError
 from hardsample.evaluation import GROUPS
 from hardsample.formats import Record
 from hardsample.intervals import Interval, accuracy_interval
 from hardsample.kernels.reference import mask_key
-from hardsample.option_text import DEFAULT_TEMPLATE
+from hardsample.matching import moved_ids
 from hardsample.output import IN_MEMORY, RUN_FILE, OutputError, Scores
 from hardsample.strata import LABELS, STRATA
 
@@ -28,6 +29,7 @@ MOST_GROUPS = 16
 """Groups that are shown one by one; the rest are added up."""
 NO_IMAGE = "no image"
 NAMELESS = "—"
+MOVED = "The data moved since it was scored, and its ids are line numbers: its records were found by their content."
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Source:
     names: list[str] = field(default_factory=list)
     """Which data set each sample is from; empty if the records do not say."""
     missing: str = ""
+    note: str = ""
+    """How the records were found, where that has to be said."""
 
 
 @dataclass(frozen=True)
@@ -157,28 +161,52 @@ def _source(scores: Scores, ids: list[str], wanted: set[str], data: str | None, 
     if data is None and run["data"] == IN_MEMORY:
         return Source(missing="the run scored a Dataset from memory: save it and name it by --data.")
     root = image_root or (None if data else run["image_root"])
-    records: dict[str, Record] = {}
-    names: dict[str, str] = {}
-    try:
-        found, folder = unchecked(
+
+    def opened() -> tuple[Iterator[Record], Path | None]:
+        return unchecked(
             data or run["data"],
             image_root=root,
             grader=settings["grader"],
             limit=settings["limit"],
-            options_template=settings.get("options_template", DEFAULT_TEMPLATE),
+            options_template=scores.options_template,
         )
-        for record in found:
-            if record.id in wanted:
-                records[record.id] = record
-            name = next((record.extra[key] for key in GROUPS["source"] if record.extra.get(key) is not None), None)
-            if name is not None:
-                names[record.id] = str(name)
+
+    try:
+        records, names, folder = _read(opened, wanted)
+        scored_as = moved_ids(scores, records, folder, opened)
+        if scored_as is not None:
+            records, names, folder = _read(opened, wanted, scored_as)
+    except ChangedError as error:
+        return Source(missing=f"{error}.")
     except (ValueError, OSError) as error:
         return Source(missing=f"{error}. If it has moved, name it by --data.")
     gone = wanted - records.keys()
-    if gone:
-        return Source(missing=f"{run['data']} has changed: {len(gone)} samples are gone, such as {min(gone)!r}.")
-    return Source(records, folder, [names.get(one, NAMELESS) for one in ids] if names else [])
+    said = f"{run['data']} has changed: {len(gone)} samples are gone, such as {min(gone)!r}." if gone else ""
+    if gone and scored_as is None:
+        return Source(missing=said)
+    note = "" if scored_as is None else f"{MOVED} {said}".strip()
+    return Source(records, folder, [names.get(one, NAMELESS) for one in ids] if names else [], note=note)
+
+
+def _read(
+    opened: Callable[[], tuple[Iterator[Record], Path | None]],
+    wanted: set[str],
+    scored_as: Mapping[str, str | None] | None = None,
+) -> tuple[dict[str, Record], dict[str, str], Path | None]:
+    """The records that are wanted, and the data set of all that say theirs, by the ids that they were scored under."""
+    records: dict[str, Record] = {}
+    names: dict[str, str] = {}
+    found, folder = opened()
+    for record in found:
+        sample = record.id if scored_as is None else scored_as.get(record.id)
+        if sample is None:
+            continue
+        if sample in wanted:
+            records[sample] = record
+        name = next((record.extra[key] for key in GROUPS["source"] if record.extra.get(key) is not None), None)
+        if name is not None:
+            names[sample] = str(name)
+    return records, names, folder
 
 
 def grouped(names: Sequence[str], strata: Sequence[str | None]) -> list[Group]:
