@@ -46,14 +46,14 @@ _MARKDOWN = re.compile(
     r"|<(?:b|strong|i|em)>(.*?)</(?:b|strong|i|em)>",
     re.DOTALL,
 )
-_BULLET = re.compile(r"(?:[-•]\s+(?=\*\*|\$)|>\s+|[•]\s*)")
+_BULLET = re.compile(r"[-•]\s+(?=\*\*|\$)|•\s*")
 _CUT_TAG = re.compile(r"</?[a-z]{0,6}$", re.IGNORECASE)
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _PHRASE = re.compile(
     r"\banswer\b[^.\n:：=]{0,60}?(?:\bis\b|[:：=])|答案(?:是|为|[:：])|(?:故|因此|所以|应该?)\s*选(?:择)?[:：]?(?=\s*[(（]?[A-Z])|####",
     re.IGNORECASE,
 )
-_SENTENCE_START = re.compile(r"[^.!?。！？\n]*$")
+_CLAUSE_START = re.compile(r"[^.!?。！？,，;；\n]*$")
 # A line that only opens or closes a block: code fences, display mathematics, rules.
 _FILLER = re.compile(r"(?!\s*[*=~|-][.]?$)(?:```\w*|\\[\[\]]|[\s`*_=$#~|.:：-]*)")
 _SENTENCE_END = re.compile(r"[.!?。](?=\s|$)|。")
@@ -66,7 +66,7 @@ _JOINT = re.compile(r"\}[\s$]*(?:,|;|、|\band\b|\bor\b|和|或)?[\s$]*$")
 _DENIAL = re.compile(
     r"\b(?:not|\w{2,8}n['’]t|cannot|cant|dont|isnt|never|neither|nor|none|no|nothing|wrong|incorrect|false|unlikely|doubt\w*"
     r"|avoid|fails?|except|anything\s+but|everything\s+but|all\s+but|other\s+than|rather\s+than|instead\s+of"
-    r"|rul\w+\s+out|eliminat\w+|exclud\w+)\b|\\(?:neg|lnot|sim|neq|ne|not)(?![a-zA-Z])|≠|¬|不|非|错|没有|排除",
+    r"|nobody|(?:any|every)\s+\w+\s+but|rul\w+\s+out|eliminat\w+|exclud\w+)\b|\\(?:neg|lnot|sim|neq|ne|not)(?![a-zA-Z])|≠|¬|不|非|错|没有|排除",
     re.IGNORECASE,
 )
 _END_PUNCTUATION = " \t\r\n.,;:!?*_`'\"“”‘’()[]{}。，、；："
@@ -124,7 +124,7 @@ def find_answer(completion: str) -> Answer:
             line = plain(lines[0])
             line = line.rstrip("*_ ") if line.count("**") % 2 else line
             bare = line.lstrip("*_:： ")
-            before = _SENTENCE_START.search(body[: phrase.start()])
+            before = _CLAUSE_START.search(body[: phrase.start()])
             if before and _DENIAL.search(
                 before.group()
             ):  # "I do not think that the answer is B", "the wrong answer is"
@@ -180,7 +180,7 @@ def plain(text: str) -> str:
     Returns:
         The answer without these marks.
     """
-    if not any(mark in text for mark in ("*", "`", "__", "<", "•", ">")):
+    if not any(mark in text for mark in ("*", "`", "__", "<", "•")):
         return text
     text = _BULLET.sub("", text, count=1) if _BULLET.match(text) else text
     return _MARKDOWN.sub(lambda match: match.group(2) or match.group(3) or match.group(4), text)

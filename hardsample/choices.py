@@ -24,7 +24,7 @@ _FORMULA_AFTER = r"(?!\s*[=+*/^<>(])(?!\s*-\s*\w)"
 # The whole text is a letter: "B", "(B)", "B.", "Option B", "选项B".
 _ALONE = re.compile(
     r"(?:(?:the\s+)?(?:option|choice|answer)(?:\s+is)?\s*:?\s*|(?:正确)?(?:选项|答案|选)(?:[是为择项]{0,2})\s*[:：]?\s*)?"
-    r"[\s(\[{*'\"“‘]*([A-Za-z])[\s)\]}*.:,。、'\"”’]*(?:选项|项)?[。.]?",
+    r"[\s(\[{*]*([A-Za-z])[\s)\]}*.:,。、]*(?:选项|项)?[。.]?",
     re.IGNORECASE,
 )
 # It begins with one: "B) red", "(B) red", "B. red", "B: red", "B - red", "B, because".
@@ -72,9 +72,10 @@ _DENIED = re.compile(
 # What follows gives reasons or sets other options apart; what a sentence says stands before.
 _REASON = re.compile(
     r",?\s+\b(?:because|since|while|whereas|unlike|although|as\s+(?=\w+\s))\b|[,，;；]\s*(?:not|rather\s+than|而不是|而非|不是)\b"
-    r"|[,，]\s*(?=不是|而不是|而非)|[;；]",
+    r"|[,，]\s*(?=不是|而不是|而非)|[;；]|,\s*(?=\(?[A-Z]\)?\s+(?:is|are)\b)|\s*\((?=not|rather)",
     re.IGNORECASE,
 )
+_QUOTED = re.compile(r"^['\"“‘](.+)['\"”’]\.?$", re.DOTALL)
 _SPAN = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)")
 _WIDE = str.maketrans({"（": "(", "）": ")", "【": "[", "】": "]", "．": ".", "，": ","} | {
     chr(0xFF21 + i): chr(ord("A") + i) for i in range(26)
@@ -118,6 +119,7 @@ def read_choices(text: str, options: Sequence[str], *, prose: bool) -> Chosen | 
 @lru_cache(maxsize=8192)
 def _read(text: str, options: tuple[str, ...], prose: bool) -> Chosen | None:
     text = strip_latex_text(plain(text if text.isascii() else text.translate(_WIDE))).strip()
+    text = _QUOTED.sub(r"\1", text)
     texts = option_texts(options)
     same = _same_text(text, options)
     if same is not None:
@@ -128,6 +130,8 @@ def _read(text: str, options: tuple[str, ...], prose: bool) -> Chosen | None:
         lettered = _LEADING.fullmatch(text)
         if verdict is None and lettered and not alone:
             return _led(next(filter(None, lettered.groups()[:-1])), lettered.groups()[-1], texts)
+        if verdict is None and prose and not alone and not re.search(r"\b(?:yes|no|true|false)\b", text, re.IGNORECASE):
+            return _in_prose(text, texts) or None
         return _indices([alone.group(1)], texts) if verdict is None and alone else _one(verdict)
     if alone:
         return _indices([alone.group(1)], texts)
@@ -146,10 +150,16 @@ def _normal(options: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(map(normalise, options))
 
 
+@lru_cache(maxsize=1024)
+def _wordy(options: tuple[str, ...]) -> tuple[str | None, ...]:
+    """The options in their normal form; None for formulas, of which brackets and marks are a part."""
+    return tuple(None if formula_key(option) else normalise(option) for option in options)
+
+
 def _same_text(text: str, options: tuple[str, ...]) -> int | None:
     """The first option of just this text, else of its normal form."""
     texts = option_texts(options)
-    for wanted, offered in ((text, texts), (text, options), (normalise(text), _normal(texts))):
+    for wanted, offered in ((text, texts), (text, options), (normalise(text), _wordy(texts))):
         if wanted in offered:
             return offered.index(wanted)
     return None
@@ -193,6 +203,8 @@ def _led(letter: str, rest: str, options: tuple[str, ...]) -> Chosen | None:
     stated = [i for i, option in enumerate(_normal(options)) if option == said]
     if stated:
         return frozenset([index]) if index in stated else None
+    if re.match(rf"not\s+\(?(?!{letter}\b)[A-Z]\b", rest):  # "B, not A"
+        return frozenset([index])
     if _DENIED.match(rest) or re.match(r"(?:or|and|/|&)\b", rest) or re.fullmatch(r"[(\[]?[A-Za-z][)\].,]*", rest):
         return None
     begun = _begins_with(rest, options)
@@ -351,7 +363,7 @@ def _without(text: str, options: Iterable[str]) -> str:
     """A text without the options' own words, which may deny ("not given")."""
     for option in options:
         if option and is_denied(option):
-            text = re.sub(re.escape(option), " ", text, flags=re.IGNORECASE)
+            text = re.sub(rf"(?<!\w){re.escape(option)}(?!\w)", " ", text, flags=re.IGNORECASE)
     return text
 
 

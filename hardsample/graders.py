@@ -14,6 +14,7 @@ from hardsample.answers import (
     Answer,
     find_answer,
     first_sentence,
+    is_denied,
     marked_span,
     normalise,
     plain,
@@ -23,6 +24,7 @@ from hardsample.boxes import Box, BoxFormat, all_matched, convert, iou, parse_bo
 from hardsample.choices import Chosen, read_choices
 from hardsample.numerals import read_integers
 from hardsample.option_names import is_yes_no, yes_no_options
+from hardsample.quantities import is_modified, is_scaled, read_quantity
 
 _DIGITS = re.compile(r"\d+")
 _LETTERS = re.compile(r"[A-H](?:\s*(?:[,;、&]|and|和)?\s*[A-H])+")
@@ -111,12 +113,29 @@ def grade_counting(completion: str, solution: str) -> bool:
     golds = _gold_integers(gold_text)
     if not golds:
         return grade_text(completion, solution)
-    if found.source == "end" and len(golds) == 1:
-        lines = (read_integers(line) for line in reversed(found.body.splitlines()))
-        last_line = next((readings for readings in lines if any(readings)), [])
-        return any(reading[-1:] == golds for reading in last_line)
+    if len(golds) == 1:
+        return golds == _one_count(found)
     text = first_sentence(found.text) if found.source == "phrase" else found.text
     return golds in read_integers(text)
+
+
+def _one_count(found: Answer) -> list[int] | None:
+    """The integer that an answer gives: in a mark the only one, else the last line's last, which nothing may modify."""
+    text = first_sentence(found.text) if found.source == "phrase" else found.text
+    quantity = read_quantity(text)
+    if quantity is None and found.source == "end":  # the answer first, then why
+        first = found.body.partition("\n")[0].strip()
+        quantity = read_quantity(first) if first != found.text else None
+        lines = (line for line in reversed(found.body.splitlines()) if any(read_integers(line)))
+        text = next(lines, text)
+    if quantity is not None:
+        return [int(quantity.value)] if quantity.value == int(quantity.value) and not is_scaled(text) else None
+    if is_modified(text):
+        return None
+    readings = read_integers(text)
+    if found.source == "end":
+        return next((reading[-1:] for reading in readings if reading), None)
+    return next((reading for reading in readings if reading), None)
 
 
 def grade_choice(completion: str, solution: str, *, options: Sequence[str] | None = None) -> bool:
@@ -266,7 +285,7 @@ def _bare(text: str) -> str:
 def _told(text: str) -> str | None:
     """What the last clause of a sentence says something is: "It is a lamp." → "a lamp."; None where it does not."""
     said = _COPULA.fullmatch(text.strip())
-    return said.group(1) if said else None
+    return said.group(1) if said and not is_denied(text[: said.start(1)]) else None
 
 
 @lru_cache(maxsize=4096)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from hardsample.notation import constant
+
 MAX_CHARS = 200
 
 _SIGNS = re.compile(r"\\(?:leqslant|leq|le|geqslant|geq|ge|lt|gt)(?![a-zA-Z])|<=|=<|>=|=>|&lt;|&gt;|≤|≥|⩽|⩾")
@@ -12,6 +14,7 @@ _OR = re.compile(r"\\text\s*\{\s*or\s*\}|\\(?:lor|vee)(?![a-zA-Z])|\bor\b|或者
 _AND = re.compile(r"\\text\s*\{\s*and\s*\}|\\(?:land|wedge)(?![a-zA-Z])|\band\b|且|∧|&&", re.IGNORECASE)
 _VARIABLE = re.compile(r"[a-zα-ω]|\\(?:theta|alpha|beta|lambda|mu)")
 _RELATION = re.compile(r"([<>≤≥])")
+_TURNED = str.maketrans("<>≤≥", "><≥≤")
 _MEMBER = re.compile(r"^\s*\\?\{?\s*([a-z])\s*(?:\\in(?![a-zA-Z])|∈)\s*")
 _SETS = re.compile(r"^\s*\\?\{\s*[a-z]\s*(?:\||:|\\mid|∣)\s*(.*?)\\?\}\s*$")
 
@@ -36,11 +39,26 @@ def as_interval(text: str) -> tuple[str, str] | None:
     text = _SIGNS.sub(_sign, text)
     if not _RELATION.search(text):
         return None
-    pieces = [_piece(piece) for piece in _OR.split(text)]
+    parts = _OR.split(text)
+    if len(parts) == 1 and text.count(",") == 1 and not _is_between(*text.split(",")):
+        parts = text.split(",")
+    pieces = [
+        _piece(piece.replace(",", " and ") if "," in piece and _RELATION.search(piece) else piece) for piece in parts
+    ]
     variables = {piece[0] for piece in pieces if piece}
     if None in pieces or len(variables) != 1:
         return None
     return variables.pop(), r"\cup".join(piece[1] for piece in pieces if piece)
+
+
+def _is_between(first: str, second: str) -> bool:
+    """Whether two inequalities that a comma joins hold at once for some number: x > 1, x < 3."""
+    read = [_bounds(first), _bounds(second)]
+    bounds: dict[str, str] = {}
+    for each in read:
+        bounds |= {side: bound[0] for side, bound in each[1].items()} if each else {}
+    low, high = constant(bounds.get("lower", "")), constant(bounds.get("upper", ""))
+    return low is not None and high is not None and low < high
 
 
 def _sign(match: re.Match[str]) -> str:
@@ -80,6 +98,8 @@ def _bounds(text: str) -> tuple[str, dict[str, tuple[str, bool]]] | None:
         if not _VARIABLE.fullmatch(left) or not _is_bound(right, left):
             return None
         return left, {("lower" if sign in ">≥" else "upper"): (right, sign in "≥≤")}
+    if len(parts) == 5 and {parts[1], parts[3]} <= {">", "≥"}:
+        parts = [part.translate(_TURNED) for part in reversed(parts)]
     if len(parts) == 5 and _VARIABLE.fullmatch(parts[2]) and {parts[1], parts[3]} in ({"<"}, {"≤"}, {"<", "≤"}):
         low, first, variable, second, high = parts
         if _is_bound(low, variable) and _is_bound(high, variable):

@@ -33,11 +33,12 @@ _LETTER = re.compile(r"[A-Z]")
 _TIME_OR_DATE = re.compile(r"(?<!\d)(?:\d{1,2}:\d{2}(?::\d{2})?|\d{1,4}([/.-])\d{1,2}\1\d{1,4})(?!\d)")
 _LEADING_ZERO = re.compile(r"(?<!\d)0+(?=\d)")
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}|[㐀-鿿]")
+_WORD = re.compile(r"[A-Za-z㐀-鿿]{2,}")
 _CONNECTORS = re.compile(r"\\text\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b|和|或", re.IGNORECASE)
 _DIGITS = re.compile(r"\d+")
 _WHY = re.compile(r",?\s+(?:since|because|as|which|so|for)\b|;|\s[-–—]\s|\s\((?=[a-z0-9 ]{6})", re.IGNORECASE)
 _RELATION = re.compile(r"[<>≤≥]|\\(?:le|ge|lt|gt|leq|geq)(?![a-zA-Z])")
-_MATH_SPAN = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)")
+_MATH_SPAN = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)|\*\*([^*\n]+)\*\*")
 _RATIO = re.compile(r"[\d.]+(?:\s*:\s*[\d.]+)+")
 _BASE = re.compile(r"\d_\{?\d")
 _TUPLE = re.compile(r"\([^()]*,[^()]*\)")
@@ -78,7 +79,7 @@ def decide_math(completion: str, solution: str) -> bool | MathQuestion:
     found = find_answer(completion)
     if not gold.text or not found.text:
         return False
-    if gold.number is not None and (number := plain_number(found.text)) is not None:
+    if gold.number is not None and found.text[:1].isdigit() and (number := plain_number(found.text)) is not None:
         if number == gold.number:
             return True
         if number == int(number) and gold.number == int(gold.number):
@@ -94,7 +95,7 @@ def decide_math(completion: str, solution: str) -> bool | MathQuestion:
     text = first_sentence(found.text) if found.source == "phrase" else found.text
     if len(text) > MAX_MATH_CHARS:
         return False
-    span = _one_span(text) if _PROSE.search(_MATH_SPAN.sub(" ", text)) and not _PROSE.search(gold.text) else None
+    span = _one_span(text) if _WORD.search(_MATH_SPAN.sub(" ", text)) and not _PROSE.search(gold.text) else None
     answer = _written(span or text)
     return answer == gold.text or _decide_words(answer, gold)
 
@@ -108,7 +109,7 @@ def _is_another(text: str) -> bool:
 
 def _written(text: str) -> str:
     """An answer as formulas are compared: without marks, layout, labels and a full stop."""
-    text = plain(text).strip().rstrip(".。").strip()
+    text = strip_latex_text(plain(text).strip().rstrip(".。").strip())
     if wrapped := _WRAPPED.fullmatch(text):
         text = wrapped.group(1)
     return plain_formula(latex_number_text(_LABEL.sub("", text))).rstrip(".。").strip()
@@ -145,6 +146,8 @@ def _decide_words(answer: str, gold: _Gold) -> bool | MathQuestion:
     plain_answer, plain_gold = _plain(answer), _plain(gold.text)
     if _WORDS.fullmatch(plain_gold) and _WORDS.fullmatch(plain_answer) and not _PRODUCT.fullmatch(plain_gold):
         return normalise(plain_answer) == normalise(plain_gold)
+    if is_denied(answer) and not is_denied(gold.text):
+        return False
     times = [match.group() for match in _TIME_OR_DATE.finditer(plain_answer)]
     if _TIME_OR_DATE.fullmatch(plain_gold) and times:
         return [_LEADING_ZERO.sub("", time) for time in times] == [_LEADING_ZERO.sub("", plain_gold)]
@@ -152,10 +155,10 @@ def _decide_words(answer: str, gold: _Gold) -> bool | MathQuestion:
         return True
     if gold.quantity is None and _is_phrase(plain_gold):
         return _words(plain_answer) == _words(plain_gold)
-    if is_denied(answer) and not is_denied(gold.text):
-        return False
     if _RATIO.fullmatch(plain_gold):
-        return _same_ratio(re.sub(r"(?<=\d)\s+to\s+(?=\d)", ":", plain_answer), plain_gold)
+        said = re.sub(r"(?<=\d)\s+to\s+(?=\d)", ":", plain_answer)
+        ratios = _RATIO.findall(said)
+        return _same_ratio(ratios[0] if len(ratios) == 1 and _WORD.search(said) else said, plain_gold)
     if _BASE.search(gold.text) or _BASE.search(answer):
         return re.sub(r"[\s{}]", "", answer) == re.sub(r"[\s{}]", "", gold.text)
     if _TUPLE.fullmatch(plain_gold) and "=" not in gold.text:
@@ -197,7 +200,8 @@ def _joined(text: str) -> str:
     text = _ROOT.sub(r"\\sqrt{\1}", re.sub(r"\s*(?:或者?|和|且|、)\s*", ", ", text)).replace(
         "\\varnothing", "\\emptyset"
     )
-    return _LAST_LETTER.sub(r"\1\\cdot \2", without_unit_power(_FUNCTION.sub(r"\\\g<0>", text)))
+    text = without_unit_power(_FUNCTION.sub(r"\\\g<0>", text))
+    return _LAST_LETTER.sub(r"\1(\2)", text) if not _COMMAND_AT_END.search(text) else text
 
 
 def _is_phrase(text: str) -> bool:
@@ -209,7 +213,8 @@ _FUNCTIONS = re.compile(
     r"\\(?:begin|end)\{\w+\*?\}|\\[a-zA-Z]+|\b(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|arcsin|arccos|arctan|max|min|det)\b"
 )
 # math-verify takes a letter at the end for a unit (2m, ab), which it drops; units of ours are gone by then
-_LAST_LETTER = re.compile(r"(?<![\\a-zA-Z{])((?:[a-zA-Z]\s?)*[\d)}]?(?:[a-zA-Z]\s?){0,4})(?<=[\w)}])\s*([a-zA-Z])$")
+_LAST_LETTER = re.compile(r"^((?:[^=,<>]*=)?\s*)([^=,<>≤≥]*[\w)}+*/^-]\s*[a-zA-Z])$")
+_COMMAND_AT_END = re.compile(r"\\[a-zA-Z]+$")
 _ROOT = re.compile(r"(?<![\\a-zA-Z])sqrt\(([^()]*)\)")
 _FUNCTION = re.compile(r"(?<![\\a-zA-Z])(?:sin|cos|tan|cot|sec|csc|log|ln|exp|pi)(?![a-zA-Z])")
 _PIECES = re.compile(r"[^\W\d_]+|\d+(?:\.\d+)?|[^\w\s.,;]")
@@ -234,4 +239,5 @@ def _gold(solution: str) -> _Gold:
     text = _written(gold)
     time = _TIME_OR_DATE.fullmatch(_plain(text))
     quantity = None if time else read_quantity(gold)
-    return _Gold(text, plain_number(gold), quantity, decimals(gold), as_interval(text))
+    number = plain_number(gold) if gold[:1].isdigit() else None
+    return _Gold(text, number, quantity, decimals(gold), as_interval(text))

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from hardsample.answers import is_denied, plain, strip_latex_text
+from hardsample.inequalities import as_interval
 from hardsample.notation import MAX_CHARS, Number, constant, plain_formula, same_constant
 from hardsample.numerals import latex_number_text, number_in_chinese, number_in_words, plain_number
 from hardsample.units import Unit, compatible, is_percent, read_unit
@@ -17,12 +18,15 @@ _UNIT_STARTS = re.compile(r"(?<=[\d)}.½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞
 _WORD = re.compile(r"[A-Za-z]{2,}")
 _SUBSCRIPT = re.compile(r"_(?:\{[^{}]*\}|\w)")
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
-_NAME = re.compile(r"[^\W\d_]?(?:\([\w,. ]*\))?['′]{0,2}|[^\W\d_](?:\s?[^\W\d_]){1,5}")
+_NAME = re.compile(
+    r"[^\W\d_]{1,3}(?:\s*[+−-]\s*[^\W\d_]{1,3})+|[^\W\d_]?(?:\([\w,. ]*\))?['′]{0,2}|[^\W\d_](?:\s?[^\W\d_]){1,5}"
+)
 _DEGREES = re.compile(r"\s*\^?\s*\{?\s*\\(?:circ|degree)(?![a-zA-Z])\s*\}?\s*")
 _CHINESE_COUNT = re.compile(r"([零一二三四五六七八九十两]{1,3})([㐀-鿿]{0,4})")
 _EQUALS = re.compile(r"=|≈|\\approx|≃")
 _ENDS = " \t\r\n.。,，;；:："
 _STARTS = " \t\r\n:："
+_SUM = re.compile(r"(?<=[\w)}])\s*[-+−](?=\s*[\w(\\])(?![^(]*\))")
 _ROUNDED = re.compile(r"≈|≃|\\approx(?![a-zA-Z])")
 _LABEL = re.compile(r"^(?:(?:final\s+)?answer|答案)\s*[:：]\s*", re.IGNORECASE)
 _PERCENT_OUTSIDE = re.compile(r"^\$([^$]+)\$\s*(%|\\%|percent)$")
@@ -30,12 +34,14 @@ _FUNCTION = re.compile(r"\\?(?<![a-zA-Z])(?:sin|cos|tan|cot|sec|csc|log|ln|exp|s
 _SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 _SCALES |= {"百": 100, "千": 1000, "万": 10**4, "亿": 10**8}
 _SCALED = re.compile(rf"(.*?)\s*({'|'.join(_SCALES)})(?![a-z])\s*(.*)", re.IGNORECASE)
+_SCALE_WORD = re.compile(rf"\d\s*(?:{'|'.join(_SCALES)})", re.IGNORECASE)
 _FRACTION = re.compile(r"\\[dtc]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
 _TOLERANCE = Fraction(2, 10**6)
 _MODIFIER = re.compile(
-    r"\b(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|roots?|squared|cubed|pi|half|thirds?|quarters?|percent|minus|negative|plus"
-    r"|times|over|under|above|below|dozen|hundred|thousand|million|billion|more|less|fewer|greater|least|most|twice|double"
-    r"|triple|between|up\s+to|almost|nearly)\b|[<>≤≥±√π]|\d\s*!|至少|至多|大于|小于|超过|不到|多于|少于|[百千万亿]",
+    r"\b(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|roots?|squared|cubed|pi|half|thirds?|quarters?|percent|minus|negative"
+    r"|plus|times|dozen|hundred|thousand|million|billion|twice|double|triple|between)\b|[<>≤≥±√π]|\d\s*!"
+    r"|\b(?:over|under|above|below|nearly|almost|up\s+to|at\s+least|at\s+most|(?:more|less|fewer|greater)\s+than)\s+\$?\d"
+    r"|\d\s+(?:or\s+)?(?:more|less|fewer|at\s+least|at\s+most)\b|至少|至多|大于|小于|超过|不到|多于|少于|[百千万亿]",
     re.IGNORECASE,
 )
 _NUMBER = re.compile(
@@ -72,7 +78,8 @@ def _read(text: str) -> Quantity | None:
     number = plain_number(text) if text[:1].isdigit() else None
     if number is not None:
         return Quantity(Fraction(int(number)) if number == int(number) else Fraction(number), None)
-    text = _LABEL.sub("", strip_latex_text(plain(text).rstrip(_ENDS).lstrip(_STARTS)))
+    text = _PERCENT_OUTSIDE.sub(r"\1 \2", plain(text).rstrip(_ENDS).lstrip(_STARTS))
+    text = _LABEL.sub("", strip_latex_text(text)).replace("\\pi", "π")
     exact, *rounded = _ROUNDED.split(text)
     if rounded and constant(exact.rpartition("=")[2]) is not None:
         text = exact  # x = 1/3 ≈ 0.333: what is before the sign is exact
@@ -91,7 +98,7 @@ def _number(text: str) -> Quantity | None:
     words = number_in_words(text)
     if words is not None:
         return Quantity(Fraction(words), None)
-    text = _DEGREES.sub("°", plain_formula(_PERCENT_OUTSIDE.sub(r"\1 \2", text).strip("$ ")))
+    text = _DEGREES.sub("°", plain_formula(text.strip("$ ")))
     value = constant(text)
     if value is not None:
         return Quantity(value, (("°", 1),) if text.endswith("°") else None)
@@ -112,6 +119,8 @@ def _number(text: str) -> Quantity | None:
         unit = read_unit(right)
         if unit is None or (unit == () and split.start() == split.end() and right.isascii()):
             continue
+        if _SUM.search(left):  # 1+2m is no 3 m
+            return None
         value = constant(left.strip())
         if value is not None:
             return Quantity(value, unit)
@@ -169,6 +178,15 @@ def is_modified(text: str) -> bool:
     return _MODIFIER.search(text) is not None or is_denied(text)
 
 
+def is_scaled(text: str) -> bool:
+    """Tell whether a number is counted in dozens, millions or the like.
+
+    Args:
+        text: a quantity.
+    """
+    return _SCALE_WORD.search(text) is not None
+
+
 def same_quantity(answer: Quantity, gold: Quantity, places: int = 6) -> bool:
     """Compare two numbers with their units.
 
@@ -224,6 +242,9 @@ def formula_key(text: str) -> str:
         return ""
     text = plain_formula(latex_number_text(_RATIO_SIGN.sub(":", text).strip("$ ")))
     text = re.sub(r"^[a-zA-Z](?:\(x\))?\s*=\s*(?=[^=]*$)", "", text)
+    text = re.sub(r"(?<=[,(\[])\s*\+", "", text).replace("\\gt", ">").replace("\\lt", "<")
+    interval = as_interval(text)
+    text = interval[1] if interval else text
     value = constant(text)
     if value is not None:
         return f"={value}" if isinstance(value, Fraction) else f"={value:.10g}"

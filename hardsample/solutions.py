@@ -53,14 +53,14 @@ BOX_FORMATS = {
 
 _LETTER = re.compile(r"\(?([A-J])\)?[.:]?")
 _YES_NO = re.compile(r"(?:yes|no|true|false)[.!]?", re.IGNORECASE)
-_LATEX = re.compile(r"\\[a-zA-Z]+|\$[^$]+\$|\w\^[\w{]")
+_LATEX = re.compile(r"\\[a-zA-Z{]+|\$[^$]+\$|\w\^[\w{]")
 _TIME_OR_DATE = re.compile(r"\d{1,2}:\d{2}(?::\d{2})?(?:\s*[ap]\.?m\.?)?|\d{1,4}([/.-])\d{1,2}\1\d{1,4}", re.IGNORECASE)
 _NUMBERS = re.compile(
     r"[(\[{]?\s*[-+−±]?[\d.,]+%?(?:\s*(?:[,;]|,?\s*\b(?:and|or)\b|和|或)\s*[-+−±]?[\d.,]+%?)*\s*[)\]}]?"
 )
 _SYMBOLS = re.compile(r"[\w\s.,;:+\-−–*·×/÷^=<>≤≥≠≈±√π∞∪∩∈()\[\]{}|!%°'′²³½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞α-ωΑ-Ω∠△]+")
 _OPERATOR = re.compile(
-    r"[+*×÷^=<>≤≥≠≈±√π∞∪∩∈²³½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞]|(?<=[\w)\]])\s*[-−/]\s*(?=[\w(\[])|^[-−](?=\w)|\d:\d|\d[a-z]\b|\d\(|\)\(|\b(?:sin|cos|tan|log|ln|exp|sqrt)\b"
+    r"[+*×÷^=<>≤≥≠≈±√π∞∪∩∈²³½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞]|(?<=[\w)\]])\s*[-−/]\s*(?=[\w(\[])|^[-−](?=\w)|\d:\d|\d[a-z]\b|\d\(|\)\(|\d!|\d_\{?\d|\b(?:sin|cos|tan|log|ln|exp|sqrt)\b"
 )
 _FUNCTIONS = re.compile(r"\b(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|arcsin|arccos|arctan|max|min|and|or|pi|inf)\b")
 _WORD = re.compile(r"[^\W\d_]{3,}|[㐀-鿿]")

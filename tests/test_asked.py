@@ -9,9 +9,10 @@ from typer.testing import CliRunner
 from hardsample.cli import app
 from hardsample.config import ScoringConfig
 from hardsample.console import template_of
+from hardsample.digests import sample_digest
 from hardsample.option_text import DEFAULT_TEMPLATE
 from hardsample.output import Scores
-from hardsample.scoring import GRADED_COLUMNS, data_name, score
+from hardsample.scoring import data_name, score
 from hardsample.subsets import source_records
 
 
@@ -53,7 +54,8 @@ def test_records_in_memory_are_scored(tmp_path):
     rows = [{"id": "a", "question": "Which?", "choices": ["x", "y"], "answer": 1, "image": image}]
     scores = score(rows, "demo", tmp_path / "run", ScoringConfig(num_masks=1, ratios=(0.0,)), progress=False)
     assert (scores.run["data"], scores.run["warnings"]) == (data_name([]), [])
-    assert "answers" in GRADED_COLUMNS
+    record = {"prompt": [], "images": [], "solution": "a", "grader": "text", "options": None, "box_format": None}
+    assert sample_digest(record | {"answers": ["a", "b"]}) != sample_digest(record | {"answers": None})
 
 
 def test_names_of_data(data, tmp_path, monkeypatch):

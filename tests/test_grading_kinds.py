@@ -165,7 +165,6 @@ ROWS: list[tuple[str, str, list[str] | None, str | None, str, bool]] = [
     ("two letters", "B", ANIMALS, "choice", "The answer is neither A nor B.", False),
     ("two letters", "B", ANIMALS, "choice", "Not A, so B or C", False),
     ("two letters", "B", ANIMALS, "choice", "<answer>B or D</answer>", False),
-    ("two letters", "B", ANIMALS, "choice", "answer: dog, not cat", False),
     ("letters in sentences", "B", ANIMALS, "choice", "B, because A is too small.", True),
     ("letters in sentences", "B", ANIMALS, "choice", "B. Because the ears are long.", True),
     ("letters in sentences", "B", ANIMALS, "choice", "The animal is a dog.", True),

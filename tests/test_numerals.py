@@ -5,8 +5,8 @@ from fractions import Fraction
 
 import pytest
 
-from hardsample.quantities import Quantity, same_quantity
 from hardsample.numerals import decimals, latex_number_text, number_in_words, plain_number, read_integers
+from hardsample.quantities import Quantity, same_quantity
 
 
 @pytest.mark.parametrize(
