@@ -41,6 +41,7 @@ _RELATION = re.compile(r"[<>≤≥]|\\(?:le|ge|lt|gt|leq|geq)(?![a-zA-Z])")
 _MATH_SPAN = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)|\*\*([^*\n]+)\*\*")
 _RATIO = re.compile(r"[\d.]+(?:\s*:\s*[\d.]+)+")
 _BASE = re.compile(r"\d_\{?\d")
+_NAMED = re.compile(r"\$?([a-zA-Z])\s*=")
 _TUPLE = re.compile(r"\([^()]*,[^()]*\)")
 
 
@@ -56,6 +57,7 @@ class _Gold(NamedTuple):
     """A gold answer, read once."""
 
     text: str
+    name: str | None
     number: Decimal | None
     quantity: Quantity | None
     decimals: int
@@ -86,6 +88,8 @@ def decide_math(completion: str, solution: str) -> bool | MathQuestion:
             return False
     if gold.quantity is not None:
         quantity = _answer_quantity(found)
+        if gold.name and (name := _NAMED.match(found.text)) and name.group(1) != gold.name:
+            return False  # y = 11 for x = 11
         if quantity is not None:
             return same_quantity(quantity, gold.quantity, gold.decimals)
         if _is_another(found.text):
@@ -123,6 +127,10 @@ def _answer_quantity(found: Answer) -> Quantity | None:
     """The number that an answer gives, as the whole of it, or as the only one in prose."""
     sentence = first_sentence(found.text) if found.source == "phrase" else found.text
     head = _WHY.split(sentence)[0]
+    if found.source == "end" and len(_WORD.findall(found.text)) > 3:  # the answer first, then why
+        line = found.body.partition("\n")[0].strip()
+        if line != found.text and (quantity := read_quantity(line)) is not None:
+            return quantity
     quantity = read_quantity(found.text) or read_quantity(sentence) or (read_quantity(head) if head else None)
     if quantity is not None:
         return quantity
@@ -197,6 +205,7 @@ def _same_ratio(answer: str, gold: str) -> bool:
 
 def _joined(text: str) -> str:
     """Write what math-verify reads better: "和" and "或" as commas, functions as commands, no power behind a unit."""
+    text = re.sub(r"^[fgh]\(x\)\s*=", "y=", text)
     text = _ROOT.sub(r"\\sqrt{\1}", re.sub(r"\s*(?:或者?|和|且|、)\s*", ", ", text)).replace(
         "\\varnothing", "\\emptyset"
     )
@@ -235,9 +244,10 @@ def _plain(text: str) -> str:
 def _gold(solution: str) -> _Gold:
     gold = unwrap_solution(solution)
     if len(gold) > MAX_MATH_CHARS:
-        return _Gold("", None, None, 6, None)
+        return _Gold("", None, None, None, 6, None)
     text = _written(gold)
     time = _TIME_OR_DATE.fullmatch(_plain(text))
     quantity = None if time else read_quantity(gold)
     number = plain_number(gold) if gold[:1].isdigit() else None
-    return _Gold(text, number, quantity, decimals(gold), as_interval(text))
+    name = _NAMED.match(gold)
+    return _Gold(text, name.group(1) if name else None, number, quantity, decimals(gold), as_interval(text))

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-from hardsample.answers import is_denied, normalise
+from hardsample.answers import is_denied, normalise, plain
 
 YES_NO = (("Yes", "No"), ("True", "False"), ("是", "否"))
 _SYNONYMS = {"yes": "yes", "yeah": "yes", "yep": "yes", "no": "no", "nope": "no"}
@@ -28,7 +28,7 @@ def option_texts(options: tuple[str, ...]) -> tuple[str, ...]:
     Returns:
         Their texts.
     """
-    options = tuple(str(option).strip() for option in options)
+    options = tuple(plain(str(option)).strip() for option in options)
     if len(options) < 2:
         return options
     led = [re.match(_label(index), option, re.IGNORECASE) for index, option in enumerate(options)]
@@ -39,7 +39,7 @@ def option_texts(options: tuple[str, ...]) -> tuple[str, ...]:
 
 def _label(index: int) -> str:
     letter = chr(ord("A") + index) if index < 26 else r"\Z."
-    marked = rf"[(\[（]{letter}[)\]）][.:：]?|{letter}[.):：、．]|{letter}\s+-(?=\s)"
+    marked = rf"(?-i:{letter})\s+(?=\S)|[(\[（]{letter}[)\]）][.:：]?|{letter}[.):：、．]|{letter}\s+-(?=\s)"
     return rf"\s*(?:(?:option|choice|选项)\s*)?(?:{marked})\s*(?=\S)"
 
 

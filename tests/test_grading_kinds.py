@@ -296,6 +296,18 @@ def test_cases_on_which_earlier_versions_failed(grader):
     assert wrong == []
 
 
+def test_answers_of_a_trial(grader):
+    """Answers that a tester wrote to get wrong ones accepted and right ones refused; each failed once."""
+    lines = (Path(__file__).parent / "golden" / "grading.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    wrong = [
+        row
+        for row in rows
+        if graded(grader, row["solution"], row["options"], row["grader"], row["completion"]) is not row["right"]
+    ]
+    assert (len(rows) > 500, wrong) == (True, [])
+
+
 @pytest.fixture(scope="module")
 def bench():
     path = Path(__file__).parents[1] / "bench" / "grading.py"
