@@ -102,15 +102,8 @@ def _number(text: str) -> Quantity | None:
     value = constant(text)
     if value is not None:
         return Quantity(value, (("°", 1),) if text.endswith("°") else None)
-    scaled = _SCALED.fullmatch(text)
-    if scaled and (value := _number(scaled.group(1))) is not None and value.unit is None:
-        unit = scaled.group(3).strip()
-        counted = read_unit(unit) if unit else None
-        return (
-            Quantity(value.value * _SCALES[scaled.group(2).lower()], counted)
-            if not unit or counted is not None
-            else None
-        )
+    if (scaled := _scaled(text)) is not None:
+        return scaled
     chinese = _CHINESE_COUNT.fullmatch(text)
     if chinese and (number := number_in_chinese(chinese.group(1))) is not None:
         return Quantity(Fraction(number), read_unit(chinese.group(2)))
@@ -125,6 +118,17 @@ def _number(text: str) -> Quantity | None:
         if value is not None:
             return Quantity(value, unit)
     return None
+
+
+def _scaled(text: str) -> Quantity | None:
+    """A number of dozens, thousands or millions: ``12 million dollars``, ``5万元``."""
+    match = _SCALED.fullmatch(text)
+    number = _number(match.group(1)) if match else None
+    if match is None or number is None or number.unit is not None:
+        return None
+    words = match.group(3).strip()
+    unit = read_unit(words) if words else None
+    return Quantity(number.value * _SCALES[match.group(2).lower()], unit) if unit is not None or not words else None
 
 
 def is_name(text: str) -> bool:

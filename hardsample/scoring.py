@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from tqdm import tqdm
 
 from hardsample.attending import attend_to, attention_backend

@@ -84,8 +84,8 @@ def read_logs(directory: Path) -> tuple[Logs, str]:
         if number.isdigit():
             found.append((int(number), path))
     whole = _logs(directory / TRAINER_STATE)
-    for number, path in sorted(found, reverse=True):
-        if whole and whole[-1]["step"] >= number:
+    for step, path in sorted(found, reverse=True):
+        if whole and whole[-1]["step"] >= step:
             break
         if logs := _logs(path):
             return logs, path.parent.name
