@@ -186,6 +186,7 @@ def plain(text: str) -> str:
     return _MARKDOWN.sub(lambda match: match.group(2) or match.group(3) or match.group(4), text)
 
 
+@lru_cache(maxsize=4096)
 def unwrap_solution(solution: str) -> str:
     r"""Take the gold answer out of its ``<answer>`` tag or ``\boxed{}``, if it stands in one.
 

@@ -39,7 +39,7 @@ def option_texts(options: tuple[str, ...]) -> tuple[str, ...]:
 
 def _label(index: int) -> str:
     letter = chr(ord("A") + index) if index < 26 else r"\Z."
-    marked = rf"(?-i:{letter})\s+(?=\S)|[(\[（]{letter}[)\]）][.:：]?|{letter}[.):：、．]|{letter}\s+-(?=\s)"
+    marked = rf"[(\[（]{letter}[)\]）][.:：]?|{letter}(?:[.:](?=\s)|[)：、．])|{letter}\s+-(?=\s)"
     return rf"\s*(?:(?:option|choice|选项)\s*)?(?:{marked})\s*(?=\S)"
 
 

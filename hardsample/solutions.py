@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from hardsample.option_names import option_texts
 from hardsample.quantities import read_quantity
 
 GRADERS = ("math", "ocr", "counting", "grounding", "detection", "choice", "text")
@@ -69,7 +70,6 @@ _RANGE = re.compile(
 )
 _MARKER = re.compile(r"\(([A-J])\)")
 _INLINE_MARKER = re.compile(r"(?:^|(?<=[;,；\s]))\(?([A-Z])[.:)]\s*")
-_OWN_LETTER = re.compile(r"\s*\(?([A-Z])(?:[.:]\s+|\)\s*)(?=\S)")
 _LINE_MARKER = re.compile(r"^[ \t]*([A-J])[.:)]", re.MULTILINE)
 
 
@@ -169,7 +169,7 @@ def given_options(value: Any) -> list[str] | None:
     if not isinstance(value, list | tuple):
         return None
     options = [solution_text(_option_of(option)) for option in value if option is not None]
-    return _unlettered(options) or None
+    return list(option_texts(tuple(options))) or None
 
 
 def written_options(question: str) -> list[str]:
@@ -204,15 +204,6 @@ def _option_of(option: Any) -> Any:
     if isinstance(option, Mapping):
         return next((option[key] for key in ("text", "content", "value", "option") if option.get(key)), option)
     return option
-
-
-def _unlettered(options: list[str]) -> list[str]:
-    """Options without the letters in front of them, where all have their own: `A. cat`, `(B) dog`."""
-    found = [_OWN_LETTER.match(option) for option in options]
-    letters = [match.group(1) for match in found if match]
-    if len(options) < 2 or letters != list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(options)]):
-        return options
-    return [option[match.end() :].strip() for option, match in zip(options, found, strict=True) if match]
 
 
 def is_among(solution: str, options: list[str]) -> bool:
