@@ -205,7 +205,7 @@ def _led(letter: str, rest: str, options: tuple[str, ...]) -> Chosen | None:
         return frozenset([index]) if index in stated else None
     if re.match(rf"not\s+\(?(?!{letter}\b)[A-Z]\b", rest):  # "B, not A"
         return frozenset([index])
-    if _DENIED.match(rest) or re.match(r"(?:or|and|/|&)\b", rest) or re.fullmatch(r"[(\[]?[A-Za-z][)\].,]*", rest):
+    if _DENIED.match(rest) or re.match(r"(?:or|and|/|&)\b", rest) or re.fullmatch(r"[(\[]?[A-Z][)\].,]*", rest):
         return None
     begun = _begins_with(rest, options)
     if begun is not None and begun != index:

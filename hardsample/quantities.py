@@ -38,7 +38,7 @@ _SCALE_WORD = re.compile(rf"\d\s*(?:{'|'.join(_SCALES)})", re.IGNORECASE)
 _FRACTION = re.compile(r"\\[dtc]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
 _TOLERANCE = Fraction(2, 10**6)
 _MODIFIER = re.compile(
-    r"\b(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|roots?|squared|cubed|pi|half|thirds?|quarters?|percent|minus|negative"
+    r"\b(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|roots?|squared|cubed|pi|half|thirds?|quarters?|minus|negative"
     r"|plus|times|dozen|hundred|thousand|million|billion|twice|double|triple|between)\b|[<>≤≥±√π]|\d\s*!"
     r"|\b(?:over|under|above|below|nearly|almost|up\s+to|at\s+least|at\s+most|(?:more|less|fewer|greater)\s+than)\s+\$?\d"
     r"|\d\s+(?:or\s+)?(?:more|less|fewer|at\s+least|at\s+most)\b|至少|至多|大于|小于|超过|不到|多于|少于|[百千万亿]",

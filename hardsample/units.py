@@ -108,7 +108,7 @@ _WORD = re.compile(r"[a-z][a-z'’-]{2,}(?: [a-z][a-z'’-]*){0,3}")
 # Words after a number that make another number of it, or a formula.
 _NO_UNIT = re.compile(
     r"\b(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|root|pi|half|halves|thirds?|quarters?|fifths?|tenths?|hundredths?"
-    r"|minus|negative|plus|times|over|dozen|hundred|thousand|million|billion|trillion|squared|cubed|and|or|to|by|nor|not|more|less|fewer|greater|than|no|wrong"
+    r"|minus|negative|plus|times|over|dozen|hundred|thousand|million|billion|trillion|squared|cubed|and|or|to|by|nor|not|more|less|fewer|greater|than|no|wrong|one|two|three|four|five|six|seven|eight|nine|ten"
     r"|st|nd|rd|th|x|of)\b"
 )
 
