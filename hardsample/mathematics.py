@@ -39,10 +39,22 @@ _DIGITS = re.compile(r"\d+")
 _WHY = re.compile(r",?\s+(?:since|because|as|which|so|for)\b|;|\s[-–—]\s|\s\((?=[a-z0-9 ]{6})", re.IGNORECASE)
 _RELATION = re.compile(r"[<>≤≥]|\\(?:le|ge|lt|gt|leq|geq)(?![a-zA-Z])")
 _MATH_SPAN = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)|\*\*([^*\n]+)\*\*")
-_RATIO = re.compile(r"[\d.]+(?:\s*:\s*[\d.]+)+")
+_RATIO = re.compile(r"\d+(?:\.\d+)?(?:\s*:\s*\d+(?:\.\d+)?)+")
 _BASE = re.compile(r"\d_\{?\d")
 _NAMED = re.compile(r"\$?([a-zA-Z])\s*=")
 _TUPLE = re.compile(r"\([^()]*,[^()]*\)")
+_WRAPPED = re.compile(r"\\(?:text|mbox|mathbf|boldsymbol|textbf|mathrm|bm)\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
+_LABEL = re.compile(r"^\\text\s*\{[^{}]*:\s*\}\s*")
+_PARTS = re.compile(r",|;|、|\\text\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b|和|或")
+_ROOT = re.compile(r"(?<![\\a-zA-Z])sqrt\(([^()]*)\)")
+_FUNCTION = re.compile(r"(?<![\\a-zA-Z])(?:sin|cos|tan|cot|sec|csc|log|ln|exp|pi)(?![a-zA-Z])")
+_PIECES = re.compile(r"[^\W\d_]+|\d+(?:\.\d+)?|[^\w\s.,;]")
+_COMMAND_AT_END = re.compile(r"\\[a-zA-Z]+$")
+_FUNCTIONS = re.compile(
+    r"\\(?:begin|end)\{\w+\*?\}|\\[a-zA-Z]+|\b(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|arcsin|arccos|arctan|max|min|det)\b"
+)
+# math-verify takes a letter at the end for a unit (2m, ab), which it drops; units of ours are gone by then
+_LAST_LETTER = re.compile(r"^((?:[^=,<>]*=)?\s*)([^=,<>≤≥]*[\w)}+*/^-]\s*[a-zA-Z])$")
 
 
 class MathQuestion(NamedTuple):
@@ -119,10 +131,6 @@ def _written(text: str) -> str:
     return plain_formula(latex_number_text(_LABEL.sub("", text))).rstrip(".。").strip()
 
 
-_WRAPPED = re.compile(r"\\(?:text|mbox|mathbf|boldsymbol|textbf|mathrm|bm)\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
-_LABEL = re.compile(r"^\\text\s*\{[^{}]*:\s*\}\s*")
-
-
 def _answer_quantity(found: Answer) -> Quantity | None:
     """The number that an answer gives, as the whole of it, or as the only one in prose."""
     sentence = first_sentence(found.text) if found.source == "phrase" else found.text
@@ -163,18 +171,10 @@ def _decide_words(answer: str, gold: _Gold) -> bool | MathQuestion:
         return True
     if gold.quantity is None and _is_phrase(plain_gold):
         return _words(plain_answer) == _words(plain_gold)
-    if _RATIO.fullmatch(plain_gold):
-        said = re.sub(r"(?<=\d)\s+to\s+(?=\d)", ":", plain_answer)
-        ratios = _RATIO.findall(said)
-        return _same_ratio(ratios[0] if len(ratios) == 1 and _WORD.search(said) else said, plain_gold)
-    if _BASE.search(gold.text) or _BASE.search(answer):
-        return re.sub(r"[\s{}]", "", answer) == re.sub(r"[\s{}]", "", gold.text)
-    if _TUPLE.fullmatch(plain_gold) and "=" not in gold.text:
-        points = _TUPLE.findall(answer)
-        answer = points[0] if len(points) == 1 and _PROSE.search(answer) else answer
-        names = re.findall(r"([a-zA-Z])\s*=", answer)
-        if names != sorted(names):
-            return False
+    if (verdict := _decide_shape(answer, plain_answer, plain_gold)) is not None:
+        return verdict
+    if _TUPLE.fullmatch(plain_gold) and _PROSE.search(answer) and len(points := _TUPLE.findall(answer)) == 1:
+        answer = points[0]
     interval = as_interval(answer)
     if interval and gold.interval and interval[0] != gold.interval[0]:
         return False
@@ -189,7 +189,16 @@ def _decide_words(answer: str, gold: _Gold) -> bool | MathQuestion:
     return MathQuestion(_joined(answer), _joined(gold.text), gold.decimals)
 
 
-_PARTS = re.compile(r",|;|、|\\text\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b|和|或")
+def _decide_shape(answer: str, plain_answer: str, gold: str) -> bool | None:
+    """The verdict on ratios, numbers of another base, and points whose names stand in another order; else None."""
+    if _RATIO.fullmatch(gold):
+        said = re.sub(r"(?<=\d)\s+to\s+(?=\d)", ":", plain_answer)
+        ratios = _RATIO.findall(said)
+        return _same_ratio(ratios[0] if len(ratios) == 1 and _WORD.search(said) else said, gold)
+    if _BASE.search(gold) or _BASE.search(answer):
+        return re.sub(r"[\s{}]", "", answer) == re.sub(r"[\s{}]", "", gold)
+    names = re.findall(r"([a-zA-Z])\s*=", answer)
+    return False if _TUPLE.fullmatch(gold) and "=" not in gold and names != sorted(names) else None
 
 
 def _same_ratio(answer: str, gold: str) -> bool:
@@ -216,17 +225,6 @@ def _joined(text: str) -> str:
 def _is_phrase(text: str) -> bool:
     """Whether a gold has words that are no unit behind one number, such as "2 hours and 30 minutes"."""
     return len(_DIGITS.findall(text)) > 1 and bool(_PROSE.search(_CONNECTORS.sub(" ", _FUNCTIONS.sub(" ", text))))
-
-
-_FUNCTIONS = re.compile(
-    r"\\(?:begin|end)\{\w+\*?\}|\\[a-zA-Z]+|\b(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|arcsin|arccos|arctan|max|min|det)\b"
-)
-# math-verify takes a letter at the end for a unit (2m, ab), which it drops; units of ours are gone by then
-_LAST_LETTER = re.compile(r"^((?:[^=,<>]*=)?\s*)([^=,<>≤≥]*[\w)}+*/^-]\s*[a-zA-Z])$")
-_COMMAND_AT_END = re.compile(r"\\[a-zA-Z]+$")
-_ROOT = re.compile(r"(?<![\\a-zA-Z])sqrt\(([^()]*)\)")
-_FUNCTION = re.compile(r"(?<![\\a-zA-Z])(?:sin|cos|tan|cot|sec|csc|log|ln|exp|pi)(?![a-zA-Z])")
-_PIECES = re.compile(r"[^\W\d_]+|\d+(?:\.\d+)?|[^\w\s.,;]")
 
 
 def _words(text: str) -> list[str]:
