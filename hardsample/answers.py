@@ -56,7 +56,7 @@ _PHRASE = re.compile(
 _CLAUSE_START = re.compile(r"[^.!?。！？,，;；\n]*$")
 # A line that only opens or closes a block: code fences, display mathematics, rules.
 _FILLER = re.compile(r"(?!\s*[*=~|-][.]?$)(?:```\w*|\\[\[\]]|[\s`*_=$#~|.:：-]*)")
-_SENTENCE_END = re.compile(r"[.!?。](?=\s|$)|。")
+_SENTENCE_END = re.compile(r"[.!。](?=\s|$)|。")
 _TEXT_COMMAND = re.compile(
     r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|operatorname|mbox|boldsymbol|bm|mathsf)\s{0,3}\{([^{}]*)\}"
 )
@@ -66,7 +66,7 @@ _JOINT = re.compile(r"\}[\s$]*(?:,|;|、|\band\b|\bor\b|和|或)?[\s$]*$")
 _DENIAL = re.compile(
     r"\b(?:not|\w{2,8}n['’]t|cannot|cant|dont|isnt|never|neither|nor|none|no|nothing|wrong|incorrect|false|unlikely|doubt\w*"
     r"|avoid|fails?|except|anything\s+but|everything\s+but|all\s+but|other\s+than|rather\s+than|instead\s+of"
-    r"|nobody|without|disagree|opposite|mistake\w*|(?:any|every)\s+\w+\s+but|rul\w+\s+out|eliminat\w+|exclud\w+)\b|\\(?:neg|lnot|sim|neq|ne|not)(?![a-zA-Z])|≠|¬|不|非|错|没有|排除|除了",
+    r"|nobody|without|disagree|opposite|mistake\w*|(?:any|every)\s+\w+\s+but|rul\w+\s+out|cross\w*\s+out|reject\w*|discard\w*|eliminat\w+|exclud\w+)\b|\\(?:neg|lnot|sim|neq|ne|not)(?![a-zA-Z])|≠|¬|不|非|错|没有|排除|除了",
     re.IGNORECASE,
 )
 _END_PUNCTUATION = " \t\r\n.,;:!?*_`'\"“”‘’()[]{}。，、；："

@@ -71,11 +71,12 @@ _DENIED = re.compile(
 )
 # What follows gives reasons or sets other options apart; what a sentence says stands before.
 _REASON = re.compile(
-    r",?\s+\b(?:because|since|while|whereas|unlike|although|as\s+(?=\w+\s))\b|[,，;；]\s*(?:not|rather\s+than|而不是|而非|不是)\b"
+    r",?\s+\b(?:because|since|while|whereas|unlike|although|rather\s+than|instead\s+of|as\s+(?=\w+\s))\b|[,，;；]\s*(?:not|rather\s+than|而不是|而非|不是)\b"
     r"|[,，]\s*(?=不是|而不是|而非)|[;；]|,\s*(?=\(?[A-Z]\)?\s+(?:is|are)\b)|\s*\((?=not|rather)",
     re.IGNORECASE,
 )
 _QUOTED = re.compile(r"^['\"“‘](.+)['\"”’]\.?$", re.DOTALL)
+_HEDGE = re.compile(r"\b(?:maybe|perhaps|possibly|but|or)\b", re.IGNORECASE)
 _SPAN = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)")
 _WIDE = str.maketrans({"（": "(", "）": ")", "【": "[", "】": "]", "．": ".", "，": ","} | {
     chr(0xFF21 + i): chr(ord("A") + i) for i in range(26)
@@ -119,7 +120,7 @@ def read_choices(text: str, options: Sequence[str], *, prose: bool) -> Chosen | 
 @lru_cache(maxsize=8192)
 def _read(text: str, options: tuple[str, ...], prose: bool) -> Chosen | None:
     text = strip_latex_text(plain(text if text.isascii() else text.translate(_WIDE))).strip()
-    text = _QUOTED.sub(r"\1", text)
+    text = _QUOTED.sub(r"\1", re.sub(r"^[-•]\s+(?=\S)", "", text))
     texts = option_texts(options)
     same = _same_text(text, options)
     if same is not None:
@@ -170,6 +171,7 @@ def _in_a_row(text: str, options: tuple[str, ...]) -> Chosen | None:
     bare = re.sub(r"[\[\]{}'\"]", "", text).strip()
     if _SET.fullmatch(bare):
         letters = _LETTERS.findall(bare)
+        letters = letters[:1] if len(set(letters)) == 1 else letters
         found = _indices(letters, options) if len(set(letters)) == len(letters) else None
         return found or _UNCLEAR
     parts = [part for part in _SPLIT.split(text) if part]
@@ -209,6 +211,8 @@ def _led(letter: str, rest: str, options: tuple[str, ...]) -> Chosen | None:
         return None
     begun = _begins_with(rest, options)
     if begun is not None and begun != index:
+        return None
+    if _HEDGE.search(rest) and any(_other(m, letter, options) for m in _LONE.finditer(rest)):
         return None
     own = options[index] if index < len(options) else ""
     rest = rest.replace(own, " ") if own else rest
@@ -302,8 +306,17 @@ def _asserted(text: str, mentions: Sequence[re.Match[str]], options: tuple[str, 
     if len(rows) > 1:
         return _UNCLEAR
     letters = rows.pop()
+    said = next(iter(letters))
+    if _HEDGE.search(text) and any(_other(m, said, options) for m in _LONE.finditer(text)):
+        return _UNCLEAR
     chosen = _indices(letters, options) or _UNCLEAR
     return _UNCLEAR if occurring and len(letters) == 1 and not chosen & occurring else chosen
+
+
+def _other(mention: re.Match[str], letter: str, options: tuple[str, ...]) -> bool:
+    """Whether a lone letter is another option's."""
+    name = mention.group(mention.lastindex or 0)
+    return name != letter.upper() and _index(name, options) is not None
 
 
 def _occurring(text: str, options: tuple[str, ...]) -> Chosen:

@@ -253,7 +253,11 @@ def strata(
         seeds = (seed or [0]) if control or seed else []
         if specs:
             for path, size in write_subsets(scores, labels, specs, seeds).items():
-                say(f"subset     {path}  ({size} samples)")
+                say(
+                    f"subset     {path}  ({size} samples)"
+                    if size
+                    else f"subset     {path}  is empty: no sample is in it"
+                )
             say("read one with datasets.load_from_disk: its columns are what TRL's GRPOTrainer trains on")
 
 

@@ -113,7 +113,8 @@ def _from_memory(data: Any) -> Source:
         return Source("an IterableDataset", lambda: map(_record, undecoded), None, data.features)
     if isinstance(data, Sequence) and not isinstance(data, bytes | bytearray):
         return Source("a list in memory", lambda: map(_record, data), None)
-    if isinstance(data, Iterable) and not isinstance(data, Mapping) and iter(data) is not iter(data):
+    frame = hasattr(data, "to_pandas") or hasattr(data, "iterrows")  # its items are columns
+    if isinstance(data, Iterable) and not (isinstance(data, Mapping) or frame) and iter(data) is not iter(data):
         return Source(f"a {type(data).__name__} in memory", lambda: map(_record, data), None)
     kind = type(data).__name__
     once = "can be gone through once only" if isinstance(data, Iterator) else "holds no records"

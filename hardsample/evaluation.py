@@ -16,6 +16,8 @@ from typing import Any
 from datasets import Dataset
 
 from hardsample.config import ScoringConfig
+from hardsample.data import NoRecordsError, load
+from hardsample.digests import sample_digest
 from hardsample.intervals import Interval, accuracy_interval, mean_interval, p_value
 from hardsample.matching import check_finished, matched, table_digests
 from hardsample.output import OutputError, Scores
@@ -105,6 +107,8 @@ def evaluate(
         ChangedError: a record is not what `strata` has under its id.
     """
     config = evaluation_config(rollouts, temperature, **settings)
+    if strata is not None:
+        _check_strata(data, strata, config)
     scores = score(data, model, output, config, progress=progress)
     records = data if isinstance(data, Dataset) else source_records(scores, list(scores.table["id"]), decode=False)
     found = summarize(scores, _groups_of(scores, records, strata))
@@ -113,6 +117,25 @@ def evaluate(
     path.with_suffix(".new").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     path.with_suffix(".new").replace(path)
     return found
+
+
+def _check_strata(data: str | Path | Dataset, strata: str | Path, config: ScoringConfig) -> None:
+    """Find data that is not what was scored before any rollout is made."""
+    known = Scores(strata)
+    try:
+        loaded = load(
+            data,
+            image_root=config.image_root,
+            grader=config.grader,
+            limit=config.limit,
+            max_pixels=config.max_pixels,
+            options_template=config.options_template,
+        )
+    except NoRecordsError:
+        return  # scoring says so, record by record
+    ids = list(loaded.dataset["id"])
+    if set(ids) & set(known.table["id"]):
+        matched(known, ids, [sample_digest(record) for record in loaded.dataset])
 
 
 def evaluation_config(rollouts: int = 1, temperature: float = 0.0, **settings: Any) -> ScoringConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,14 @@ ANSWER_KEYS = ("content", "value", "answer", "text", "solution", "ground_truth",
 
 BOX_KEYS = ("bbox_2d", "bbox", "box", "boxes", "bounding_box", "coordinates", "x1")
 MOST_LITERAL_CHARS = 100_000
+_MARKED = re.compile(r"(?:^|\n)\s*####\s*(\S[^\n]{0,200})\s*$")
+"""GSM8K's gold: its reasoning, then the answer behind four hashes."""
+_ANSWER_IS = re.compile(
+    r"(?:^|[.!?\n]\s*)(?:so|thus|therefore|hence)?,?\s*(?:the\s+)?(?:final\s+|correct\s+)?answer\s*(?:is\s*:?|:)\s*"
+    r"(?![^\n]*(?:\\boxed|<answer>))(\S[^\n]{0,100}?)[.。]?\s*$",
+    re.IGNORECASE,
+)
+"""A gold that ends by saying what the answer is, as completions do."""
 
 
 def accepted_answers(value: Any, column: str) -> list[str]:
@@ -45,6 +54,8 @@ def accepted_answers(value: Any, column: str) -> list[str]:
 
 def _of_text(value: str) -> list[str]:
     """A text, or the answers of the list that it writes out; any other text is the answer itself."""
+    if marked := _MARKED.search(value) or _ANSWER_IS.search(value):
+        return [marked.group(1).strip()]
     parsed = read_literal(value.strip(), MOST_LITERAL_CHARS)
     if isinstance(parsed, Mapping) and ("role" in parsed or "from" in parsed):
         parsed = [parsed]

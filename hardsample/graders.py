@@ -30,7 +30,7 @@ _DIGITS = re.compile(r"\d+")
 _LETTERS = re.compile(r"[A-H](?:\s*(?:[,;、&]|and|和)?\s*[A-H])+")
 _LISTED = re.compile(r"\s*[(\[]?([A-Ha-h])[.):\]]")
 _COPULA = re.compile(
-    r"(?:(?:it|this|that|there|they|these|those|he|she|the|in|i|we)\b[^.!?\n]{0,120}?(?:\b(?:is|are|was|were|says|reads|shows|see)|['’]s)"
+    r"(?:(?:it|this|that|there|they|these|those|he|she|the|in|i|we)\b[^.!?\n]{0,120}?(?:\b(?:is|are|was|were|says|reads|shows|see|looks\s+like|(?:seems|appears)\s+to\s+be)|['’]s)"
     r"|it['’]s|that['’]s)\s+(?:called\s+)?(\S.{0,2000})",
     re.IGNORECASE | re.DOTALL,
 )
@@ -52,22 +52,24 @@ def grade_text(completion: str, solution: str) -> bool:
     Returns:
         Whether the answer is right.
     """
-    gold, is_choice = _gold_text(solution)
-    if not gold:
+    golds, is_choice = _gold_text(solution)
+    if not golds:
         return False
     if is_choice:
         return grade_choice(completion, solution)
     texts = dict.fromkeys(_text_candidates(completion))
-    return any(gold == _bare(text) for text in texts) or any(
-        gold == _bare(said) for text in texts if (said := _told(text))
-    )
+    if any(_bare(text) in golds for text in texts):
+        return True
+    return any(_bare(said) in golds for text in texts if (said := _told(text)))
 
 
 @lru_cache(maxsize=4096)
-def _gold_text(solution: str) -> tuple[str, bool]:
-    """A gold in its normal form, and whether it is yes, no or letters in a row, which are read as choices."""
+def _gold_text(solution: str) -> tuple[frozenset[str], bool]:
+    """The forms of a gold, itself and what its sentence says, and whether it is yes, no or letters, read as choices."""
     gold = unwrap_solution(solution)
-    return _bare(gold), bool(yes_no_options(gold) or _LETTERS.fullmatch(gold))
+    told = _told(gold) if "\n" not in gold else None
+    golds = frozenset(filter(None, [_bare(gold), _bare(told or "")]))
+    return golds, bool(yes_no_options(gold) or _LETTERS.fullmatch(gold))
 
 
 def grade_ocr(completion: str, solution: str, *, min_similarity: float = 0.9) -> bool:
@@ -167,6 +169,8 @@ def grade_choice(completion: str, solution: str, *, options: Sequence[str] | Non
         return _first_clear([first_sentence(found.text), found.text], texts) == gold
     if found.source != "end":
         return read_choices(found.text, texts, prose=True) == gold
+    if len(gold) > 1 and "\n" in found.body and read_choices(found.body, texts, prose=False) == gold:
+        return True
     chosen = None if _echoes(found.body) else _chosen_at_end(found, texts)
     return chosen == gold
 

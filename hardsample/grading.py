@@ -162,6 +162,10 @@ class Grader:
 
 def _decide(completion: str, record: Mapping[str, Any]) -> bool | list[MathQuestion]:
     """The verdict, or the questions of which one has to be answered with yes: one for each accepted answer."""
+    if "grader" not in record or "solution" not in record:
+        raise ValueError(
+            f"a record to grade needs 'grader' and 'solution'; this one has {', '.join(record) or 'nothing'}"
+        )
     name = record["grader"]
     if name not in GRADERS:
         raise ValueError(f"there is no grader {name!r}; use one of {', '.join(GRADERS)}")

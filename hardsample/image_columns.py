@@ -70,7 +70,9 @@ def unread_image(extra: Mapping[str, Any], question: str) -> str | None:
         "column 'NAME'", "question", or None.
     """
     for name, value in extra.items():
-        known = re.search(r"image|img|picture|photo", str(name), re.IGNORECASE)
+        known = re.search(
+            r"image|img|pic|photo|screen|diagram|chart|figure|media|files?\b|jpe?g|png", str(name), re.IGNORECASE
+        )
         if looks_like_image(value) and (known or not isinstance(value, str)):
             return f"column {name!r}"
     return "question" if _SPEAKS.search(question) else None

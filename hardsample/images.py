@@ -23,6 +23,9 @@ from PIL import ExifTags, Image
 
 from hardsample.png_exif import png_exif
 
+LEAST_BASE64_CHARS = 60
+_BASE64_OF_IMAGES = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "Qk0", "SUkq", "TU0A")
+"""How PNG, JPEG, GIF, WebP, BMP and TIFF begin in base64."""
 DEFAULT_MAX_PIXELS = 89_478_485
 """Largest picture that is opened, in pixels: Pillow's own bound (256 MB as RGB)."""
 
@@ -119,7 +122,16 @@ def as_ref(ref: Any, root: str | Path | None = None) -> ImageRef:
         return {"bytes": None, "path": _resolved(unquote(text.split(":", 1)[1].removeprefix("//")), root)}
     if kind != "path":
         raise ImageError(f"{_short(text)!r} is a web address; download the picture first and give its path")
+    if (content := _bare_base64(text)) is not None:
+        return {"bytes": content, "path": None}
     return {"bytes": None, "path": _resolved(text, root)}
+
+
+def _bare_base64(text: str) -> bytes | None:
+    """An image's bytes, where a text is base64 of one; None for every other text."""
+    if len(text) < LEAST_BASE64_CHARS or "." in text or not text.startswith(_BASE64_OF_IMAGES):
+        return None
+    return _base64(text)
 
 
 def _png(image: Image.Image) -> bytes:

@@ -102,9 +102,11 @@ def decide_math(completion: str, solution: str) -> bool | MathQuestion:
         quantity = _answer_quantity(found)
         if gold.name and (name := _NAMED.match(found.text)) and name.group(1) != gold.name:
             return False  # y = 11 for x = 11
+        if quantity is not None and ":" in found.text and ":" not in gold.text and _is_another(found.text):
+            return False  # 45:1
         if quantity is not None:
             return same_quantity(quantity, gold.quantity, gold.decimals)
-        if _is_another(found.text):
+        if _is_another(found.text) and ":" not in gold.text:
             return False
     if _LETTER.fullmatch(_plain(gold.text)):
         return grade_choice(completion, _plain(gold.text))
@@ -118,7 +120,7 @@ def decide_math(completion: str, solution: str) -> bool | MathQuestion:
 
 def _is_another(text: str) -> bool:
     """Whether a text that gives no number gives another one than its own: "at least 5", "not 5", x > 5, 1,5391."""
-    if _RELATION.search(text) or re.search(r"\d,\d{4,}", text) or is_denied(text):
+    if _RELATION.search(text) or re.search(r"\d,\d{4,}|\d\s*:\s*\d", text) or is_denied(text):
         return True
     return len(_DIGITS.findall(text)) == 1 and bool(_PROSE.search(strip_latex_text(text))) and is_modified(text)
 
@@ -165,8 +167,8 @@ def _decide_words(answer: str, gold: _Gold) -> bool | MathQuestion:
     if is_denied(answer) and not is_denied(gold.text):
         return False
     times = [match.group() for match in _TIME_OR_DATE.finditer(plain_answer)]
-    if _TIME_OR_DATE.fullmatch(plain_gold) and times:
-        return [_LEADING_ZERO.sub("", time) for time in times] == [_LEADING_ZERO.sub("", plain_gold)]
+    if _TIME_OR_DATE.fullmatch(plain_gold):
+        return [_moment(time) for time in times] == [_moment(plain_gold)]
     if _PROSE.search(plain_gold) and normalise(plain_answer) == normalise(plain_gold):
         return True
     if gold.quantity is None and _is_phrase(plain_gold):
@@ -210,6 +212,11 @@ def _same_ratio(answer: str, gold: str) -> bool:
     if len(parts) != len(golds) or not golds[0] or not parts[0]:
         return False
     return all(part * golds[0] == other * parts[0] for part, other in zip(parts, golds, strict=True))
+
+
+def _moment(text: str) -> str:
+    """A time or a date without leading zeros, its parts joined in one way."""
+    return re.sub(r"[/.-]", "-", _LEADING_ZERO.sub("", text))
 
 
 def _joined(text: str) -> str:

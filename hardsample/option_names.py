@@ -80,7 +80,8 @@ def read_yes_no(text: str, words: Sequence[str], *, prose: bool) -> int | None:
     if rest and not prose:
         return None
     other = re.escape(words[1 - words.index(said)])
-    back = rf"(?:^|[.,;:!?…\n]|\b(?:or|and|but|actually|wait|rather|/)\b)\s*(?:actually\W+)?{other}(?=\s*[.,;!?…]|\s*$)"
+    joint = r"(?:^|[.,;:!?…\n/|&(]|\b(?:or|and|but|actually|wait|rather)\b)"
+    back = rf"{joint}\s*(?:\w+\W+){{0,2}}?{other}(?=\s*[.,;!?…)]|\s*$)"
     return None if re.search(back, rest, re.IGNORECASE) else words.index(said)
 
 

@@ -48,7 +48,7 @@ _NUMBER = re.compile(
     r"(?<![A-Za-z0-9_.,/^*+(-])[$€£¥]?-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:\s\d+/\d+|/\d+)?(?P<percent>\s?%)?(?![\w.]*\d|,\d|[/^*+]|[A-Za-z])"
 )
 _UNIT_AFTER = re.compile(r"\s*([^\d\s.,;!?()]+(?:\s[a-z]+)?)")
-_PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}|[㐀-鿿]")
+_PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}|[㐀-鿿]")
 _DIGITS = re.compile(r"\d+")
 MAX_PROSE_CHARS = 1000
 
@@ -95,9 +95,8 @@ def _number(text: str) -> Quantity | None:
         unit = read_unit(currency.group(2).strip("."))
         read = _number(currency.group(1) + currency.group(3) + text[currency.end() :])
         return Quantity(read.value, unit or ()) if read and not read.unit else read
-    words = number_in_words(text)
-    if words is not None:
-        return Quantity(Fraction(words), None)
+    if (worded := _in_words(text)) is not None:
+        return worded
     text = _DEGREES.sub("°", plain_formula(text.strip("$ ")))
     value = constant(text)
     if value is not None:
@@ -117,6 +116,17 @@ def _number(text: str) -> Quantity | None:
         value = constant(left.strip())
         if value is not None:
             return Quantity(value, unit)
+    return None
+
+
+def _in_words(text: str) -> Quantity | None:
+    """A number in words, with its unit: ``twelve``, ``twelve hours``."""
+    words = text.split()
+    for count in range(len(words), max(len(words) - 3, 0), -1):
+        number = number_in_words(" ".join(words[:count]))
+        unit = read_unit(" ".join(words[count:])) if count < len(words) else None
+        if number is not None and (unit is not None or count == len(words)):
+            return Quantity(Fraction(number), unit)
     return None
 
 
@@ -145,7 +155,7 @@ def is_name(text: str) -> bool:
     text = _SUBSCRIPT.sub("", strip_latex_text(text.strip(_ENDS)))
     text = _COMMAND.sub(" ", text) if constant(text) is None else ""
     words = [word for word in text.split() if not _WORD.fullmatch(word)]
-    rest = re.sub(r"[{}]", "", " ".join(words)).strip(" '")
+    rest = re.sub(r"[{}∠△]", "", " ".join(words)).strip(" '")
     return not rest or _NAME.fullmatch(rest) is not None or constant(rest) is not None
 
 

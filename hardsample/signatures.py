@@ -99,7 +99,8 @@ def cut_off(finishes: Mapping[str, int], max_new_tokens: int | None) -> str | No
     limit = max_new_tokens or 0
     return (
         f"Cut off: {share(cut / known)} of the rollouts at λ = 0 ({cut:,} of {known:,}) were cut off at {limit:,} new "
-        f"tokens, which says nothing about their samples. Give more: --max-new-tokens {MORE_TOKENS * limit}."
+        f"tokens, which says nothing about their samples. Give more, into another --output: "
+        f"--max-new-tokens {MORE_TOKENS * limit}."
     )
 
 

@@ -225,7 +225,7 @@ def test_the_warning_names_the_remedy_over_five_per_cent():
     said = cut_off({"stop": 94, "length": 6, "unknown": 1000}, 16)
     assert said == (
         "Cut off: 6 % of the rollouts at λ = 0 (6 of 100) were cut off at 16 new tokens, which says nothing about "
-        "their samples. Give more: --max-new-tokens 64."
+        "their samples. Give more, into another --output: --max-new-tokens 64."
     )
     assert cut_off({}, 16) is None and no_answer({}) is None
     assert no_answer({"stop": 95, "empty": 5}) is None and no_answer({"length": 100}) is None

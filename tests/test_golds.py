@@ -76,3 +76,20 @@ def test_yes_and_no_are_two_options_in_every_format():
         assert record.prompt[0]["content"][0]["text"] == "Is it?"
     assert canonical({"problem": "Is it?", "answer": "yes indeed"}, 0).options is None
     assert canonical({"problem": "Q", "answer": "yes", "verifier": "exact_match"}, 0).grader == "text"
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("The answer is 5.", "5"),
+        ("So x = 5. The answer is 5", "5"),
+        ("Answer: red", "red"),
+        ("#### 72", "72"),
+        ("3 + 4 = 7, times ten.\n#### 70", "70"),
+        ("The final answer is: New York.", "New York"),
+        ("red", "red"),
+        ("It is red.", "It is red."),
+    ],
+)
+def test_a_gold_that_says_what_the_answer_is_becomes_that_answer(gold, answer):
+    assert accepted_answers(gold, "answer") == [answer]

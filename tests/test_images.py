@@ -345,3 +345,11 @@ def test_an_image_in_memory_becomes_bytes_upright():
         assert image_header(ref)[:2] == size
         assert open_image(ref).size == size
     assert image_header(as_ref(Image.new("I;16", (3, 2), 7)))[2] == "I;16"
+
+
+def test_base64_without_a_uri_is_an_image():
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 30), "red").save(buffer, "PNG")
+    assert as_ref(base64.b64encode(buffer.getvalue()).decode()) == {"bytes": buffer.getvalue(), "path": None}
+    with pytest.raises(ImageError, match="does not exist"):
+        as_ref("iVBORw0KGgo.png")

@@ -43,7 +43,7 @@ def asked(record):
         ("ABCD", "A, B, C, D"),
         ([0, 2], "A, C"),
         ("[2]", "C"),
-        ("The answer is C.", "C."),
+        ("The answer is C.", "C"),
         ("Birds fly, so the answer is: bird", "bird"),
     ],
 )
