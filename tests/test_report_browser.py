@@ -38,13 +38,17 @@ def browser():
 def pages(scored_folder, experiment_folder, tmp_path_factory):
     """The pages of a scoring, of an experiment, and of a comparison in which λ* of some samples differ."""
     folder = tmp_path_factory.mktemp("pages")
-    other = shutil.copytree(scored_folder, folder / "other")
-    table = pq.read_table(other / "scores.parquet")
+    first, other = (shutil.copytree(scored_folder, folder / name) for name in ("first", "other"))
+    table = pq.read_table(first / "scores.parquet")
+    # the hostile sample's completions are empty, and a comparison leaves unfinished samples out
+    solved_not = ["unsolved" if stratum == "unfinished" else stratum for stratum in table.column("stratum").to_pylist()]
+    table = table.set_column(table.schema.get_field_index("stratum"), table.schema.field("stratum"), [solved_not])
+    pq.write_table(table, first / "scores.parquet")
     for name in ("stratum", "failure_threshold"):
         column = table.column(name).to_pylist()
         table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), [column[::-1]])
     pq.write_table(table, other / "scores.parquet")
-    comparison = compared_page(compare_scores(scored_folder, other), "compare.jsonl")
+    comparison = compared_page(compare_scores(first, other), "compare.jsonl")
     return {
         "report": write_report(scored_folder, folder / "report.html"),
         "experiment": write_report(experiment_folder, folder / "experiment.html"),
