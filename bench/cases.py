@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from hardsample.kernels import native, ops
-from hardsample.kernels.reference import mask_key
+from hardsample.kernels.keys import mask_key
 
 VARIANTS = 100
 RATIO = 0.5

@@ -33,7 +33,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from hardsample.kernels import attention, masking
-from hardsample.kernels.reference import KINDS
+from hardsample.kernels.keys import KINDS
 from hardsample.kernels.tiles import Tiles, fused_tiles, mass_tiles
 from hardsample.kernels.variants import LAYOUTS
 

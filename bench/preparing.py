@@ -45,8 +45,8 @@ from hardsample.engines.image_workers import default_workers
 from hardsample.engines.preparing import Preparation, Request, Seconds
 from hardsample.engines.transformers import load_model, load_processor
 from hardsample.images import open_image
+from hardsample.kernels.keys import mask_key, philox, ratio_units
 from hardsample.kernels.ops import chosen
-from hardsample.kernels.reference import mask_key, philox, ratio_units
 from hardsample.scoring import make_engine, score
 
 RESULTS = Path(__file__).parent / "results"

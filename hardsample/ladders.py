@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from hardsample.kernels.reference import ratio_units
+from hardsample.kernels.keys import ratio_units
 from hardsample.pism import (
     BLIND_RATIO,
     PismConfig,

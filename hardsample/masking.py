@@ -13,8 +13,8 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
+from hardsample.kernels.keys import Key
 from hardsample.kernels.ops import mask_pixels
-from hardsample.kernels.reference import Key
 
 BLACK = (0, 0, 0)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
 
-from hardsample.kernels.reference import FULL_RATIO, KINDS, ratio_units
+from hardsample.kernels.keys import FULL_RATIO, KINDS, ratio_units
 from hardsample.strata import SOLVED, UNFINISHED, Bounds, Verdict, count_verdict, level_passes
 
 __all__ = [

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from hardsample.kernels.reference import mask_key, philox, ratio_units
+from hardsample.kernels.keys import mask_key, philox, ratio_units
 
 _REACH = 26.1
 """No draw of 32 bits gives two Gumbel values that lie further apart, so tokens further below the best cannot win."""

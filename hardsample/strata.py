@@ -10,7 +10,7 @@ from fractions import Fraction
 from functools import lru_cache
 from math import ceil
 
-from hardsample.kernels.reference import mask_key, ratio_units
+from hardsample.kernels.keys import mask_key, ratio_units
 
 STRATA = ("easy", "medium", "hard", "unsolved")
 """The strata, from the easiest to the hardest."""

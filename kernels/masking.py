@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .reference import PATCH_SIZE, ROUNDS
+from .keys import PATCH_SIZE, ROUNDS
 from .variants import COLUMNS
 
 _ROUNDS = tl.constexpr(ROUNDS)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .reference import KINDS
+from .keys import KINDS
 from .variants import LAYOUTS
 
 ABI = 1

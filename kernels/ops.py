@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import native
 from .backends import Backend, BackendError, choose, names, reasons, register
-from .reference import Key
+from .keys import Key
 from .reference_attention import IMAGE, OTHER, TEXT, visible_keys
 from .variants import fill_values, geometry_of, variant_table
 from .vendor import attention_with_lse, why_not_flash, why_not_sdpa

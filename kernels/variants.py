@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from .reference import Key, check_mask, mask_rectangle, ratio_units
+from .keys import Key, ratio_units
+from .reference import check_mask, mask_rectangle
 
 LAYOUTS = ("hwc", "chw", "patches")
 COLUMNS = ("key0", "key1", "image_index", "realization", "units", "source", "y", "x", "height", "width")

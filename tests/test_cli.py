@@ -164,3 +164,17 @@ def test_the_real_questions_run(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "set aside  0 records" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["score", "--help"], ["score", "--no-such-option"]])
+def test_what_only_prints_imports_no_torch(arguments):
+    code = (
+        "import sys; from hardsample.cli import app\n"
+        "try: app(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    root = Path(__file__).parents[1]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=root, check=True, timeout=120)
+    assert ended.stdout.splitlines()[-1] == "[]"

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from hardsample.kernels import native, reference, reference_attention
+from hardsample.kernels.keys import KINDS, mask_key
 from hardsample.kernels.ops import IMAGE, OTHER, TEXT, attention_with_mass, mask_pixels, plan_mass
-from hardsample.kernels.reference import KINDS, mask_key
 from hardsample.kernels.variants import geometry_of, variant_table
 
 CSRC = Path(__file__).resolve().parent.parent / "csrc"

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from hardsample.kernels import ops
+from hardsample.kernels.keys import KINDS, mask_key
 from hardsample.kernels.ops import mask_pixels
-from hardsample.kernels.reference import KINDS, mask_key
 
 pytestmark = pytest.mark.gpu
 

@@ -17,7 +17,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
 from hardsample import masking
-from hardsample.kernels.reference import KINDS, mask_key, pixel_mask
+from hardsample.kernels.keys import KINDS, mask_key
+from hardsample.kernels.reference import pixel_mask
 from hardsample.masking import (
     MaskDraw,
     MaskSpaceError,

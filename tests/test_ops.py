@@ -14,8 +14,8 @@ from torch._subclasses import FakeTensorMode
 from hardsample.kernels import backends as table
 from hardsample.kernels import native, ops, reference_attention
 from hardsample.kernels.backends import BackendError
+from hardsample.kernels.keys import mask_key
 from hardsample.kernels.ops import IMAGE, OTHER, TEXT, attention_with_mass, mask_pixels, plan_mass
-from hardsample.kernels.reference import mask_key
 
 REPO = Path(__file__).resolve().parent.parent
 

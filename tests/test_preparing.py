@@ -22,7 +22,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from hardsample.config import ScoringConfig
 from hardsample.engines.image_workers import ImageWorkers, join_outputs
 from hardsample.engines.preparing import PictureCache, Preparation, Request, Seconds, preparing_thread
-from hardsample.kernels.reference import mask_key
+from hardsample.kernels.keys import mask_key
 from hardsample.masking import mask_image, model_fill
 from hardsample.scoring import make_engine
 

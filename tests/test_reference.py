@@ -11,16 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from hardsample.kernels.keys import FULL_RATIO, KINDS, mask_key, philox, ratio_units
 from hardsample.kernels.ops import mask_pixels
-from hardsample.kernels.reference import (
-    FULL_RATIO,
-    KINDS,
-    mask_key,
-    mask_rectangle,
-    philox,
-    pixel_mask,
-    ratio_units,
-)
+from hardsample.kernels.reference import mask_rectangle, pixel_mask
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "masks.json").read_text(encoding="utf-8"))
 

@@ -18,7 +18,7 @@ from hardsample.cli import app
 from hardsample.evaluation import evaluate
 from hardsample.figures import mean_intervals
 from hardsample.images import open_image
-from hardsample.kernels.reference import mask_key
+from hardsample.kernels.keys import mask_key
 from hardsample.masking import mask_image
 from hardsample.output import OutputError, Scores
 from hardsample.report import charts

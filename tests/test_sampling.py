@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from hardsample.kernels.reference import mask_key, philox
+from hardsample.kernels.keys import mask_key, philox
 from hardsample.sampling import _REACH, GumbelNoise, NoiseKey, gumbel
 
 VOCABULARY = 1000

@@ -9,7 +9,7 @@ from datasets import Dataset, Features, Image, List, Value, concatenate_datasets
 from PIL import Image as Pictures
 
 from hardsample.images import to_rgb
-from hardsample.kernels.reference import mask_key
+from hardsample.kernels.keys import mask_key
 from hardsample.masking import mask_image
 from hardsample.trainer.rows import (
     Places,

@@ -22,8 +22,8 @@ import pytest
 import torch
 
 from hardsample.kernels import ops, reference_attention
+from hardsample.kernels.keys import KINDS, mask_key
 from hardsample.kernels.ops import IMAGE, OTHER, TEXT, attention_with_mass, mask_pixels, plan_mass
-from hardsample.kernels.reference import KINDS, mask_key
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "masks.json").read_text(encoding="utf-8"))["masks"]
 DTYPES = {"uint8": torch.uint8, "float32": torch.float32, "float16": torch.float16}

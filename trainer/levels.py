@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Integer
 
 from hardsample.beta import PRIOR, beta_cdf
-from hardsample.kernels.reference import ratio_units
+from hardsample.kernels.keys import ratio_units
 
 STORED_WEIGHT = 4.0
 """Most that a stored score counts for, in rollouts: it was made at another temperature."""

@@ -19,7 +19,7 @@ from PIL import Image
 from torch.utils.data import Sampler
 
 from hardsample.images import to_rgb
-from hardsample.kernels.reference import mask_key
+from hardsample.kernels.keys import mask_key
 from hardsample.masking import MaskDraw, mask_pictures
 from hardsample.output import Scores
 from hardsample.trainer.decoding import RgbImage

@@ -12,7 +12,7 @@ from typing import Any
 from datasets import Dataset
 
 from hardsample.grading import Grader
-from hardsample.kernels.reference import mask_key
+from hardsample.kernels.keys import mask_key
 
 REASONING_COLUMNS = ("reasoning", "rationale", "cot", "chain_of_thought", "thinking", "response", "explanation")
 REASONING, OWN, BARE = "reasoning", "own rollout", "bare answer"

@@ -29,8 +29,8 @@ from hardsample.engines.image_workers import default_workers
 from hardsample.engines.preparing import Picture, PictureCache, Request, Seconds
 from hardsample.engines.replies import Problem, UnreadableError, read_reply, said_by
 from hardsample.engines.results import Completion, EngineError, Failure
+from hardsample.kernels.keys import mask_key, ratio_units
 from hardsample.kernels.ops import chosen
-from hardsample.kernels.reference import mask_key, ratio_units
 from hardsample.masking import MaskDraw, mask_pictures
 from hardsample.server_url import KEY_VARIABLE, checked_url, key_notice, server_key, without_key
 

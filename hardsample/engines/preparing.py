@@ -24,8 +24,8 @@ from torch import Tensor
 
 from hardsample.engines.image_workers import ImageWorkers, default_workers
 from hardsample.images import open_image
+from hardsample.kernels.keys import mask_key
 from hardsample.kernels.ops import chosen
-from hardsample.kernels.reference import mask_key
 from hardsample.masking import MaskDraw, mask_model_inputs, mask_pictures
 
 _CACHE_BYTES = 512 * 2**20

@@ -10,7 +10,7 @@ from hardsample.engines.results import FINISHES
 from hardsample.formats import Record
 from hardsample.images import ImageError, open_image
 from hardsample.intervals import accuracy_interval
-from hardsample.kernels.reference import ratio_units
+from hardsample.kernels.keys import ratio_units
 from hardsample.report.document import Gallery, Item, Level, Picture, Said
 from hardsample.report.gather import NO_IMAGE, Scored
 from hardsample.report.pictures import MOST_PICTURES, masked_pictures, shown_ratios, small_pictures

@@ -20,7 +20,7 @@ from hardsample.digests import ChangedError
 from hardsample.evaluation import GROUPS
 from hardsample.formats import Record
 from hardsample.intervals import Interval, accuracy_interval
-from hardsample.kernels.reference import mask_key
+from hardsample.kernels.keys import mask_key
 from hardsample.matching import moved_ids
 from hardsample.output import IN_MEMORY, RUN_FILE, OutputError, Scores
 from hardsample.strata import LABELS, STRATA

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hardsample.kernels.reference import mask_key
+from hardsample.kernels.keys import mask_key
 from hardsample.masking import MaskDraw, mask_pictures
 from hardsample.report.document import Picture
 
