@@ -53,7 +53,8 @@ _PHRASE = re.compile(
     r"\banswer\b[^.\n:：=]{0,60}?(?:\bis\b|[:：=])|答案(?:是|为|[:：])|(?:故|因此|所以|应该?)\s*选(?:择)?[:：]?(?=\s*[(（]?[A-Z])|####",
     re.IGNORECASE,
 )
-_CLAUSE_START = re.compile(r"[^.!?。！？,，;；\n]*$")
+_CLAUSE_ENDS = ".!?。！？,，;；\n"
+MOST_CLAUSE_CHARS = 300
 # A line that only opens or closes a block: code fences, display mathematics, rules.
 _FILLER = re.compile(r"(?!\s*[*=~|-][.]?$)(?:```\w*|\\[\[\]]|[\s`*_=$#~|.:：-]*)")
 _SENTENCE_END = re.compile(r"[.!。](?=\s|$)|。")
@@ -116,7 +117,7 @@ def find_answer(completion: str) -> Answer:
     boxed = _last_boxes(body)
     if boxed is not None:
         return Answer(boxed.strip(), "box", body)
-    body = _END_TOKENS.sub("", body)
+    body = _END_TOKENS.sub("", body) if body.endswith(">") else body
     phrase = _last(_PHRASE, body)
     if phrase is not None:
         lines = _lines(body[phrase.end() :])
@@ -124,10 +125,7 @@ def find_answer(completion: str) -> Answer:
             line = plain(lines[0])
             line = line.rstrip("*_ ") if line.count("**") % 2 else line
             bare = line.lstrip("*_:： ")
-            before = _CLAUSE_START.search(body[: phrase.start()])
-            if before and _DENIAL.search(
-                before.group()
-            ):  # "I do not think that the answer is B", "the wrong answer is"
+            if _DENIAL.search(_clause_before(body, phrase.start())):  # "I do not think that the answer is B"
                 bare = f"not {bare}"
             return Answer((bare if bare.strip(".。") else line).strip(), "phrase", body)
     lines = _lines(body)
@@ -341,6 +339,12 @@ def nfkc(text: str) -> str:
     if text.isascii():
         return text
     return "".join(unicodedata.normalize("NFKC", piece) for piece in _PIECE.findall(text))
+
+
+def _clause_before(text: str, end: int) -> str:
+    """The clause that a phrase ends, up to the phrase; of a longer one its last 300 characters."""
+    begin = max(0, end - MOST_CLAUSE_CHARS)
+    return text[max(begin, *(text.rfind(mark, begin, end) + 1 for mark in _CLAUSE_ENDS)) : end]
 
 
 def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
