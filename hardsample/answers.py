@@ -53,8 +53,11 @@ _PHRASE = re.compile(
     r"\banswer\b[^.\n:：=]{0,60}?(?:\bis\b|[:：=])|答案(?:是|为|[:：])|(?:故|因此|所以|应该?)\s*选(?:择)?[:：]?(?=\s*[(（]?[A-Z])|####",
     re.IGNORECASE,
 )
-_CLAUSE_ENDS = ".!?。！？,，;；\n"
+_CLAUSE_END = re.compile(r"[.!?。！？,，;；\n]")
+_MARKS = re.compile(r"[*`<•]|__")
+_THOUGHT_MARKS = re.compile(r"[<\[◁]")
 MOST_CLAUSE_CHARS = 300
+_PLAIN_STARTS = frozenset(("", "the", "so the", "the final", "final", "the correct", "**"))
 # A line that only opens or closes a block: code fences, display mathematics, rules.
 _FILLER = re.compile(r"(?!\s*[*=~|-][.]?$)(?:```\w*|\\[\[\]]|[\s`*_=$#~|.:：-]*)")
 _SENTENCE_END = re.compile(r"[.!。](?=\s|$)|。")
@@ -125,7 +128,8 @@ def find_answer(completion: str) -> Answer:
             line = plain(lines[0])
             line = line.rstrip("*_ ") if line.count("**") % 2 else line
             bare = line.lstrip("*_:： ")
-            if _DENIAL.search(_clause_before(body, phrase.start())):  # "I do not think that the answer is B"
+            clause = _clause_before(body, phrase.start()).strip()
+            if clause.lower() not in _PLAIN_STARTS and _DENIAL.search(clause):  # "I do not think that the answer is B"
                 bare = f"not {bare}"
             return Answer((bare if bare.strip(".。") else line).strip(), "phrase", body)
     lines = _lines(body)
@@ -142,7 +146,7 @@ def without_thinking(text: str) -> str:
         What follows the last closing tag, or where that is nothing, what precedes its opening; empty for a completion
         of thinking only. Thinking that never closes is kept, without its tag.
     """
-    if not any(mark in text for mark in ("<", "[", "◁")):
+    if not _THOUGHT_MARKS.search(text):
         return text.strip()
     end = _last(_THOUGHT_END, text)
     if end is not None:
@@ -178,7 +182,7 @@ def plain(text: str) -> str:
     Returns:
         The answer without these marks.
     """
-    if not any(mark in text for mark in ("*", "`", "__", "<", "•")):
+    if not _MARKS.search(text):
         return text
     text = _BULLET.sub("", text, count=1) if _BULLET.match(text) else text
     return _MARKDOWN.sub(lambda match: match.group(2) or match.group(3) or match.group(4), text)
@@ -343,8 +347,7 @@ def nfkc(text: str) -> str:
 
 def _clause_before(text: str, end: int) -> str:
     """The clause that a phrase ends, up to the phrase; of a longer one its last 300 characters."""
-    begin = max(0, end - MOST_CLAUSE_CHARS)
-    return text[max(begin, *(text.rfind(mark, begin, end) + 1 for mark in _CLAUSE_ENDS)) : end]
+    return _CLAUSE_END.split(text[max(0, end - MOST_CLAUSE_CHARS) : end])[-1]
 
 
 def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:

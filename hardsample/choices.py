@@ -75,6 +75,13 @@ _REASON = re.compile(
     r"|[,，]\s*(?=不是|而不是|而非)|[;；]|,\s*(?=\(?[A-Z]\)?\s+(?:is|are)\b)|\s*\((?=not|rather)",
     re.IGNORECASE,
 )
+_MARKS = ("-", "•", "'", '"', "“", "‘")
+_BULLET = re.compile(r"^[-•]\s+(?=\S)")
+_NOT_ANOTHER = re.compile(r"not\s+\(?([A-Z])\b")
+_JOINED = re.compile(r"(?:or|and|/|&)\b")
+_ONE_LETTER = re.compile(r"[(\[]?[A-Z][)\].,]*")
+_WORD_GOES_ON = re.compile(r"[\w^]")
+_CAPITAL = re.compile(r"[A-Z]")
 _QUOTED = re.compile(r"^['\"“‘](.+)['\"”’]\.?$", re.DOTALL)
 _HEDGE = re.compile(r"\b(?:maybe|perhaps|possibly|but|or)\b", re.IGNORECASE)
 _SPAN = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)")
@@ -120,7 +127,8 @@ def read_choices(text: str, options: Sequence[str], *, prose: bool) -> Chosen | 
 @lru_cache(maxsize=8192)
 def _read(text: str, options: tuple[str, ...], prose: bool) -> Chosen | None:
     text = strip_latex_text(plain(text if text.isascii() else text.translate(_WIDE))).strip()
-    text = _QUOTED.sub(r"\1", re.sub(r"^[-•]\s+(?=\S)", "", text))
+    if text.startswith(_MARKS):
+        text = _QUOTED.sub(r"\1", _BULLET.sub("", text))
     texts = option_texts(options)
     same = _same_text(text, options)
     if same is not None:
@@ -205,9 +213,9 @@ def _led(letter: str, rest: str, options: tuple[str, ...]) -> Chosen | None:
     stated = [i for i, option in enumerate(_normal(options)) if option == said]
     if stated:
         return frozenset([index]) if index in stated else None
-    if re.match(rf"not\s+\(?(?!{letter}\b)[A-Z]\b", rest):  # "B, not A"
+    if (apart := _NOT_ANOTHER.match(rest)) and apart.group(1) != letter:  # "B, not A"
         return frozenset([index])
-    if _DENIED.match(rest) or re.match(r"(?:or|and|/|&)\b", rest) or re.fullmatch(r"[(\[]?[A-Z][)\].,]*", rest):
+    if _DENIED.match(rest) or _JOINED.match(rest) or _ONE_LETTER.fullmatch(rest):
         return None
     begun = _begins_with(rest, options)
     if begun is not None and begun != index:
@@ -216,6 +224,8 @@ def _led(letter: str, rest: str, options: tuple[str, ...]) -> Chosen | None:
         return None
     own = options[index] if index < len(options) else ""
     rest = rest.replace(own, " ") if own else rest
+    if letter.isupper() and not _CAPITAL.search(rest):  # no other letter in it
+        return frozenset([index])
     labelled = {m.group(m.lastindex or 0) for m in _LABEL.finditer(rest.upper() if letter.islower() else rest)}
     named = {m.group(m.lastindex or 0) for m in _NAMED.finditer(rest)}
     others = {name for name in (labelled | named) - {letter.upper()} if _index(name, options) is not None}
@@ -229,7 +239,7 @@ def _begins_with(text: str, options: tuple[str, ...]) -> int | None:
     hits = [
         (len(option), index)
         for index, option in enumerate(_normal(options))
-        if option and words.startswith(option) and not re.match(r"[\w^]", words[len(option) : len(option) + 1])
+        if option and words.startswith(option) and not _WORD_GOES_ON.match(words, len(option))
     ]
     return max(hits)[1] if hits else None
 

@@ -60,7 +60,7 @@ def grade_text(completion: str, solution: str) -> bool:
     texts = dict.fromkeys(_text_candidates(completion))
     if any(_bare(text) in golds for text in texts):
         return True
-    return any(_bare(said) in golds for text in texts if (said := _told(text)))
+    return any(_bare(said) in golds for text in texts if "\n" not in text and (said := _told(text)))
 
 
 @lru_cache(maxsize=4096)
@@ -282,8 +282,9 @@ def _text_candidates(completion: str) -> list[str]:
 def _bare(text: str) -> str:
     """The normal form without marks and without an article."""
     text = normalise(plain(text))
-    article = next((word for word in ("the ", "a ", "an ") if text.startswith(word)), "")
-    return text[len(article) :].strip() or text
+    if not text.startswith(("the ", "a ", "an ")):
+        return text
+    return text.partition(" ")[2].strip() or text
 
 
 def _told(text: str) -> str | None:
