@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from hardsample.config import ScoringConfig
 from hardsample.demo import load_split, model_path
 from hardsample.engines.transformers import Request, load_model, load_processor
-from hardsample.scoring import make_engine
+from hardsample.scoring.config import ScoringConfig
+from hardsample.scoring.score import make_engine
 
 RESULTS = Path(__file__).parent / "results"
 RATIOS = (0.0, 0.3, 0.6)

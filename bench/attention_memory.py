@@ -2,7 +2,7 @@
 bench/results/attention_memory.md and .json.
 
 Two tables. A LLaVA-like language model at T = 1,000, 2,000 and 4,000: SDPA alone, SDPA with the masses of the
-completion, and eager with `output_attentions`. And ten pictures of over two megapixels, at least 4,000 image tokens
+completion, and eager with `output_attentions`. And ten images of over two megapixels, at least 4,000 image tokens
 each, through Qwen2.5-VL from config with random weights. Each figure is the growth of the peak resident memory of a
 process of its own over its memory before the forward. Model and inputs are float32 on the CPU.
 """
@@ -21,14 +21,14 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 LENGTHS = (1000, 2000, 4000)
 COMPLETION = 64
-PICTURES = 10
+IMAGES = 10
 SIDE = (1848, 1792)  # pixels, multiples of 28: 132 x 128 patches, 66 x 64 = 4,224 image tokens, 3.3 megapixels
 LLAVA = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 16}
 WAYS = ("sdpa", "hardsample", "eager")
 
 
 def llava(length: int) -> tuple[Any, dict[str, Any], int]:
-    """A language model behind a tower, fed with embeddings of image tokens (no picture): the text side is measured."""
+    """A language model behind a tower, fed with embeddings of image tokens (no image): the text side is measured."""
     import torch
     from transformers import LlavaConfig, LlavaForConditionalGeneration
 
@@ -46,7 +46,7 @@ def llava(length: int) -> tuple[Any, dict[str, Any], int]:
 
 
 def qwen() -> tuple[Any, dict[str, Any], int]:
-    """Qwen2.5-VL, small, with the inputs of one large picture."""
+    """Qwen2.5-VL, small, with the inputs of one large image."""
     import torch
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -74,11 +74,11 @@ def qwen() -> tuple[Any, dict[str, Any], int]:
     return model, inputs, COMPLETION
 
 
-def measure(kind: str, way: str, pictures: int) -> dict[str, float]:
+def measure(kind: str, way: str, images: int) -> dict[str, float]:
     """Megabytes that the peak grew by, and seconds a forward; run in a process of its own."""
     import torch
 
-    from hardsample.attention import collect_attention_mass, use_attention_mass
+    from hardsample.attention.interface import collect_attention_mass, use_attention_mass
 
     torch.manual_seed(0)
     torch.set_num_threads(2)
@@ -88,7 +88,7 @@ def measure(kind: str, way: str, pictures: int) -> dict[str, float]:
         model.set_attn_implementation({"text_config": "eager"})
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.perf_counter()
-    for _ in range(pictures):
+    for _ in range(images):
         with torch.inference_mode():
             if way == "hardsample":
                 with (
@@ -99,14 +99,14 @@ def measure(kind: str, way: str, pictures: int) -> dict[str, float]:
                 assert collector.masses.image.isfinite().all()
             else:
                 model(**inputs, use_cache=False, logits_to_keep=1, output_attentions=way == "eager")
-    seconds = (time.perf_counter() - began) / pictures
+    seconds = (time.perf_counter() - began) / images
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     return {"peak_mb": round(grown / 1024, 1), "seconds": round(seconds, 2), "tokens": ids.shape[1]}
 
 
-def apart(kind: str, way: str, pictures: int = 1) -> dict[str, float]:
+def apart(kind: str, way: str, images: int = 1) -> dict[str, float]:
     """`measure` in a process of its own."""
-    command = [sys.executable, __file__, "--one", kind, way, str(pictures)]
+    command = [sys.executable, __file__, "--one", kind, way, str(images)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{kind}, {way} failed:\n{done.stderr[-2000:]}")
@@ -125,7 +125,7 @@ def main() -> None:
     machine = f"{platform.machine()} CPU, 2 threads, torch {torch.__version__}, float32, "
     machine += ops.chosen(torch.zeros(1))["attention_with_mass"]
     growth = {str(length): {way: apart(str(length), way) for way in WAYS} for length in LENGTHS}
-    large = {way: apart("qwen", way, PICTURES if way == "hardsample" else 1) for way in WAYS}
+    large = {way: apart("qwen", way, IMAGES if way == "hardsample" else 1) for way in WAYS}
     heads, layers = LLAVA["num_attention_heads"], LLAVA["num_hidden_layers"]
     lines = [
         "# Peak memory of attention masses",
@@ -143,10 +143,10 @@ def main() -> None:
     tokens = int(large["hardsample"]["tokens"])
     lines += [
         "",
-        f"Qwen2.5-VL from config with the same language model, pictures of {SIDE[0]} x {SIDE[1]} pixels, {tokens} "
-        f"tokens, 4,224 of them the image's ({PICTURES} pictures with masses, one each without and with eager):",
+        f"Qwen2.5-VL from config with the same language model, images of {SIDE[0]} x {SIDE[1]} pixels, {tokens} "
+        f"tokens, 4,224 of them the image's ({IMAGES} images with masses, one each without and with eager):",
         "",
-        "| | peak, MB | seconds a picture |",
+        "| | peak, MB | seconds an image |",
         "|---|---|---|",
         *(f"| {way} | {found['peak_mb']} | {found['seconds']} |" for way, found in large.items()),
         "",

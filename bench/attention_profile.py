@@ -1,4 +1,4 @@
-"""What the attention balance of the embedded model looks like on the demo set: `python bench/attention_profile.py` →
+"""What the attention balance of the demo model looks like on the demo set: `python bench/attention_profile.py` →
 bench/results/attention/{balance,profile}.png, summary.md and summary.json.
 
 Scores the 400 demo questions by both metrics, or reads the folder given with --run.
@@ -13,11 +13,11 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from hardsample.cmab import BalanceBounds, balance_quantiles
-from hardsample.figures import balance_histogram, layer_profile
-from hardsample.output import Scores
-from hardsample.scoring import score
-from hardsample.strata import STRATA
+from hardsample.metrics.cmab import BalanceBounds, balance_quantiles
+from hardsample.metrics.strata import STRATA
+from hardsample.report.parts.figures import balance_histogram, layer_profile
+from hardsample.scoring.output import Scores
+from hardsample.scoring.score import score
 
 RESULTS = Path(__file__).parent / "results" / "attention"
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -85,7 +85,7 @@ def lines(found: dict) -> list[str]:
     """The summary as Markdown."""
     seconds = found["seconds"]
     made = [
-        "# Attention balance of the embedded model on the demo set",
+        "# Attention balance of the demo model on the demo set",
         "",
         f"`python bench/attention_profile.py`: {found['completions']} completions in {seconds['cmab']} s, "
         f"{seconds['share']:.0%} of the {seconds['pism']} s that PISM took.",

@@ -59,7 +59,7 @@ def cases(device: str, quick: bool = False) -> Iterator[Case]:
 
 
 def mask_cases(device: str, sizes: tuple[int, ...]) -> Iterator[Case]:
-    """100 variants of one picture, into a given buffer."""
+    """100 variants of one image, into a given buffer."""
     for size in sizes:
         for layout, dtype in (
             ("chw", torch.float32),
@@ -83,11 +83,11 @@ def mask_cases(device: str, sizes: tuple[int, ...]) -> Iterator[Case]:
 
 
 def _masking(device: str, size: int, layout: str, dtype: torch.dtype) -> tuple[Call, dict[str, Call]]:
-    picture = torch.randint(0, 256, (size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    values = (picture.permute(2, 0, 1) / 255 - 0.45) / 0.27
+    pixels = torch.randint(0, 256, (size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    values = (pixels.permute(2, 0, 1) / 255 - 0.45) / 0.27
     settings: dict[str, Any] = {"layout": layout, "fill": [-1.7922625, -1.7520971, -1.4802197]}
     if layout == "hwc":
-        image, settings["fill"] = picture.to(device), [0, 0, 0]
+        image, settings["fill"] = pixels.to(device), [0, 0, 0]
     elif layout == "chw":
         image = values.to(device, dtype).contiguous()
     else:
@@ -119,19 +119,19 @@ def _masking(device: str, size: int, layout: str, dtype: torch.dtype) -> tuple[C
 
         baselines["torch"] = plain
     if layout == "chw" and dtype == torch.float32:
-        baselines["pil+processor"] = _pil(picture, size)
+        baselines["pil+processor"] = _pil(image, size)
     return ours, baselines
 
 
-def _pil(picture: torch.Tensor, size: int) -> Call:
-    """The way of the method's own scripts: mask in NumPy, make a PIL picture, run the model's image processor."""
+def _pil(image: torch.Tensor, size: int) -> Call:
+    """The way of the method's own scripts: mask in NumPy, make a PIL image, run the model's image processor."""
     import numpy as np
     from PIL import Image
     from transformers import CLIPImageProcessorPil
 
     edge = {"height": size, "width": size}
     processor = CLIPImageProcessorPil(size=edge, crop_size=edge)
-    pixels = picture.numpy()
+    pixels = image.numpy()
     generator = np.random.default_rng(0)
 
     def run() -> None:

@@ -140,10 +140,10 @@ def attention_configurations(arch: int) -> Iterator[Configuration]:
 
 def mask_configurations(arch: int) -> Iterator[Configuration]:
     """Every kind, layout and size of values; sizes whose rows are aligned, odd, and narrower than eight pixels."""
-    pictures = {"": (1008, 1008, 3, 0, 0, 0), ", odd size": (1009, 1007, 3, 0, 0, 0), ", narrow": (4096, 4, 3, 0, 0, 0)}
+    images = {"": (1008, 1008, 3, 0, 0, 0), ", odd size": (1009, 1007, 3, 0, 0, 0), ", narrow": (4096, 4, 3, 0, 0, 0)}
     grids = {", patch 14": (1008, 1008, 3, 14, 2, 2), ", patch 16": (1024, 1024, 3, 16, 2, 2)}
     for kind, layout, size in product(KINDS, LAYOUTS, SIZES):
-        for class_, geometry in (grids if layout == "patches" else pictures).items():
+        for class_, geometry in (grids if layout == "patches" else images).items():
             pack = masking.values_a_word(layout, geometry, size)
             launch = masking.plan_launch(kind, layout, geometry, size, pack)
             constants = {**launch.constants, "num_warps": launch.num_warps}

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from preparing import machine
 
-from hardsample.figures import mean_intervals
-from hardsample.trainer.experiment import laid_out
-from hardsample.trainer.experiment_config import read_experiment
-from hardsample.trainer.results import name_of, shown
-from hardsample.trainer.summary import Results, summed_up
+from hardsample.report.parts.figures import mean_intervals
+from hardsample.trainer.experiment.config import read_experiment
+from hardsample.trainer.experiment.results import name_of, shown
+from hardsample.trainer.experiment.runner import laid_out
+from hardsample.trainer.experiment.summary import Results, summed_up
 
 ROOT = Path(__file__).parent
 RESULTS = ROOT / "results" / "experiments"

@@ -20,7 +20,7 @@ python3 setup.py -q build_ext --inplace || status=1
     echo "== what can run"
     python3 -c 'import json; from hardsample.kernels import ops; print(json.dumps(ops.backends("cuda"), indent=1))'
     echo "== every backend against the reference"
-    # --noconftest: the fixtures of tests/ load the embedded model, which needs libraries that the kernels do not.
+    # --noconftest: the fixtures of tests/ load the demo model, which needs libraries that the kernels do not.
     timeout 240 python3 -m pytest -q --noconftest -p no:cacheprovider -m gpu -rA \
         tests/test_ops.py tests/test_cuda.py tests/test_gpu_masks.py || status=1
 } 2>&1 | tee "$results/gpu-checks.txt"

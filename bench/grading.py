@@ -17,12 +17,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hardsample.answers import unwrap_solution
-from hardsample.choices import read_choices
-from hardsample.data import load
-from hardsample.grading import Grader
-from hardsample.option_names import option_texts
-from hardsample.rolling import gradable
+from hardsample.data.loading import load
+from hardsample.grading.choices import read_choices
+from hardsample.grading.grader import Grader
+from hardsample.grading.parsing.answers import unwrap_solution
+from hardsample.grading.parsing.option_names import option_texts
+from hardsample.scoring.rollouts import gradable
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 DRESSINGS = {

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from hardsample.scoring import score
+from hardsample.scoring.score import score
 
 RESULTS = Path(__file__).parent / "results"
 

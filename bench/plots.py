@@ -9,7 +9,7 @@ SERIES = (("floor", "floor: unmasked copies, writes only"), ("ours", "hardsample
 
 
 def throughput(rows: list[dict[str, Any]], machine: str, path: Path) -> None:
-    """Masked megapixels a second against picture size, one panel a layout and dtype."""
+    """Masked megapixels a second against image size, one panel a layout and dtype."""
     try:
         import matplotlib
     except ImportError:
@@ -28,7 +28,7 @@ def throughput(rows: list[dict[str, Any]], machine: str, path: Path) -> None:
             points = _points(masks, layout, dtype, baseline)
             if points:
                 axis.plot(*zip(*points, strict=True), marker="o", label=label, lw=2 if baseline == "ours" else 1)
-        axis.set(title=f"{layout}, {dtype}", xlabel="side of the picture, pixels", xscale="log", yscale="log")
+        axis.set(title=f"{layout}, {dtype}", xlabel="side of the image, pixels", xscale="log", yscale="log")
         sizes = sorted({_size(row) for row in masks})
         axis.set_xticks(sizes, [str(size) for size in sizes])
         axis.minorticks_off()
@@ -38,7 +38,7 @@ def throughput(rows: list[dict[str, Any]], machine: str, path: Path) -> None:
         label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
     }
     figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=4, frameon=False, fontsize=9)
-    figure.suptitle(f"100 variants of one picture in one pass ({machine})", fontsize=9)
+    figure.suptitle(f"100 variants of one image in one pass ({machine})", fontsize=9)
     figure.tight_layout(rect=(0, 0.08, 1, 1))
     figure.savefig(path, dpi=110)
     plt.close(figure)

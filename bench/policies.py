@@ -1,10 +1,10 @@
 """Which policy learns most from its rollouts? `python bench/policies.py --set subset --seeds 5 6 7 8 9` (resumes by
 cell; start it twice with --threads 1 to use two cores), then `python bench/policies.py --report`.
 
-The embedded model is trained by GRPO on 500 questions of its pool (`subset`, drawn before any policy was run) or on all
+The demo model is trained by GRPO on 500 questions of its pool (`subset`, drawn before any policy was run) or on all
 5,100 (`pool`); its accuracy at T = 0.7 on the first 600 of `demo:test` is measured as it goes. Rollouts count training,
-probes and slice; what the scores cost is a second curve. The vision tower is frozen, as in most GRPO recipes for
-vision-language models: it halves the time of a step here.
+probes and monitoring set; what the scores cost is a second curve. The vision tower is frozen, as in most GRPO recipes
+for vision-language models: it halves the time of a step here.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset, Image, List
-from embedded_grpo import accuracy
+from demo_grpo import accuracy
 from transformers import TrainerCallback
 
-from hardsample.config import ScoringConfig
 from hardsample.demo import KNOBS, load_split, model_path
 from hardsample.engines.transformers import load_model, load_processor
-from hardsample.grading import correctness_reward
-from hardsample.output import RUN_FILE
-from hardsample.scoring import score
+from hardsample.files import RUN_FILE
+from hardsample.grading.grader import correctness_reward
+from hardsample.scoring.config import ScoringConfig
+from hardsample.scoring.score import score
 from hardsample.trainer import DifficultyAwareGRPOConfig, DifficultyAwareGRPOTrainer
 
 RESULTS = Path(__file__).parent / "results" / "policies"
@@ -53,8 +53,8 @@ SETTINGS: dict[str, dict] = {
         "scores": True,
         "signal_estimate": "mean",
         "probe_fraction": 0.125,
-        "slice_size": 16,
-        "slice_steps": 20,
+        "monitor_size": 16,
+        "monitor_steps": 20,
     },
 }
 
@@ -87,7 +87,7 @@ class Measure(TrainerCallback):
 
     def measure(self, step: int, model) -> None:
         counters = self.trainer.difficulty.counters
-        rollouts = counters["rollouts"] + counters["probes"] + counters["slice_rollouts"]
+        rollouts = counters["rollouts"] + counters["probes"] + counters["monitor_rollouts"]
         state = torch.get_rng_state()
         row = {"step": step, "rollouts": rollouts, "accuracy": accuracy(model, self.test)}
         torch.set_rng_state(state)
@@ -140,7 +140,7 @@ def train(which: str, name: str, seed: int, steps: int) -> dict:
         callback.trainer = trainer
         callback.measure(0, model)
         trainer.train()
-    logs = [entry for entry in trainer.state.log_history if "difficulty/frac_no_signal" in entry]
+    logs = [entry for entry in trainer.state.log_history if "difficulty/frac_zero_std" in entry]
     return {
         "set": which,
         "setting": name,
@@ -149,9 +149,9 @@ def train(which: str, name: str, seed: int, steps: int) -> dict:
         "steps": steps,
         "seconds": round(time.time() - began, 1),
         "rows": callback.rows,
-        "no_signal": [round(entry["difficulty/frac_no_signal"], 4) for entry in logs],
-        "expected_no_signal_uniform": [
-            round(entry.get("difficulty/frac_no_signal_uniform", float("nan")), 4) for entry in logs
+        "no_signal": [round(entry["difficulty/frac_zero_std"], 4) for entry in logs],
+        "expected_zero_std_uniform": [
+            round(entry.get("difficulty/frac_zero_std_uniform", float("nan")), 4) for entry in logs
         ],
         "samples_met": int((trainer.difficulty.evidence.last_step >= 0).sum()),
         "counters": trainer.difficulty.counters,

@@ -82,7 +82,7 @@ def table(which: str, seeds: range, found: Cells) -> list[str]:
     uniform = found.get((which, "uniform"), {})
     lines = [
         "| setting | seeds | final accuracy, % | minus uniform | mean accuracy while training, % | minus uniform | "
-        "groups without signal, % | samples met | rollouts |",
+        "zero-variance groups, % | samples met | rollouts |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for (group, name), by_seed in sorted(found.items(), key=lambda item: item[0][1] != "uniform"):
@@ -94,7 +94,7 @@ def table(which: str, seeds: range, found: Cells) -> list[str]:
         pairs = [(cell, uniform[seed]) for seed, cell in mine.items() if seed in uniform]
         minus = [shown([f(a) - f(b) for a, b in pairs]) if pairs else "–" for f in (final, area)]
         some = list(mine.values())
-        rollouts = sum(some[0]["counters"][key] for key in ("rollouts", "probes", "slice_rollouts"))
+        rollouts = sum(some[0]["counters"][key] for key in ("rollouts", "probes", "monitor_rollouts"))
         if name == "uniform":
             minus = ["", ""]
         values = (
@@ -177,7 +177,7 @@ def main() -> None:
     lines = [
         "# Which policy learns most from its rollouts?",
         "",
-        "`python bench/policies.py` (cells), `python bench/policies_report.py` (this page). The embedded model, vision",
+        "`python bench/policies.py` (cells), `python bench/policies_report.py` (this page). The demo model, vision",
         "tower frozen, GRPO with 16 prompts × 4 completions a step, 80 steps, learning rate 5e-5, T = 1, bf16 autocast",
         "on a CPU; accuracy at T = 0.7 on the first 600 questions of `demo:test`. Mean over seeds ± half of the 95 %",
         "interval (t, n − 1 degrees of freedom); differences are paired by seed.",

@@ -1,9 +1,9 @@
 """Preparing batches, before and after the masking op and the shared-out processor: `python bench/preparing.py` →
 bench/results/preparing.json and preparing.md.
 
-Before: each rollout's picture is masked by NumPy and Pillow, and the processor is called once for the batch. After: the
+Before: each rollout's image is masked by NumPy and Pillow, and the processor is called once for the batch. After: the
 engine. Two tables. The first has the milliseconds of a rollout in mask, processor and model, each step alone on the
-machine; the model is the same on both sides. The second has whole scoring runs (`hardsample.scoring.score`), in which
+machine; the model is the same on both sides. The second has whole scoring runs (`hardsample.score`), in which
 preparing and the model share the cores, from the first batch to the last grade. Before and after take turns.
 
 `--quick` measures little and writes nothing.
@@ -37,46 +37,46 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from hardsample.config import ScoringConfig
+from hardsample.data.images import open_image
 from hardsample.demo import load_split, model_path
 from hardsample.demo.build import build_processor, vocabulary
 from hardsample.engines import transformers as engine_module
 from hardsample.engines.image_workers import default_workers
 from hardsample.engines.preparing import Preparation, Request, Seconds
 from hardsample.engines.transformers import load_model, load_processor
-from hardsample.images import open_image
 from hardsample.kernels.keys import mask_key, philox, ratio_units
 from hardsample.kernels.ops import chosen
-from hardsample.scoring import make_engine, score
+from hardsample.scoring.config import ScoringConfig
+from hardsample.scoring.score import make_engine, score
 
 RESULTS = Path(__file__).parent / "results"
 PATCH, WIDTH, LAYERS, NEW_TOKENS = 14, 256, 2, 4
 SIDES = (336, 448)
-PICTURES = ((1024, 1024), (1365, 768))
+IMAGES = ((1024, 1024), (1365, 768))
 STEPS = ("mask", "processor", "generate")
 
 
 class Before:
-    """`Preparation` as it was: pictures of Pillow, masked one by one, and one call of the processor."""
+    """`Preparation` as it was: images of Pillow, masked one by one, and one call of the processor."""
 
     def __init__(
         self, processor: Any, device: torch.device, *, seed: int, seconds: Seconds, max_pixels: int, **_: Any
     ) -> None:
         self.processor, self.device, self.seed = processor, device, seed
         self.seconds, self.max_pixels = seconds, max_pixels
-        self.pictures: dict[str, list[Image.Image]] = {}
+        self.images: dict[str, list[Image.Image]] = {}
 
     def __call__(self, requests: Sequence[Request]) -> dict[str, Any]:
         with self.seconds.timed("decode"):
             for record in (request.record for request in requests):
-                if record["id"] not in self.pictures:
+                if record["id"] not in self.images:
                     opened = [open_image(ref, max_pixels=self.max_pixels) for ref in record["images"]]
-                    self.pictures[record["id"]] = opened
+                    self.images[record["id"]] = opened
         with self.seconds.timed("mask"):
             masked = [
                 [
                     masked_by_numpy(image, r.ratio, r.realization, mask_key(self.seed, r.record["id"]), index)
-                    for index, image in enumerate(self.pictures[r.record["id"]])
+                    for index, image in enumerate(self.images[r.record["id"]])
                 ]
                 for r in requests
             ]
@@ -90,7 +90,7 @@ class Before:
 
 
 def masked_by_numpy(image: Image.Image, ratio: float, realization: int, key: tuple[int, int], index: int) -> Any:
-    """A masked copy of a picture: the mask drawn by NumPy in blocks that stay in the cache, pasted by Pillow."""
+    """A masked copy of an image: the mask drawn by NumPy in blocks that stay in the cache, pasted by Pillow."""
     draws, units, block = image.height * image.width, ratio_units(ratio), 16384
     calls = -(-draws // 8)
     words = np.empty((calls, 4), dtype="<u4")
@@ -139,7 +139,7 @@ def main() -> None:
 
 
 def demo_steps(quick: bool) -> Iterator[dict[str, Any]]:
-    """The embedded model and its questions of 96 × 96 pixels."""
+    """The demo model and its questions of 96 × 96 pixels."""
     model, processor = load_model(str(model_path()), "cpu"), load_processor(str(model_path()))
     questions = list(load_split("demo", 64))
     batches = {"lossless": [Request(q, 0.5, 0) for q in questions], "exhaustive": variants(questions[0])}
@@ -149,8 +149,8 @@ def demo_steps(quick: bool) -> Iterator[dict[str, Any]]:
 def megapixel_steps(side: int, quick: bool) -> Iterator[dict[str, Any]]:
     """One megapixel, shrunk to side × side."""
     model, processor = random_llava(side)
-    for width, height in PICTURES:
-        records = [record(f"{place}", picture(width, height, place)) for place in range(16)]
+    for width, height in IMAGES:
+        records = [record(f"{place}", image(width, height, place)) for place in range(16)]
         batches = {"lossless": [Request(one, place / 16, 0) for place, one in enumerate(records)]}
         if not quick:
             batches["exhaustive"] = variants(records[0])
@@ -168,7 +168,7 @@ def measured(
     for label, kind in KINDS.items():
         with replaced(kind):
             engines[label] = make_engine(model, processor, ScoringConfig())
-        engines[label].prepare(batches["lossless"])  # decodes the pictures, tries the workers
+        engines[label].prepare(batches["lossless"])  # decodes the images, tries the workers
     engines["after"].prepare(list(batches.values())[-1])  # touches its buffer for the first time, once in a run
     model_ms = 0.0
     for search, requests in batches.items():
@@ -212,10 +212,10 @@ def demo_runs(folder: Path, limit: int, quick: bool) -> Iterator[dict[str, Any]]
 
 
 def megapixel_runs(folder: Path, quick: bool) -> Iterator[dict[str, Any]]:
-    """All rollouts of one picture by the random model, three masks at each ratio."""
-    width, height = PICTURES[0]
-    picture(width, height, 0).save(folder / "picture.png")
-    line = {"id": "a", "problem": "<image>What number is written?", "images": ["picture.png"], "answer": "1"}
+    """All rollouts of one image by the random model, three masks at each ratio."""
+    width, height = IMAGES[0]
+    image(width, height, 0).save(folder / "image.png")
+    line = {"id": "a", "problem": "<image>What number is written?", "images": ["image.png"], "answer": "1"}
     (folder / "data.jsonl").write_text(json.dumps(line) + "\n")
     for side in SIDES[: 1 if quick else None]:
         model, processor = random_llava(side)
@@ -257,7 +257,7 @@ def run_both(name: str, data: str, model: str, folder: Path, quick: bool, **sett
 
 
 def random_llava(side: int) -> tuple[Any, Any]:
-    """A LLaVA with random weights for pictures of side × side, and its processor."""
+    """A LLaVA with random weights for images of side × side, and its processor."""
     tokens = vocabulary()
     vision = CLIPVisionConfig(
         hidden_size=WIDTH // 2,
@@ -301,7 +301,7 @@ def random_llava(side: int) -> tuple[Any, Any]:
 
 
 @cache
-def picture(width: int, height: int, seed: int) -> Image.Image:
+def image(width: int, height: int, seed: int) -> Image.Image:
     """Smooth with some noise, as photographs are."""
     generator = np.random.default_rng(seed)
     coarse = Image.fromarray(generator.integers(0, 256, (12, 16, 3), dtype=np.uint8))
@@ -351,7 +351,7 @@ def markdown(found: Mapping[str, Any]) -> str:
         "Milliseconds of a rollout, each step alone on the machine, before → after (ratio). `model`, the same on both "
         "sides, is timed on the lossless batch; `sum` is one step after the other.",
         "",
-        "| picture | batch | mask | processor | model | sum | image processor |",
+        "| image | batch | mask | processor | model | sum | image processor |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in found["steps_ms_per_rollout"]:
@@ -365,7 +365,7 @@ def markdown(found: Mapping[str, Any]) -> str:
     lines += [
         "",
         "Seconds of whole scoring runs, before → after; preparing and the model share the cores. `scoring` is from the "
-        "first batch to the last grade: model, waiting for pictures, grading. Of the pictures that are shared out, the "
+        "first batch to the last grade: model, waiting for images, grading. Of the images that are shared out, the "
         "first batch is made both ways, to compare them.",
         "",
         "| run | mask | processor | model | waiting | scoring | ratio |",

@@ -1,4 +1,4 @@
-"""Pictures of the demo's report for the documentation: `python bench/report_screenshots.py` → docs/images/report-*.png.
+"""Images of the demo's report for the documentation: `python bench/report_screenshots.py` → docs/images/report-*.png.
 
 Needs runs/demo (`make demo`), playwright, and a Chromium on PATH or in HARDSAMPLE_BROWSER.
 """

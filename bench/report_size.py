@@ -1,6 +1,6 @@
 """Time, memory and size of a report of 100,000 samples: `python bench/report_size.py` → bench/results/report.json.
 
-Makes two finished runs of one data set that are valid and not real: a file of records, a small picture for each, the
+Makes two finished runs of one data set that are valid and not real: a file of records, a small image for each, the
 rollouts of a lossless ladder in the store, scores.parquet and run.json, by the code that a run writes them with. Then
 makes `hardsample report` and `hardsample compare` of them, each in a process of its own, and measures those. --folder
 keeps the runs; the last line printed is JSON.
@@ -22,17 +22,18 @@ from typing import Any
 
 import numpy as np
 
-from hardsample.attending import SampleAttention, settings_of
-from hardsample.config import ScoringConfig
+from hardsample.data.digests import sample_digest
 from hardsample.demo import load_split
-from hardsample.digests import sample_digest
-from hardsample.ladders import Ladder
-from hardsample.output import write_rejected, write_run, write_scores
-from hardsample.pism import max_rollouts
-from hardsample.store import Rollout, Store
+from hardsample.metrics.cmab import SampleAttention
+from hardsample.metrics.ladders import Ladder
+from hardsample.metrics.pism import max_rollouts
+from hardsample.scoring.attention_pass import settings_of
+from hardsample.scoring.config import ScoringConfig
+from hardsample.scoring.output import write_rejected, write_run, write_scores
+from hardsample.scoring.store import Rollout, Store
 
 RESULTS = Path(__file__).parent / "results"
-SAMPLES, PICTURES, LAYERS, BATCH = 100_000, 2_000, 28, 5_000
+SAMPLES, IMAGES, LAYERS, BATCH = 100_000, 2_000, 28, 5_000
 ABILITIES = ("algebra", "charts", "counting", "diagrams", "geometry", "maps", "reading", "science", "tables", "units")
 SOURCES = ("geometry3k", "chartqa", "mathverse", "scienceqa")
 CONFIG = ScoringConfig(metric=("pism", "cmab"))
@@ -63,16 +64,16 @@ def main() -> None:
 
 
 def make_data(folder: Path, samples: int) -> Path:
-    """The records, and a picture file for each; the pictures are the demo's, each of them used several times."""
+    """The records, and an image file for each; the images are the demo's, each of them used several times."""
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = [record["images"][0]["bytes"] for record in load_split("demo:pool", min(PICTURES, samples))]
+    images = [record["images"][0]["bytes"] for record in load_split("demo:pool", min(IMAGES, samples))]
     path = folder / "data.jsonl"
     with path.open("w") as file:
         for row in range(samples):
-            name = f"pictures/{row // 1000}/{row}.png"
+            name = f"images/{row // 1000}/{row}.png"
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(pictures[row % len(pictures)])
-            text = f"<image>Question {row}: what does the picture show in the row that the text names, and why?"
+            (folder / name).write_bytes(images[row % len(images)])
+            text = f"<image>Question {row}: what does the image show in the row that the text names, and why?"
             record = {
                 "id": f"sample-{row:06}",
                 "messages": [{"role": "user", "content": text}],
@@ -148,7 +149,7 @@ def asked(record: dict[str, Any], tries: np.ndarray) -> Iterator[Rollout]:
     for ratio, needed in zip(CONFIG.ratios, tries.tolist(), strict=True):
         for realization in range(min(needed, CONFIG.num_masks)):
             right = realization == needed - 1
-            answer = record["solution"] if right else "no number of the picture"
+            answer = record["solution"] if right else "no number of the image"
             text = f"The row that the text names shows several numbers. <answer>{answer}</answer>"
             yield Rollout(record["id"], ratio, realization, text, int(right), [7, 11, 13, 17])
         if needed > CONFIG.num_masks:
@@ -168,7 +169,7 @@ def as_scored(record: dict[str, Any], folder: Path) -> dict[str, Any]:
 def measured(command: str, *folders: Path, output: Path) -> dict[str, Any]:
     """Seconds, peak memory and size of what a command makes."""
     began = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "hardsample.cli", command, *map(str, folders)])
+    process = subprocess.Popen([sys.executable, "-m", "hardsample.cli.main", command, *map(str, folders)])
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"hardsample {command} failed")

@@ -1,4 +1,4 @@
-"""Reward shapes of experiment (d), for the embedded questions: part of the credit for part of the answer, and for form.
+"""Reward shapes of experiment (d), for the bundled questions: part of the credit for part of the answer, and for form.
 
 Named in bench/experiments/d.yaml as bench.rewards.…; the working directory is looked in.
 """
@@ -7,13 +7,13 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from hardsample.grading import completion_text
+from hardsample.grading.grader import completion_text
 
 _PART = re.compile(r"[A-Za-z]+|[0-9]")
 
 
 def parts(text: str) -> list[str]:
-    """The words and digits of an answer, each a token of the embedded model."""
+    """The words and digits of an answer, each a token of the demo model."""
     return _PART.findall(text.lower())
 
 

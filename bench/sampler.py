@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from hardsample.trainer.evidence import Evidence
-from hardsample.trainer.policies import POLICIES, Context, PolicyConfig, weigh
-from hardsample.trainer.sampler import PromptSampler
-from hardsample.trainer.strata import Strata
+from hardsample.trainer.selection.evidence import Evidence
+from hardsample.trainer.selection.policies import POLICIES, Context, PolicyConfig, weigh
+from hardsample.trainer.selection.sampler import PromptSampler
+from hardsample.trainer.selection.strata import Strata
 
 RESULTS = Path(__file__).parent / "results"
 SAMPLES, BATCH, GENERATIONS = 10_000_000, 1024, 8

@@ -18,13 +18,14 @@ import numpy as np
 from policies import SUBSET_SEED, SUBSET_SIZE
 from preparing import machine
 
-from hardsample.config import ScoringConfig
 from hardsample.demo import KNOBS, load_split
-from hardsample.figures import STRATUM_COLOURS, new_figure
-from hardsample.intervals import Interval, accuracy_interval, rank_correlation
-from hardsample.output import RUN_FILE, Scores
-from hardsample.scoring import score
-from hardsample.strata import STRATA
+from hardsample.files import RUN_FILE
+from hardsample.metrics.intervals import Interval, accuracy_interval, rank_correlation
+from hardsample.metrics.strata import STRATA
+from hardsample.report.parts.figures import STRATUM_COLOURS, new_figure
+from hardsample.scoring.config import ScoringConfig
+from hardsample.scoring.output import Scores
+from hardsample.scoring.score import score
 
 RESULTS = Path(__file__).parent / "results" / "sanity"
 FOLDER = Path(__file__).parents[1] / "runs" / "sanity"
@@ -243,7 +244,7 @@ def page(found: dict) -> str:
     lines = [
         "# Do the scores mean what they say?",
         "",
-        f"`python bench/sanity.py`: {found['samples']} questions of the embedded pool, exhaustive search (10 masks at "
+        f"`python bench/sanity.py`: {found['samples']} questions of the bundled pool, exhaustive search (10 masks at "
         f"10 ratios), scoring seeds {', '.join(map(str, SEEDS))}; {found['machine']}. Intervals are 95 %.",
         "",
         "## (a) PISM",

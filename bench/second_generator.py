@@ -1,11 +1,11 @@
-"""Other questions than the embedded ones, to see what holds beyond them (not shipped; the same discipline).
+"""Other questions than the bundled ones, to see what holds beyond them (not shipped; the same discipline).
 
     python bench/second_generator.py write OUT_DIR                      # OUT_DIR/pool.parquet, OUT_DIR/test.parquet
     python bench/second_generator.py pretrain RUN_DIR --scale quarter   # options of hardsample.demo.pretrain
 
-Bars to read off, a clock, arrows, lines to follow, corners to count, a cell that differs: no digits in the pictures, no
+Bars to read off, a clock, arrows, lines to follow, corners to count, a cell that differs: no digits in the images, no
 guess above 2 %. Every record follows from (split, index) by integers alone. Grounds, noise, strokes and the knobs are
-those of hardsample/demo/generator.py. What a picture shows (which heights, hour, colours …, not where or how well it is
+those of hardsample/demo/generator.py. What an image shows (which heights, hour, colours …, not where or how well it is
 drawn) is dealt to the splits by its hash: the splits share none of it.
 """
 
@@ -53,7 +53,7 @@ _QUARTER += (761, 796, 828, 859, 887, 912, 935, 956, 974, 989, 1002, 1011, 1018,
 """1024 · sin of 0°, 3° … 90°."""
 
 Content = tuple[int, ...]
-"""What a picture shows, in numbers."""
+"""What an image shows, in numbers."""
 
 
 def _sine(turn: int) -> int:
@@ -111,7 +111,7 @@ class Board(Canvas):
         self.strokes(knobs.clutter)
 
     def stamp(self, mask: np.ndarray, colour: tuple[int, int, int], top: int = 0, left: int = 0, **labels: int) -> None:
-        """Paint a mask, bool (h, w), wholly inside the picture; with labels, own its pixels."""
+        """Paint a mask, bool (h, w), wholly inside the image; with labels, own its pixels."""
         self.paint(np.where(mask, 256, 0).astype(np.int32), colour, top, left)
         if labels:
             self.labels.append(tuple((NONE | labels).values()))
@@ -256,7 +256,7 @@ def _paint_cells(board: Board, content: Content) -> Drawn:
 
 @dataclass(frozen=True)
 class Ability:
-    """One kind of question: what its pictures may show, how that is painted, and the steps that spoil an answer."""
+    """One kind of question: what its images may show, how that is painted, and the steps that spoil an answer."""
 
     question: str
     grader: str
@@ -301,13 +301,13 @@ TEXTS = (*(task.question for task in TASKS.values()), " ".join(DIRECTIONS))
 
 
 def split_of(ability: str, content: Content) -> str:
-    """The one split whose pictures may show this: eight tenths are of pretraining, a tenth each of pool and test."""
+    """The one split whose images may show this: eight tenths are of pretraining, a tenth each of pool and test."""
     digest = hashlib.blake2b(f"{ability} {content}".encode(), digest_size=8).digest()
     return {8: "pool", 9: "test"}.get(int.from_bytes(digest, "little") % 10, "pretrain")
 
 
 def draw_content(draw: Draw, split: str, ability: str, shift: int) -> Content:
-    """What a picture of this split shows."""
+    """What an image of this split shows."""
     while True:
         content = TASKS[ability].sample(draw, shift)
         if split_of(ability, content) == split:
@@ -335,7 +335,7 @@ def make_record(split: str, index: int) -> dict[str, Any]:
     return {
         "id": f"second-{split}-{index:06d}",
         "question": TASKS[ability].question,
-        "picture": board.finish(),
+        "image": board.finish(),
         "solution": drawn.answer,
         "ability": ability,
         "grader": TASKS[ability].grader,
@@ -351,7 +351,7 @@ def make_record(split: str, index: int) -> dict[str, Any]:
 
 
 def dense_scene(index: int, masked: float) -> tuple[np.ndarray, np.ndarray]:
-    """A picture and what covers each patch: in turn packed with arrows and polygons, and one of the other questions'.
+    """An image and what covers each patch: in turn packed with arrows and polygons, and one of the other questions'.
 
     Returns:
         uint8 (96, 96, 3) and int64 (7, 64): the classes of HEADS by patch.
@@ -434,7 +434,7 @@ def _rows(split: str, count: int, definition: str) -> Iterator[dict[str, Any]]:
         record = make_record(split, index)
         del record["content"]
         file = io.BytesIO()
-        Image.fromarray(record.pop("picture")).save(file, "PNG")
+        Image.fromarray(record.pop("image")).save(file, "PNG")
         content = [{"type": "image", "text": None}, {"type": "text", "text": record.pop("question")}]
         record["prompt"] = [{"role": "user", "content": content}]
         record["images"] = [{"bytes": file.getvalue(), "path": None}]

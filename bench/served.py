@@ -2,7 +2,7 @@
 
 1. The demo's 400 questions through `transformers serve` and on this machine with three seeds: do the strata agree as
    well as those of two local seeds do? 2. Rollouts a second with 16 requests in flight against one. 3. What a request
-   costs the client in processor time, measured against a server that answers at once, for small and for large pictures.
+   costs the client in processor time, measured against a server that answers at once, for small and for large images.
 
 `--quick` measures little and writes nothing.
 """
@@ -29,12 +29,12 @@ import numpy as np
 from PIL import Image
 from preparing import machine
 
-from hardsample.config import ScoringConfig
 from hardsample.demo import load_split, model_path
 from hardsample.engines.preparing import Request
-from hardsample.intervals import mean_interval
-from hardsample.output import Scores
-from hardsample.scoring import open_engine, score
+from hardsample.metrics.intervals import mean_interval
+from hardsample.scoring.config import ScoringConfig
+from hardsample.scoring.output import Scores
+from hardsample.scoring.score import open_engine, score
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (0, 1, 2)
@@ -141,7 +141,7 @@ def throughput(folder: Path, url: str, limit: int) -> dict:
 
 
 def client_cost(url: str, count: int) -> list[dict]:
-    """Processor time of this process for each request, all threads together, by size of the picture."""
+    """Processor time of this process for each request, all threads together, by size of the image."""
     file = io.BytesIO()
     noise = np.random.default_rng(0).integers(0, 256, (LARGE, LARGE, 3), dtype=np.uint8)
     Image.fromarray(noise).resize((LARGE, LARGE)).save(file, "JPEG", quality=90)
@@ -165,7 +165,7 @@ def client_cost(url: str, count: int) -> list[dict]:
             spent = time.process_time() - cpu
             found.append(
                 {
-                    "picture": name,
+                    "image": name,
                     "ratio": ratio,
                     "requests": number,
                     "cpu_ms": round(1e3 * spent / number, 2),
@@ -190,7 +190,7 @@ def page(found: dict) -> str:
     lines = [
         "# Scoring through a server",
         "",
-        f"`python bench/served.py`; {found['machine']}. Server: `transformers serve`, embedded model, float32.",
+        f"`python bench/served.py`; {found['machine']}. Server: `transformers serve`, demo model, float32.",
         "",
         f"**Agreement.** {one['samples']} questions, temperature 0.7, lossless search; server and three local seeds. "
         "Samples with the same stratum, 95 % intervals over samples:",
@@ -217,10 +217,10 @@ def page(found: dict) -> str:
         "**Client.** Processor time for each request against a server that answers at once, 16 in flight. The last two "
         "columns are time in its threads, which includes waiting for a core.",
         "",
-        "| picture | λ | CPU, ms | requests/s | masking, ms | PNG, ms |",
+        "| image | λ | CPU, ms | requests/s | masking, ms | PNG, ms |",
         "|---|---|---|---|---|---|",
         *(
-            f"| {row['picture']} | {row['ratio']} | {row['cpu_ms']} | {row['requests_per_s']} | "
+            f"| {row['image']} | {row['ratio']} | {row['cpu_ms']} | {row['requests_per_s']} | "
             f"{row['mask_ms']} | {row['processor_ms']} |"
             for row in found["client"]
         ),

@@ -23,11 +23,11 @@ from run import describe_machine
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from hardsample.config import ScoringConfig
 from hardsample.demo import KNOBS, load_split, model_path
 from hardsample.engines.transformers import load_model, load_processor
-from hardsample.grading import correctness_reward
-from hardsample.scoring import score
+from hardsample.grading.grader import correctness_reward
+from hardsample.scoring.config import ScoringConfig
+from hardsample.scoring.score import score
 from hardsample.trainer import DifficultyAwareGRPOConfig, DifficultyAwareGRPOTrainer
 
 RESULTS = Path(__file__).parent / "results"
@@ -41,18 +41,18 @@ CASES = {
 
 
 def questions(large: bool) -> Dataset:
-    """The first questions of the pool; large: their pictures blown up to 1,024² JPEGs."""
+    """The first questions of the pool; large: their images blown up to 1,024² JPEGs."""
     data = load_split("demo:pool", SAMPLES).remove_columns(list(KNOBS)).cast_column("images", List(Image()))
     if not large:
         return data
 
     def blow_up(record: dict) -> dict:
-        picture = record["images"][0].convert("RGB").resize((1024, 1024))
+        image = record["images"][0].convert("RGB").resize((1024, 1024))
         noise = np.random.default_rng(0).integers(0, 24, (1024, 1024, 3), dtype=np.uint8)
         file = io.BytesIO()
-        from PIL import Image as Pictures
+        from PIL import Image as Images
 
-        Pictures.fromarray(np.asarray(picture) // 2 + noise).save(file, "JPEG", quality=90)
+        Images.fromarray(np.asarray(image) // 2 + noise).save(file, "JPEG", quality=90)
         return {"images": [{"bytes": file.getvalue(), "path": None}]}
 
     return data.map(blow_up)
@@ -170,7 +170,7 @@ def main() -> None:
     lines = [
         "# A step of training with choosing, beside TRL's GRPOTrainer on the same rows",
         "",
-        f"`python bench/training_overhead.py`: {about}. Eight prompts × 4 completions a step, embedded model, fp32;",
+        f"`python bench/training_overhead.py`: {about}. Eight prompts × 4 completions a step, demo model, fp32;",
         f"{rows[0]['steps']} steps each, the runs alternating. Medians, quartiles in brackets.",
         "",
         "| | GRPOTrainer, ms | ours, ms | ratio |",
@@ -181,7 +181,7 @@ def main() -> None:
         lines.append(f"| {row['case']} | {stock} | {ours} | {row['ratio']} |")
     lines += [
         "",
-        "With pictures that are dear to decode ours is faster than GRPOTrainer: a group's picture is decoded once, not",
+        "With images that are dear to decode ours is faster than GRPOTrainer: a group's image is decoded once, not",
         "once for each completion.",
     ]
     RESULTS.joinpath("training_overhead.md").write_text("\n".join(lines) + "\n")

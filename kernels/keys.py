@@ -17,7 +17,7 @@ PATCH_SIZE = 14
 FULL_RATIO = 65536
 """The mask ratio 1.0 in the generator's unit."""
 RECTANGLE_DRAW = 2**32 - 1
-"""The draw that places a rectangle; no picture has that many pixels."""
+"""The draw that places a rectangle; no image has that many pixels."""
 
 _LOW32 = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)

@@ -56,7 +56,7 @@ def mask_pixels(
 
     Layouts, for one image:
 
-        hwc      (H, W, C), as pictures are decoded: uint8 in `source` space
+        hwc      (H, W, C), as images are decoded: uint8 in `source` space
         chw      (C, H, W), as image processors give it: fp32, fp16 or bf16
         patches  (gh·gw, C·T·p·p), Qwen2-VL's pixel_values: rows are p × p patches, the m × m patches that the model
                  merges next to each other (order gh/m, gw/m, m, m), features in the order channel, frame, row, column
@@ -73,7 +73,7 @@ def mask_pixels(
         kind: `pixel`, `patch` (cells of 14 × 14 pixels) or `rectangle`.
         layout: `hwc`, `chw` or `patches`.
         image_index: index of the image in its record, for all variants or for each.
-        out: contiguous buffer for the result, reused by callers that mask many pictures: the first touch of fresh
+        out: contiguous buffer for the result, reused by callers that mask many images: the first touch of fresh
             memory costs far more than masking.
         grid_thw: (1, gh, gw) of the image, for layout `patches` only.
         patch_size: p, pixels (layout `patches`).

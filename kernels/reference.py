@@ -45,7 +45,7 @@ def check_mask(height: int, width: int, realization: int, image_index: int, kind
     if kind not in KINDS:
         raise ValueError(f"mask kind is {kind!r}, must be one of {', '.join(KINDS)}")
     if height < 1 or width < 1 or height * width >= RECTANGLE_DRAW // 8 * 8:
-        raise ValueError(f"picture is {width} x {height} pixels, must be at least 1 x 1 and under 2**32 pixels in all")
+        raise ValueError(f"image is {width} x {height} pixels, must be at least 1 x 1 and under 2**32 pixels in all")
     for name, value in (("realization", realization), ("image_index", image_index)):
         if not 0 <= value <= _LOW32:
             raise ValueError(f"{name} is {value}, must be in 0 … 2**32 - 1")
@@ -64,8 +64,8 @@ def mask_rectangle(
         choice i = (r0·n) >> 32 of the n shapes, the wide ones first, each group in ascending order
         place  y = (r1·(H−h+1)) >> 32, x = (r2·(W−w+1)) >> 32
 
-    So the listed shapes are equally likely, pictures and their transposes are treated alike, the area is as near to A
-    as the drawn side allows (|h·w − A| ≤ a/2 ≤ s/2), and u = 65536 always covers the whole picture.
+    So the listed shapes are equally likely, images and their transposes are treated alike, the area is as near to A
+    as the drawn side allows (|h·w − A| ≤ a/2 ≤ s/2), and u = 65536 always covers the whole image.
 
     Args:
         height: H, pixels of the masked space.
@@ -120,7 +120,7 @@ def pixel_mask(
         device: where the mask is made; the CPU if not given.
 
     Returns:
-        True where the picture takes the fill value, shape (height, width).
+        True where the image takes the fill value, shape (height, width).
 
     Raises:
         ValueError: a size, the ratio, a counter word or the kind is out of range.

@@ -1,4 +1,4 @@
-"""What several tests use: the embedded model, loaded once, and the first of its questions."""
+"""What several tests use: the demo model, loaded once, and the first of its questions."""
 
 import json
 import sqlite3
@@ -37,7 +37,7 @@ def scored_folder(tmp_path_factory, hostile):
     """A finished scoring by both metrics of 24 questions from a file; one of them is hostile wherever it can be."""
     from datasets import Value
 
-    from hardsample.scoring import score
+    from hardsample.scoring.score import score
 
     folder = tmp_path_factory.mktemp("scored")
     questions = load_split("demo:pool", 24)
@@ -62,8 +62,8 @@ def scored_folder(tmp_path_factory, hostile):
 @pytest.fixture(scope="session")
 def experiment_folder(tmp_path_factory):
     """What an experiment leaves, written by the code that writes it; one cell diverged."""
-    from hardsample.trainer.experiment_config import ExperimentConfig
-    from hardsample.trainer.results import Outcome, as_json, compare_rows, make_rows
+    from hardsample.trainer.experiment.config import ExperimentConfig
+    from hardsample.trainer.experiment.results import Outcome, as_json, compare_rows, make_rows
 
     folder = tmp_path_factory.mktemp("experiment")
     outcomes = [

@@ -86,7 +86,15 @@ def test_the_source_archive_can_build_and_test_itself(dist):
     (archive,) = dist.glob("*.tar.gz")
     with tarfile.open(archive) as content:
         names = {name.partition("/")[2] for name in content.getnames()}
-    needed = ["setup.py", "constraints.txt", "Makefile", "LICENSE", "hardsample/ruff.toml", "tests/test_packaging.py"]
+    needed = [
+        "setup.py",
+        "constraints.txt",
+        "Makefile",
+        "LICENSE",
+        "hardsample/ruff.toml",
+        "trainer/ruff.toml",
+        "tests/test_packaging.py",
+    ]
     sources = [str(path.relative_to(REPO)) for path in (REPO / "csrc").glob("*.*") if path.suffix != ".so"]
     assert {*needed, *sources} <= names
     assert not [name for name in names if name.endswith((".so", ".pyc"))]

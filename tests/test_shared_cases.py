@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from datasets import IterableDataset
 
-from hardsample.data import DataError, NoRecordsError, load
-from hardsample.grading import Grader
+from hardsample.data.loading import DataError, NoRecordsError, load
+from hardsample.grading.grader import Grader
 
 CASES = Path(__file__).parents[1].parent / "shared" / "data" / "cases" / "data"
 pytestmark = pytest.mark.skipif(not CASES.is_dir(), reason=f"the cases are not beside the repository ({CASES})")

@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from hardsample.attention import AttentionMasses, collect_attention_mass
-from hardsample.cmab import CmabConfig, attention_balance
-from hardsample.trainer.sumtree import Rows
+from hardsample.attention.interface import AttentionMasses, collect_attention_mass
+from hardsample.metrics.cmab import CmabConfig, attention_balance
+from hardsample.trainer.selection.sumtree import Rows
 
 
 def language_model(model: Any) -> Any:

@@ -19,7 +19,7 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hardsample.trainer.states import StateError
+from hardsample.trainer.selection.states import StateError
 
 FOLDER = "difficulty"
 Buffer = list[dict[str, Any]]

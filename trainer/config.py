@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 from trl import GRPOConfig
 
-from hardsample.trainer.evidence import EvidenceConfig
-from hardsample.trainer.policies import PolicyConfig
+from hardsample.trainer.selection.evidence import EvidenceConfig
+from hardsample.trainer.selection.policies import PolicyConfig
 
 _Part = TypeVar("_Part")
 
@@ -41,14 +41,16 @@ class DifficultyOptions:
             "needs scores"
         },
     )
-    slice_size: int = field(
+    monitor_size: int = field(
         default=0,
         metadata={
-            "help": "samples of the fixed random slice whose reward is logged whatever the policy draws, 0 or above; "
-            "each costs a rollout every slice_steps"
+            "help": "samples of the monitoring set, drawn once at random, whose reward is logged whatever the "
+            "policy draws, 0 or above; each costs a rollout every monitor_steps"
         },
     )
-    slice_steps: int = field(default=25, metadata={"help": "steps between two looks at the slice, at least 1"})
+    monitor_steps: int = field(
+        default=25, metadata={"help": "steps between two looks at the monitoring set, at least 1"}
+    )
     attention_balance: bool = field(
         default=False,
         metadata={"help": "whether to read the attention balance ρ̄ of right completions inline in the loss forward"},
@@ -57,17 +59,17 @@ class DifficultyOptions:
     @property
     def switched_on(self) -> bool:
         """Whether anything here is to do more than watch."""
-        return bool(self.scores or self.probe_fraction or self.slice_size or self.attention_balance)
+        return bool(self.scores or self.probe_fraction or self.monitor_size or self.attention_balance)
 
     def __post_init__(self) -> None:
         """Checks every field."""
-        for name in ("restratify_steps", "slice_steps"):
+        for name in ("restratify_steps", "monitor_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, must be at least 1 step: choose one, such as 10")
         if not 0 <= self.probe_fraction <= 1:
             raise ValueError(f"probe_fraction is {self.probe_fraction}, must lie in 0 to 1: choose one, such as 0.1")
-        if self.slice_size < 0:
-            raise ValueError(f"slice_size is {self.slice_size}, must be 0 or above: choose one, such as 64")
+        if self.monitor_size < 0:
+            raise ValueError(f"monitor_size is {self.monitor_size}, must be 0 or above: choose one, such as 64")
         if self.probe_fraction and not self.scores:
             raise ValueError(
                 f"probe_fraction is {self.probe_fraction}, and there are no scores whose λ* it could probe: give "

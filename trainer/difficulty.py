@@ -15,20 +15,20 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Integer
 
-from hardsample.beta import PRIOR, spread_probability
+from hardsample.metrics.beta import PRIOR, spread_probability
 from hardsample.trainer.config import DifficultyOptions
-from hardsample.trainer.evidence import Evidence, Outcomes
-from hardsample.trainer.levels import Rows
-from hardsample.trainer.policies import Context, PolicyConfig, weigh
-from hardsample.trainer.sampler import POOL, Batch, draw_uniform, generator
-from hardsample.trainer.states import StateError
-from hardsample.trainer.strata import NAMES, NULL, Strata
-from hardsample.trainer.stream import PromptStream
+from hardsample.trainer.selection.evidence import Evidence, Outcomes
+from hardsample.trainer.selection.levels import Rows
+from hardsample.trainer.selection.policies import Context, PolicyConfig, weigh
+from hardsample.trainer.selection.sampler import POOL, Batch, draw_uniform, generator
+from hardsample.trainer.selection.states import StateError
+from hardsample.trainer.selection.strata import NAMES, NULL, Strata
+from hardsample.trainer.selection.stream import PromptStream
 
 STREAM_SLICE, STREAM_PROBES, STREAM_PANEL = 2, 3, 4
-"""Streams of `sampler.generator`: which samples the slice holds, which are probed, which the estimates are made on."""
+"""Streams of `sampler.generator`: what the monitoring set holds, what is probed, what the estimates are made on."""
 STATE_VERSION = 1
-_COUNTERS = ("rollouts", "probes", "slice_rollouts", "effective_rollouts", "groups", "groups_without_signal")
+_COUNTERS = ("rollouts", "probes", "monitor_rollouts", "effective_rollouts", "groups", "zero_std_groups")
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,10 @@ class Difficulty:
         size = len(evidence)
         rng = generator(shape.seed, 0, STREAM_SLICE)
         none = np.empty(0, dtype=np.int64)
-        self.slice = np.sort(draw_uniform(min(options.slice_size, size), size, none, rng))
+        self.monitor = np.sort(draw_uniform(min(options.monitor_size, size), size, none, rng))
         self._panel = np.sort(draw_uniform(min(POOL, size), size, none, generator(shape.seed, 0, STREAM_PANEL)))
         self._refreshed: int | None = None
-        self._sliced: int | None = None
+        self._monitored: int | None = None
         self._moves = np.zeros((len(NAMES), len(NAMES)), dtype=np.int64)
         self._weights_note: str | None = None
         self._touched: Rows = np.empty(0, dtype=np.int64)
@@ -134,7 +134,7 @@ class Difficulty:
         self.counters["rollouts"] += size
         self.counters["effective_rollouts"] += int(found.spread.sum()) * rewards.shape[1]
         self.counters["groups"] += len(found.spread)
-        self.counters["groups_without_signal"] += int((~found.spread).sum())
+        self.counters["zero_std_groups"] += int((~found.spread).sum())
         return found
 
     def choose_probes(self) -> tuple[Rows, Integer[np.ndarray, "probes"]]:
@@ -178,12 +178,14 @@ class Difficulty:
         self.evidence.observe_balance(rows, balances)
         self._touch(rows, step)
 
-    def wants_slice(self, step: int) -> bool:
-        """Says whether the slice is to be rolled out now; the answer is remembered."""
-        due = len(self.slice) > 0 and (self._sliced is None or step - self._sliced >= self.options.slice_steps)
+    def monitor_due(self, step: int) -> bool:
+        """Says whether the monitoring set is to be rolled out now; the answer is remembered."""
+        due = len(self.monitor) > 0 and (
+            self._monitored is None or step - self._monitored >= self.options.monitor_steps
+        )
         if due:
-            self._sliced = step
-            self.counters["slice_rollouts"] += len(self.slice)
+            self._monitored = step
+            self.counters["monitor_rollouts"] += len(self.monitor)
         return due
 
     def restratify(self, step: int, total_steps: int) -> Restratified | None:
@@ -222,14 +224,14 @@ class Difficulty:
         """
         assert self.last is not None, "next_prompts comes first"
         drawn = np.bincount(self._drawn, minlength=len(NAMES)) / len(self._drawn)
-        metrics = {"frac_no_signal": float((~found.spread).mean()), "explored": float(self.last.explored.mean())}
+        metrics = {"frac_zero_std": float((~found.spread).mean()), "explored": float(self.last.explored.mean())}
         for name, share, held in zip(NAMES, drawn, self.strata.counts / len(self.evidence), strict=True):
             if name == NAMES[NULL] and not share and not held:
                 continue
             metrics[f"draws/{name}"], metrics[f"data/{name}"] = float(share), float(held)
         expected = self.expected_without_signal(step)
         if expected is not None:
-            metrics["frac_no_signal_uniform"] = expected
+            metrics["frac_zero_std_uniform"] = expected
         return metrics
 
     def expected_without_signal(self, step: int) -> float | None:
@@ -254,7 +256,7 @@ class Difficulty:
             "seed": self.shape.seed,
             "counters": dict(self.counters),
             "refreshed": self._refreshed,
-            "sliced": self._sliced,
+            "monitored": self._monitored,
             "weights_note": self._weights_note,
         }
         return arrays, header
@@ -269,7 +271,7 @@ class Difficulty:
         Raises:
             StateError: it is old, damaged, or of other data or another policy.
         """
-        wanted = ("evidence", "strata", "stream", "counters", "refreshed", "sliced", "weights_note", "policy")
+        wanted = ("evidence", "strata", "stream", "counters", "refreshed", "monitored", "weights_note", "policy")
         missing = [name for name in wanted if name not in header] + [n for n in ("touched", "moves") if n not in arrays]
         if header.get("version") != STATE_VERSION or missing:
             raise StateError(
@@ -291,7 +293,7 @@ class Difficulty:
             mine = {key.removeprefix(f"{name}."): one for key, one in arrays.items() if key.startswith(f"{name}.")}
             part.load_state(mine, header[name])
         self.counters = {name: int(header["counters"].get(name, 0)) for name in _COUNTERS}
-        self._refreshed, self._sliced = header["refreshed"], header["sliced"]
+        self._refreshed, self._monitored = header["refreshed"], header["monitored"]
         self._weights_note = header["weights_note"]
         self._touched, self._moves = np.array(arrays["touched"]), np.array(arrays["moves"])
 

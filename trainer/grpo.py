@@ -23,20 +23,20 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 from trl.data_utils import prepare_multimodal_messages
 
-from hardsample.attention import use_attention_mass
-from hardsample.masking import MaskDraw, mask_model_inputs
+from hardsample.attention.interface import use_attention_mass
+from hardsample.engines.masking import MaskDraw, mask_model_inputs
 from hardsample.trainer import checkpoints
 from hardsample.trainer.balances import Balances, language_model
-from hardsample.trainer.batches import RowBatches
 from hardsample.trainer.config import DifficultyOptions
-from hardsample.trainer.decoding import check_headers, names_samples
+from hardsample.trainer.data.batches import RowBatches
+from hardsample.trainer.data.decoding import check_headers, names_samples
+from hardsample.trainer.data.rows import images_of, with_images, with_masks
+from hardsample.trainer.data.scored import as_scored
 from hardsample.trainer.quiet import quiet
-from hardsample.trainer.rows import pictures_of, with_masks, with_pictures
-from hardsample.trainer.sampler import prompt_order
-from hardsample.trainer.scored import as_scored
+from hardsample.trainer.selection.sampler import prompt_order
+from hardsample.trainer.selection.strata import NAMES
+from hardsample.trainer.selection.sumtree import Rows
 from hardsample.trainer.setup import set_up
-from hardsample.trainer.strata import NAMES
-from hardsample.trainer.sumtree import Rows
 from hardsample.trainer.watch import Watch
 from hardsample.trainer.weights import load_renamed, renamed
 
@@ -75,7 +75,7 @@ class DifficultyAwareGRPOTrainer(RowBatches):
         options, samples = given.get("args"), None
         for name in ("train_dataset", "eval_dataset"):
             if name in given:
-                given[name] = with_pictures(given[name], ours=isinstance(options, DifficultyOptions))
+                given[name] = with_images(given[name], ours=isinstance(options, DifficultyOptions))
         if isinstance(options, DifficultyOptions) and "train_dataset" in given:
             given["train_dataset"], samples = as_scored(given["train_dataset"], options.scores)
             check_headers(given["train_dataset"])
@@ -111,17 +111,17 @@ class DifficultyAwareGRPOTrainer(RowBatches):
         if self.difficulty is None:
             return "Trained as GRPOTrainer does: the dataset has no random access, so no sample was chosen."
         counters, counts = self.difficulty.counters, self.difficulty.counts()
-        every = counters["rollouts"] + counters["probes"] + counters["slice_rollouts"]
+        every = counters["rollouts"] + counters["probes"] + counters["monitor_rollouts"]
         groups = max(counters["groups"], 1)
         held = ", ".join(f"{counts[name]:,} {name if name != 'null' else 'without stratum'}" for name in NAMES)
         moves = self.difficulty.strata.moves
         return "\n".join(
             (
                 f"Policy {self.difficulty.policy.policy}: {every:,} rollouts ({counters['rollouts']:,} for training, "
-                f"{counters['probes']:,} probes, {counters['slice_rollouts']:,} on the slice).",
+                f"{counters['probes']:,} probes, {counters['monitor_rollouts']:,} on the monitoring set).",
                 f"  with signal     {counters['effective_rollouts']:,} rollouts; "
-                f"{counters['groups_without_signal']:,} of {counters['groups']:,} groups "
-                f"({counters['groups_without_signal'] / groups:.0%}) had none",
+                f"{counters['zero_std_groups']:,} of {counters['groups']:,} groups "
+                f"({counters['zero_std_groups'] / groups:.0%}) had none",
                 f"  strata now      {held}; {int(moves.sum()):,} moves while training",
                 f"  checkpoints     {self.args.output_dir} (evidence in each one's folder {checkpoints.FOLDER}/)",
             )
@@ -143,7 +143,7 @@ class DifficultyAwareGRPOTrainer(RowBatches):
         finally:
             self._generating = False
         self._probe()
-        self._look_at_slice()
+        self._roll_out_monitoring_set()
         return inputs
 
     def _choose(self) -> None:
@@ -209,14 +209,14 @@ class DifficultyAwareGRPOTrainer(RowBatches):
         if share is not None:
             self._log_numbers({"probe_success": share})
 
-    def _look_at_slice(self) -> None:
-        if not self.difficulty.wants_slice(self.state.global_step):
+    def _roll_out_monitoring_set(self) -> None:
+        if not self.difficulty.monitor_due(self.state.global_step):
             return
-        rows, kinds = self.difficulty.slice, self._setup.kinds
+        rows, kinds = self.difficulty.monitor, self._setup.kinds
         parts = [rows] if kinds is None else [rows[kinds[rows]], rows[~kinds[rows]]]
         rewards = np.concatenate([self._roll_out(part, None, SLICE_SEED) for part in parts if len(part)])
         if not np.isnan(rewards).all():
-            self._log_numbers({"slice_reward": float(np.nanmean(rewards))})
+            self._log_numbers({"monitor_reward": float(np.nanmean(rewards))})
 
     def _roll_out(self, rows: Rows, ratios: list[float] | None, purpose: int) -> Float[np.ndarray, "rows"]:
         """Rolls samples out once each, with no trace but the rewards, on all ranks together.
@@ -251,9 +251,9 @@ class DifficultyAwareGRPOTrainer(RowBatches):
             if setup.mask_space == "source":
                 inputs = with_masks(inputs, masks, setup.mask_kind)
         prompts = [one["prompt"] for one in inputs]
-        if any(pictures_of(one) for one in inputs):
+        if any(images_of(one) for one in inputs):
             prompts = [
-                prepare_multimodal_messages(prompt, images=pictures_of(one))
+                prepare_multimodal_messages(prompt, images=images_of(one))
                 for prompt, one in zip(prompts, inputs, strict=True)
             ]
         self._model_masks = masks if masks and setup.mask_space == "model" else None
@@ -313,7 +313,7 @@ class DifficultyAwareGRPOTrainer(RowBatches):
         for name, value in numbers.items():
             metrics[f"difficulty/{name}"].append(value)
         counters = self.difficulty.counters
-        every = counters["rollouts"] + counters["probes"] + counters["slice_rollouts"]
+        every = counters["rollouts"] + counters["probes"] + counters["monitor_rollouts"]
         for name, value in (("rollouts", every), ("effective_rollouts", counters["effective_rollouts"])):
             metrics[f"difficulty/{name}"] = [value]
 

@@ -1,4 +1,4 @@
-"""Rollouts that leave no trace in a training: of probes and of the slice.
+"""Rollouts that leave no trace in a training: of probes and of the monitoring set.
 
 The random states, metrics, completion logs and token counts are those of before, so that a run with probes is, rollout
 for rollout, the run without.

@@ -10,19 +10,19 @@ import pyarrow as pa
 from datasets import Dataset
 from jaxtyping import Bool
 
-from hardsample.attention import why_not_attention_mass
-from hardsample.cmab import CmabConfig
-from hardsample.masking import MaskDraw
-from hardsample.output import Scores
-from hardsample.pism import PismConfig
+from hardsample.attention.interface import why_not_attention_mass
+from hardsample.engines.masking import MaskDraw
+from hardsample.metrics.cmab import CmabConfig
+from hardsample.metrics.pism import PismConfig
+from hardsample.scoring.output import Scores
 from hardsample.trainer.balances import language_model
 from hardsample.trainer.config import DifficultyOptions, part_of
+from hardsample.trainer.data.rows import fingerprint, has_images, masks_of, rows_of_scores
 from hardsample.trainer.difficulty import Difficulty, Shape
-from hardsample.trainer.evidence import Evidence, EvidenceConfig
-from hardsample.trainer.policies import PolicyConfig
-from hardsample.trainer.rows import fingerprint, has_images, masks_of, rows_of_scores
-from hardsample.trainer.stream import PromptStream, StockOrder
-from hardsample.trainer.sumtree import Rows
+from hardsample.trainer.selection.evidence import Evidence, EvidenceConfig
+from hardsample.trainer.selection.policies import PolicyConfig
+from hardsample.trainer.selection.stream import PromptStream, StockOrder
+from hardsample.trainer.selection.sumtree import Rows
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class Setup:
         return Difficulty(evidence, stream, self.policy, self.options, self.shape)
 
     def masks(self, records: Sequence[dict[str, Any]], ratios: Sequence[float], generation: int) -> list[MaskDraw]:
-        """New masks for the pictures of some records: realizations that the scores did not use.
+        """New masks for the images of some records: realizations that the scores did not use.
 
         Args:
             records: of the dataset.
@@ -127,10 +127,11 @@ def set_up(trainer: Any, samples: Sequence[str | None] | None = None) -> Setup |
             reason = "it has fewer than three layers, and the first and the last take no part in ρ̄"
         if reason is not None:
             raise ValueError(f"attention_balance cannot be read from this model: {reason}. Set attention_balance=False")
-    if options.slice_size and (trainer.environment_factories is not None or trainer.rollout_func is not None):
+    if options.monitor_size and (trainer.environment_factories is not None or trainer.rollout_func is not None):
         raise ValueError(
-            f"slice_size is {options.slice_size}, but rollouts of environments or a rollout_func cannot be made apart: "
-            "set slice_size=0"
+            f"monitor_size is {options.monitor_size}, but rollouts of environments or of a rollout_func cannot be "
+            "made apart: "
+            "set monitor_size=0"
         )
     if options.probe_fraction:
         _check_probes(trainer, data, scores)
@@ -170,7 +171,7 @@ def _check_probes(trainer: Any, data: Any, scores: Scores | None) -> None:
     elif trainer.tools or trainer.environment_factories is not None or trainer.rollout_func is not None:
         found = "rollouts of tools, environments or a rollout_func cannot be made apart"
     elif scores.config().mask_space == "model" and trainer.use_vllm:
-        found = "the scores were made in mask space model, and vLLM takes pictures: score in mask space source"
+        found = "the scores were made in mask space model, and vLLM takes images: score in mask space source"
     elif not isinstance(data, Dataset) or not {"images", "image"} & set(data.column_names):
         found = "the dataset has no images to mask"
     elif trainer.args.remove_unused_columns:

@@ -20,19 +20,20 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 from trl.rewards import accuracy_reward, get_soft_overlong_punishment, reasoning_accuracy_reward, think_format_reward
 
-from hardsample.config import ScoringConfig, help_of
-from hardsample.data import Loaded, load
+from hardsample.data.loading import Loaded, load
+from hardsample.data.records.option_text import DEFAULT_TEMPLATE
 from hardsample.engines.transformers import load_processor
-from hardsample.grading import correctness_reward
-from hardsample.option_text import DEFAULT_TEMPLATE
-from hardsample.output import RUN_FILE, OutputError, write_rejected
-from hardsample.scoring import demo_model, score
+from hardsample.files import OVERLONG_FILE, RUN_FILE, TRAINING_FILE
+from hardsample.grading.grader import correctness_reward
+from hardsample.scoring.config import ScoringConfig, help_of
+from hardsample.scoring.output import OutputError, write_rejected
+from hardsample.scoring.score import demo_model, score
 from hardsample.trainer.config import DifficultyAwareGRPOConfig
-from hardsample.trainer.decoding import samples_named
+from hardsample.trainer.data.decoding import samples_named
+from hardsample.trainer.data.prompts import keep_short
+from hardsample.trainer.data.rows import with_images
+from hardsample.trainer.data.scored import as_scored
 from hardsample.trainer.grpo import DifficultyAwareGRPOTrainer
-from hardsample.trainer.prompts import keep_short
-from hardsample.trainer.rows import with_pictures
-from hardsample.trainer.scored import as_scored
 
 REWARDS = {
     "correctness": correctness_reward,
@@ -42,8 +43,6 @@ REWARDS = {
     "get_soft_overlong_punishment": get_soft_overlong_punishment(max_completion_len=1280, soft_punish_cache=256),
 }
 """Reward functions by name: ours, and those of `trl grpo`."""
-RUN = "training.json"
-REJECTED_PROMPTS = "overlong.jsonl"
 
 
 class TrainingError(ValueError):
@@ -120,7 +119,7 @@ def parse(arguments: list[str]) -> Options:
     """
     arguments = list(arguments)
     if not arguments:
-        raise TrainingError("there are no options: give --config FILE.yaml, such as examples/train_embedded.yaml")
+        raise TrainingError("there are no options: give --config FILE.yaml, such as examples/train_demo.yaml")
     if not torch.cuda.is_available() and not any(one.split("=")[0] == "--use_cpu" for one in arguments):
         arguments += ["--use_cpu", "true"]
     reader = parser()
@@ -185,13 +184,13 @@ def train(options: Options) -> DifficultyAwareGRPOTrainer:
     if args.scores and training.score_first and not _is_scored(Path(args.scores)):
         _score_first(loaded.dataset, str(model.model_name_or_path), Path(args.scores), options)
     processor = load_processor(name, trust_remote_code=args.trust_remote_code)
-    data = with_pictures(loaded.dataset)
+    data = with_images(loaded.dataset)
     if training.max_prompt_length is not None:
         data, _ = as_scored(data, args.scores)
         with samples_named(data):
             data, dropped = keep_short(data, processor, training.max_prompt_length)
-        (output / REJECTED_PROMPTS).write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in dropped))
-        _say(args, f"left out   {len(dropped)} prompts of over {training.max_prompt_length} tokens: {REJECTED_PROMPTS}")
+        (output / OVERLONG_FILE).write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in dropped))
+        _say(args, f"left out   {len(dropped)} prompts of over {training.max_prompt_length} tokens: {OVERLONG_FILE}")
         if not len(data):
             raise TrainingError(
                 f"every prompt has more than max_prompt_length {training.max_prompt_length} tokens: raise it"
@@ -286,7 +285,7 @@ def _check_run(options: Options, output: Path, resumes: bool) -> None:
         "seed": args.seed,
         "learning_rate": args.learning_rate,
     }
-    path = output / RUN
+    path = output / TRAINING_FILE
     if resumes and path.exists():
         before = json.loads(path.read_text())
         other = [name for name, value in about.items() if name in before and before[name] != value]

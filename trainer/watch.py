@@ -10,7 +10,7 @@ from math import isfinite, sqrt
 from statistics import fmean, median, variance
 
 NO_SIGNAL = 0.95
-"""Share of groups without signal, as a mean over the window, above which hardly a rollout teaches."""
+"""Share of zero-variance groups, as a mean over the window, above which hardly a rollout teaches."""
 WINDOW = 10
 """Logged entries that are looked at together."""
 KL_LIMIT = 10.0
@@ -62,7 +62,7 @@ class Watch:
         return new
 
     def _on_signal(self, logs: Mapping[str, object]) -> list[Alarm]:
-        value = _number(logs, "difficulty/frac_no_signal", _number(logs, "frac_reward_zero_std"))
+        value = _number(logs, "difficulty/frac_zero_std", _number(logs, "frac_reward_zero_std"))
         if value is None:
             return []
         self._signal.append(value)

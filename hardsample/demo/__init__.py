@@ -1,4 +1,4 @@
-"""The embedded model and data: a few million parameters and questions with answers that are hard to guess.
+"""The demo model and data: a few million parameters and questions with answers that are hard to guess.
 
 `load_split("demo")` is the 400 questions of `make demo`; `demo:pool`, `demo:test` and `demo:pretrain` are the splits
 they come from. See README.md in this folder, the model's card.
@@ -19,7 +19,7 @@ KNOBS = ("shift", "size", "contrast", "noise", "clutter", "count", "steps")
 
 
 def model_path() -> Path:
-    """The folder of the embedded model and its processor."""
+    """The folder of the demo model and its processor."""
     return Path(__file__).parent / "model"
 
 
@@ -56,7 +56,7 @@ def load_split(name: str, limit: int | None = None) -> Dataset:
 
 
 def _definition() -> str:
-    """A digest of everything that the pictures follow from, so that no stale cache of them is ever read."""
+    """A digest of everything that the images follow from, so that no stale cache of them is ever read."""
     import hashlib
 
     folder = Path(__file__).parent
@@ -74,7 +74,7 @@ def _records(split: str, count: int, definition: str) -> Iterator[dict[str, Any]
     for index in range(count):
         record = make_record(split, index)
         file = io.BytesIO()
-        Image.fromarray(record.pop("picture")).save(file, "PNG")
+        Image.fromarray(record.pop("image")).save(file, "PNG")
         content = [{"type": "image", "text": None}, {"type": "text", "text": record.pop("question")}]
         record["prompt"] = [{"role": "user", "content": content}]
         record["images"] = [{"bytes": file.getvalue(), "path": None}]

@@ -1,4 +1,4 @@
-"""The embedded model's parts, from config: a LLaVA-architecture model of 3.4 million parameters, and its processor.
+"""The demo model's parts, from config: a LLaVA-architecture model of 3.4 million parameters, and its processor.
 
 A second family (Gemma3: SigLIP tower, an image whose tokens see one another, grouped queries) and other widths are for
 experiments; what ships is `llava` of width 192.
@@ -14,7 +14,7 @@ from typing import Any
 from hardsample.demo.generator import COLOURS, QUESTIONS, SIDE
 
 PATCH = 12
-"""Side of a vision patch in pixels: 8 × 8 patches, so 64 image tokens a picture."""
+"""Side of a vision patch in pixels: 8 × 8 patches, so 64 image tokens an image."""
 
 IMAGE_TOKENS = (SIDE // PATCH) ** 2
 
@@ -26,7 +26,7 @@ SPECIAL = {
     "gemma3": ("<pad>", "<s>", "</s>", "<unk>", "<start_of_image>", "<image_soft_token>", "<end_of_image>"),
 }
 PLACEHOLDER = {"llava": "<image>", "gemma3": "<start_of_image>"}
-"""Family → what stands for a picture in a prompt before the processor expands it."""
+"""Family → what stands for an image in a prompt before the processor expands it."""
 
 TOKEN_PATTERN = r" ?[A-Za-z]+| ?[0-9]|[^A-Za-z0-9 ]| "
 CHAT_TEMPLATE = (
@@ -94,8 +94,8 @@ def build_processor(family: str = "llava", texts: Iterable[str] = ()) -> Any:
     }
     template = CHAT_TEMPLATE.replace("<image>", PLACEHOLDER[family])
     if family == "gemma3":
-        pictures = Gemma3ImageProcessorPil(**scaling)
-        return Gemma3Processor(pictures, tokenizer, chat_template=template, image_seq_length=IMAGE_TOKENS)
+        images = Gemma3ImageProcessorPil(**scaling)
+        return Gemma3Processor(images, tokenizer, chat_template=template, image_seq_length=IMAGE_TOKENS)
     return LlavaProcessor(
         image_processor=CLIPImageProcessorPil(**scaling, do_center_crop=False),
         tokenizer=tokenizer,
@@ -107,8 +107,8 @@ def build_processor(family: str = "llava", texts: Iterable[str] = ()) -> Any:
     )
 
 
-def expand_picture(processor: Any, prompt: str) -> str:
-    """Replace the one place for a picture in a prompt by the image tokens, as the processor does."""
+def expand_image(processor: Any, prompt: str) -> str:
+    """Replace the one place for an image in a prompt by the image tokens, as the processor does."""
     if hasattr(processor, "full_image_sequence"):
         return prompt.replace(processor.boi_token, processor.full_image_sequence)
     return prompt.replace(processor.image_token, processor.image_token * IMAGE_TOKENS)
@@ -213,7 +213,7 @@ def _sizes(width: int, layers: int) -> dict[str, int]:
 
 
 def save(model: Any, directory: Path, processor: Any = None) -> None:
-    """Write the model as bf16 safetensors, with its processor (by default the embedded model's), to `directory`."""
+    """Write the model as bf16 safetensors, with its processor (by default the demo model's), to `directory`."""
     import copy
 
     import torch

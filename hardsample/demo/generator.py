@@ -1,6 +1,6 @@
-"""Questions about small pictures, with answers that are hard to guess, from integers only.
+"""Questions about small images, with answers that are hard to guess, from integers only.
 
-Every record follows from (split, index): its picture is drawn with integer arithmetic from NumPy's raw PCG64 stream,
+Every record follows from (split, index): its image is drawn with integer arithmetic from NumPy's raw PCG64 stream,
 which NumPy keeps stable, so the same bytes come out on every machine. A record's `shift` (0-256) makes it harder
 through its knobs: size, contrast, noise, clutter, count and steps of reasoning, each recorded in a column of its own.
 """
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 SIDE = 96
-"""Width and height of a picture in pixels."""
+"""Width and height of an image in pixels."""
 
 SPLITS = {"pretrain": 0, "pool": 1, "test": 2}
 """Split name → number in the seed, and in `digits.npz` the part of the handwritten digits it may use."""
@@ -51,7 +51,7 @@ GRADERS = {
     "locating": "counting",
 }
 
-Picture = np.ndarray
+Image = np.ndarray
 """uint8, shape (96, 96, 3)."""
 
 
@@ -126,7 +126,7 @@ def _shape_alpha(shape: str, size: int) -> np.ndarray:
 
 
 class Canvas:
-    """A picture being drawn: a ground, and things painted over it with a common contrast."""
+    """An image being drawn: a ground, and things painted over it with a common contrast."""
 
     def __init__(self, draw: Draw, knobs: Knobs) -> None:
         self.draw, self.knobs = draw, knobs
@@ -143,7 +143,7 @@ class Canvas:
         return grey, grey, grey
 
     def paint(self, alpha: np.ndarray, colour: tuple[int, int, int], top: int, left: int) -> None:
-        """Blend a colour over the ground where `alpha` (0-256, shape (h, w)) covers it; clipped to the picture."""
+        """Blend a colour over the ground where `alpha` (0-256, shape (h, w)) covers it; clipped to the image."""
         y0, x0 = max(top, 0), max(left, 0)
         y1, x1 = min(top + alpha.shape[0], SIDE), min(left + alpha.shape[1], SIDE)
         if y0 >= y1 or x0 >= x1:
@@ -174,8 +174,8 @@ class Canvas:
             ground = self.pixels[y, x]
             self.pixels[y, x] = ground + ((np.array(colour, dtype=np.int32) - ground) * self.knobs.contrast >> 8)
 
-    def finish(self) -> Picture:
-        """Add the noise and return the picture as uint8."""
+    def finish(self) -> Image:
+        """Add the noise and return the image as uint8."""
         if self.knobs.noise:
             self.pixels += self.draw.noise(self.knobs.noise)
         return np.clip(self.pixels, 0, 255).astype(np.uint8)
@@ -218,7 +218,7 @@ def _reading(canvas: Canvas, digits: list[np.ndarray], shift: int) -> Drawn:
 
 
 def _two_numbers(canvas: Canvas, digits: list[np.ndarray], first: int, second: int) -> None:
-    """One number in the upper half of the picture, one in the lower."""
+    """One number in the upper half of the image, one in the lower."""
     draw, size = canvas.draw, canvas.knobs.size
     for half, number in enumerate((first, second)):
         top = half * SIDE // 2 + draw.between(2, SIDE // 2 - size - 2)
@@ -317,7 +317,7 @@ def make_record(split: str, index: int) -> dict[str, Any]:
         index: 0 … SIZES[split] − 1; `index % 6` is its ability, so every six in a row have all of them.
 
     Returns:
-        `id`, `question`, `picture` (uint8, (96, 96, 3)), `solution`, `ability`, `grader` and the knobs `shift`, `size`,
+        `id`, `question`, `image` (uint8, (96, 96, 3)), `solution`, `ability`, `grader` and the knobs `shift`, `size`,
         `contrast`, `noise`, `clutter`, `count`, `steps`.
 
     Raises:
@@ -335,7 +335,7 @@ def make_record(split: str, index: int) -> dict[str, Any]:
     return {
         "id": f"{split}-{index:06d}",
         "question": QUESTIONS[ability],
-        "picture": canvas.finish(),
+        "image": canvas.finish(),
         "solution": drawn.answer,
         "ability": ability,
         "grader": GRADERS[ability],

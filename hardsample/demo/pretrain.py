@@ -1,7 +1,7 @@
-"""Trains the embedded model: `python -m hardsample.demo.pretrain RUN_DIR` (resumes where it was; see the model card).
+"""Trains the demo model: `python -m hardsample.demo.pretrain RUN_DIR` (resumes where it was; see the model card).
 
 Three stages, each a row of STAGES. The vision tower first learns from dense labels (which digit, shape and colour
-covers each patch of a packed picture): from answers alone it learns no digit. Then the whole model learns to answer.
+covers each patch of a packed image): from answers alone it learns no digit. Then the whole model learns to answer.
 Last, a share of the answers is spoiled in a structured way (a digit off by one, two colours swapped), more of them
 where the shift is large: the model then knows the right answer and does not always give it, which is what
 reinforcement learning sharpens.
@@ -47,7 +47,7 @@ DENSE_HEADS = {"digit": 11, "shape": len(SHAPES) + 1, "colour": len(COLOURS) + 1
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of training: its length, batch (pictures), peak learning rate, and what learns."""
+    """One stage of training: its length, batch (images), peak learning rate, and what learns."""
 
     name: str
     steps: int
@@ -56,7 +56,7 @@ class Stage:
     frozen_tower: float
     """Share of the stage at its start in which the tower is frozen; afterwards it learns at a tenth of the rate."""
     masked: float
-    """Share of the pictures that are masked, each with up to half of its pixels."""
+    """Share of the images that are masked, each with up to half of its pixels."""
 
 
 STAGES = (
@@ -77,9 +77,9 @@ class Material:
 
     name: str
     make_record: Callable[[str, int], dict[str, Any]]
-    """(split, index) → record with its `picture`, `question` and `solution`; at least 460,000 of split pretrain."""
+    """(split, index) → record with its `image`, `question` and `solution`; at least 460,000 of split pretrain."""
     dense_scene: Callable[[int, float], tuple[np.ndarray, np.ndarray]]
-    """(index, share of the pictures that are masked) → picture and, int64 (heads, 64), what covers each patch."""
+    """(index, share of the images that are masked) → image and, int64 (heads, 64), what covers each patch."""
     spoil: Callable[[Draw, dict[str, Any]], str]
     """The record's answer, or a spoiled one."""
     heads: dict[str, int]
@@ -88,16 +88,16 @@ class Material:
     """Questions and answers whose words the demo's tokenizer lacks."""
 
 
-def mask_some(draw: Draw, picture: np.ndarray, share: float) -> np.ndarray:
-    """Blacken up to half of the pixels of this share of the pictures."""
+def mask_some(draw: Draw, image: np.ndarray, share: float) -> np.ndarray:
+    """Blacken up to half of the pixels of this share of the images."""
     if draw.below(1000) >= share * 1000:
-        return picture
+        return image
     noise = (draw.noise(127)[..., :1] + 127).astype(np.uint8)
-    return np.where(noise < draw.below(128), 0, picture).astype(np.uint8)
+    return np.where(noise < draw.below(128), 0, image).astype(np.uint8)
 
 
 def dense_scene(index: int, masked: float) -> tuple[np.ndarray, np.ndarray]:
-    """A picture packed with digits and shapes of many sizes, and what covers each patch.
+    """An image packed with digits and shapes of many sizes, and what covers each patch.
 
     Returns:
         uint8 (96, 96, 3) and int64 (3, 64): digit (10 = none), shape, colour (last = none) by patch.
@@ -174,8 +174,8 @@ def spoil(draw: Draw, record: dict[str, Any]) -> str:
 DEMO = Material("demo", make_record, dense_scene, spoil, DENSE_HEADS)
 
 
-class Pictures(Dataset):
-    """The pictures of one stage as float tensors, with dense labels or with token ids, by index."""
+class Images(Dataset):
+    """The images of one stage as float tensors, with dense labels or with token ids, by index."""
 
     def __init__(self, stage: Stage, start: int, material: Material = DEMO, family: str = "llava") -> None:
         self.stage, self.start, self.material = stage, start, material
@@ -187,19 +187,19 @@ class Pictures(Dataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
         index += self.start * self.stage.batch
         if self.stage.name == "dense":
-            picture, labels = self.material.dense_scene(index, self.stage.masked)
-            return to_tensor(picture), torch.from_numpy(labels)
+            image, labels = self.material.dense_scene(index, self.stage.masked)
+            return to_tensor(image), torch.from_numpy(labels)
         index += FIRST_RECORD[self.stage.name]
         record, draw = self.material.make_record("pretrain", index), Draw(9, index)
         spoiled = self.stage.name == "spoiled"
         answer = self.material.spoil(draw, record) if spoiled else str(record["solution"])
-        picture = mask_some(draw, record["picture"], self.stage.masked)
-        return to_tensor(picture), *self.encode(str(record["question"]), answer)
+        image = mask_some(draw, record["image"], self.stage.masked)
+        return to_tensor(image), *self.encode(str(record["question"]), answer)
 
 
-def to_tensor(picture: np.ndarray) -> torch.Tensor:
-    """What the processor makes of a 96 × 96 picture: float32 (3, 96, 96) in −1 … 1."""
-    return torch.from_numpy(picture).permute(2, 0, 1).float() / 127.5 - 1
+def to_tensor(image: np.ndarray) -> torch.Tensor:
+    """What the processor makes of a 96 × 96 image: float32 (3, 96, 96) in −1 … 1."""
+    return torch.from_numpy(image).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def encoder(processor: Any) -> Callable[[str, str], tuple[torch.Tensor, torch.Tensor]]:
@@ -210,7 +210,7 @@ def encoder(processor: Any) -> Callable[[str, str], tuple[torch.Tensor, torch.Te
     def prompt_ids(question: str) -> list[int]:
         content = [{"type": "image"}, {"type": "text", "text": question}]
         text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        return tokenizer(build.expand_picture(processor, text), add_special_tokens=False).input_ids
+        return tokenizer(build.expand_image(processor, text), add_special_tokens=False).input_ids
 
     def encode(question: str, answer: str) -> tuple[torch.Tensor, torch.Tensor]:
         prompt = prompt_ids(question)
@@ -221,22 +221,22 @@ def encoder(processor: Any) -> Callable[[str, str], tuple[torch.Tensor, torch.Te
 
 
 def collate(rows: list) -> tuple[torch.Tensor, ...]:
-    """Stack pictures and dense labels; or pad ids with 0 and labels with −100 on the right, to a multiple of eight."""
-    pictures, first, *rest = zip(*rows, strict=True)
+    """Stack images and dense labels; or pad ids with 0 and labels with −100 on the right, to a multiple of eight."""
+    images, first, *rest = zip(*rows, strict=True)
     if not rest:
-        return torch.stack(pictures), torch.stack(first)
+        return torch.stack(images), torch.stack(first)
     length = -(-max(map(len, first)) // 8) * 8
     ids, labels = torch.zeros(len(rows), length, dtype=torch.long), torch.full((len(rows), length), -100)
     for row, (one, other) in enumerate(zip(first, rest[0], strict=True)):
         ids[row, : len(one)], labels[row, : len(other)] = one, other
-    return torch.stack(pictures), ids, labels
+    return torch.stack(images), ids, labels
 
 
 def loss_of(stage: Stage, model: Any, heads: torch.nn.ModuleDict, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
     """Mean cross entropy of a batch under the stage's task."""
-    pictures, *targets = batch
+    images, *targets = batch
     if stage.name == "dense":
-        features = model.model.vision_tower(pictures).last_hidden_state
+        features = model.model.vision_tower(images).last_hidden_state
         features = features[:, features.shape[1] % 2 :]  # CLIP's has a class token before the patches
         losses = [
             torch.nn.functional.cross_entropy(head(features).flatten(0, 1).float(), targets[0][:, row].flatten())
@@ -247,7 +247,7 @@ def loss_of(stage: Stage, model: Any, heads: torch.nn.ModuleDict, batch: tuple[t
     # Gemma3's image tokens see one another, and it takes these types for where they are
     types = {"token_type_ids": (ids == model.config.image_token_id).long()} if family_of(model) == "gemma3" else {}
     # padding is on the right: causal is enough
-    return model(input_ids=ids, pixel_values=pictures, labels=labels, **types).loss
+    return model(input_ids=ids, pixel_values=images, labels=labels, **types).loss
 
 
 def family_of(model: Any) -> str:
@@ -283,8 +283,8 @@ def train(stage: Stage, model: Any, heads: torch.nn.ModuleDict, run: Path, mater
         heads.load_state_dict(state["heads"])
         optimizer.load_state_dict(state["optimizer"])
         first, before = state["step"], state.get("seconds", 0.0)
-    pictures = Pictures(stage, first, material, family_of(model))
-    loader = DataLoader(pictures, stage.batch, num_workers=1, collate_fn=collate, prefetch_factor=8)
+    images = Images(stage, first, material, family_of(model))
+    loader = DataLoader(images, stage.batch, num_workers=1, collate_fn=collate, prefetch_factor=8)
     began, running = time.time(), None
     for step, batch in enumerate(loader, start=first):
         frozen = step < stage.frozen_tower * stage.steps

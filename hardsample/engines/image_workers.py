@@ -1,7 +1,7 @@
-"""An image processor whose pictures are shared out among worker threads, with the outputs of one call.
+"""An image processor whose images are shared out among worker threads, with the outputs of one call.
 
-Processors on PIL and NumPy take one picture after the other on one core. Both let other threads run while they resize
-and compute, so threads suffice: pictures need not travel to other processes.
+Processors on PIL and NumPy take one image after the other on one core. Both let other threads run while they resize
+and compute, so threads suffice: images need not travel to other processes.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch import Tensor
 
 MAX_WORKERS = 8
 WORTH_PIXELS = 256 * 256
-"""Smaller pictures stay in one call: their time is Python's own, of which one thread runs at a time."""
+"""Smaller images stay in one call: their time is Python's own, of which one thread runs at a time."""
 
-Pictures = Sequence[Tensor | Sequence[Tensor]]
+Images = Sequence[Tensor | Sequence[Tensor]]
 
 
 def default_workers() -> int:
@@ -32,18 +32,18 @@ class ImageWorkers:
     """Stands in for an image processor of transformers that works on PIL and NumPy (`backend` is `pil`).
 
     Some processors number or pack what they make through the whole batch, so that no two calls can be joined. The
-    first batch of each case (pictures of one size or of several, joined with or without padding) is therefore made
+    first batch of each case (images of one size or of several, joined with or without padding) is therefore made
     both ways and compared bit for bit; where the two differ, batches of that case go to the processor whole.
 
     Args:
-        image_processor: takes a list of pictures, or of one list for each text, and gives a mapping of tensors.
+        image_processor: takes a list of images, or of one list for each text, and gives a mapping of tensors.
         workers: number of threads.
-        worth_pixels: pictures of fewer pixels, on average over a batch, are not shared out.
+        worth_pixels: images of fewer pixels, on average over a batch, are not shared out.
     """
 
     def __init__(self, image_processor: Any, workers: int, worth_pixels: int = WORTH_PIXELS) -> None:
         self._inner = image_processor
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="pictures")
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="images")
         self._workers, self._worth_pixels = workers, worth_pixels
         self._joins: dict[tuple[bool, bool], bool] = {}
         self.shared_out = 0
@@ -53,11 +53,11 @@ class ImageWorkers:
         """Everything but the call is the image processor's own; its settings, above all."""
         return getattr(self._inner, name)
 
-    def __call__(self, images: Pictures, *args: Any, **kwargs: Any) -> Any:
-        """What the image processor makes of these pictures in one call."""
+    def __call__(self, images: Images, *args: Any, **kwargs: Any) -> Any:
+        """What the image processor makes of these images in one call."""
 
-        def call(pictures: Pictures) -> Any:
-            return self._inner(pictures, *args, **kwargs)
+        def call(part: Images) -> Any:
+            return self._inner(part, *args, **kwargs)
 
         sizes = _sizes(images)
         mixed = len(set(sizes)) > 1
@@ -68,7 +68,7 @@ class ImageWorkers:
         try:
             outputs = list(self._pool.map(call, _parts(images, self._workers)))
             joined, padded = join_outputs(outputs)
-        except Exception:  # noqa: BLE001 - a bad picture, of which the one call tells, or a part that it does not take
+        except Exception:  # noqa: BLE001 - a bad image, of which the one call tells, or a part that it does not take
             joined, padded = None, False
         if joined is None or (mixed, padded) not in self._joins:
             whole = call(images)
@@ -81,7 +81,7 @@ class ImageWorkers:
 def join_outputs(outputs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any] | None, bool]:
     """Put the outputs of several calls behind one another.
 
-    Tensors whose other dimensions differ are filled up with zeros, as processors do that pad to the largest picture of
+    Tensors whose other dimensions differ are filled up with zeros, as processors do that pad to the largest image of
     a batch.
 
     Args:
@@ -117,16 +117,16 @@ def _fill_up(value: Tensor, sizes: Sequence[int]) -> Tensor:
     return made
 
 
-def _sizes(images: Pictures) -> list[tuple[int, ...]]:
-    """Height and width of every picture; none if something else than lists of channels-first tensors was given."""
+def _sizes(images: Images) -> list[tuple[int, ...]]:
+    """Height and width of every image; none if something else than lists of channels-first tensors was given."""
     if not isinstance(images, list | tuple):
         return []
-    pictures = [picture for item in images for picture in (item if isinstance(item, list | tuple) else [item])]
-    return [tuple(picture.shape[-2:]) for picture in pictures] if all(map(torch.is_tensor, pictures)) else []
+    flat = [tensor for item in images for tensor in (item if isinstance(item, list | tuple) else [item])]
+    return [tuple(tensor.shape[-2:]) for tensor in flat] if all(map(torch.is_tensor, flat)) else []
 
 
-def _parts(images: Pictures, workers: int) -> list[Pictures]:
-    """Consecutive pictures, equally many for each worker."""
+def _parts(images: Images, workers: int) -> list[Images]:
+    """Consecutive images, equally many for each worker."""
     count = min(workers, len(images))
     bounds = [place * len(images) // count for place in range(count + 1)]
     return [images[start:stop] for start, stop in pairwise(bounds)]

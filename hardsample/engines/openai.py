@@ -1,6 +1,6 @@
 """Rollouts by any server with OpenAI's interface (vLLM, SGLang, transformers serve …): a chat completion each.
 
-Pictures are masked here, in source space, and sent as PNG data URIs. A rollout's seed is keyed by (run seed, sample id,
+Images are masked here, in source space, and sent as PNG data URIs. A rollout's seed is keyed by (run seed, sample id,
 ratio, realization), as its mask is. The key is read from OPENAI_API_KEY and goes to the client alone.
 """
 
@@ -26,13 +26,13 @@ from PIL import Image
 
 from hardsample.engines.flight import Flight, Patience, Setback, SetbackError, Window
 from hardsample.engines.image_workers import default_workers
-from hardsample.engines.preparing import Picture, PictureCache, Request, Seconds
+from hardsample.engines.masking import MaskDraw, mask_images
+from hardsample.engines.preparing import ImageCache, Pixels, Request, Seconds
 from hardsample.engines.replies import Problem, UnreadableError, read_reply, said_by
 from hardsample.engines.results import Completion, EngineError, Failure
+from hardsample.engines.server_url import KEY_VARIABLE, checked_url, key_notice, server_key, without_key
 from hardsample.kernels.keys import mask_key, ratio_units
 from hardsample.kernels.ops import chosen
-from hardsample.masking import MaskDraw, mask_pictures
-from hardsample.server_url import KEY_VARIABLE, checked_url, key_notice, server_key, without_key
 
 DEFAULT_NEW_TOKENS = 1024
 PROBE_SECONDS = 5.0
@@ -54,11 +54,11 @@ class OpenAIEngine:
         temperature: T ≥ 0; 0 is greedy.
         max_new_tokens: longest completion; None is 1,024.
         kind: `pixel`, `patch` or `rectangle`.
-        max_pixels: pictures beyond it are refused.
+        max_pixels: images beyond it are refused.
         concurrency: the most requests in flight.
         request_timeout_s: how long one reply may take.
         retries: tries after the first, while the server answers other requests.
-        server_wait_s: how long a server that answers nothing is waited for.
+        server_timeout_s: how long a server that answers nothing is waited for.
         notice: is told what went another way than planned.
 
     Raises:
@@ -76,7 +76,7 @@ class OpenAIEngine:
     concurrency: int
     request_timeout_s: float
     retries: int
-    server_wait_s: float
+    server_timeout_s: float
     seconds: Seconds = field(default_factory=Seconds)
     notice: Callable[[str], None] = print
 
@@ -91,13 +91,13 @@ class OpenAIEngine:
         if said := key_notice():
             self.notice(said)
         self.max_new_tokens = self.max_new_tokens or DEFAULT_NEW_TOKENS
-        self._pictures = PictureCache(self.max_pixels)
+        self._images = ImageCache(self.max_pixels)
         self._whole: dict[str, list[dict[str, Any]]] = {}
         self._lock = threading.Lock()
         self._optional: dict[str, Any] = {**NEUTRAL, "seed": True}
         self._length = "max_tokens"
         self._patience: Patience | None = None
-        self._encoders = ThreadPoolExecutor(default_workers(), thread_name_prefix="pictures")
+        self._encoders = ThreadPoolExecutor(default_workers(), thread_name_prefix="images")
         self.tokens = {"prompt": 0, "completion": 0}
         """As the server counted them."""
 
@@ -128,7 +128,7 @@ class OpenAIEngine:
         )
         window = Window(self.concurrency)
         self._patience = Patience(
-            self.retries, self.server_wait_s, self._answers, lambda text: self.notice(text), window
+            self.retries, self.server_timeout_s, self._answers, lambda text: self.notice(text), window
         )
         return Flight(self.rollout, window, self._client.close)
 
@@ -141,7 +141,7 @@ class OpenAIEngine:
         assert self._patience is not None
         try:
             messages = await asyncio.get_running_loop().run_in_executor(self._encoders, self.messages, request)
-        except Exception as error:  # noqa: BLE001 - a bad picture raises anything, and must not sink the job
+        except Exception as error:  # noqa: BLE001 - a bad image raises anything, and must not sink the job
             return Failure(f"{type(error).__name__}: {without_key(str(error))}")
         seed = rollout_seed(self.seed, request)
         try:
@@ -152,19 +152,19 @@ class OpenAIEngine:
         return Failure(result, of_record=False) if isinstance(result, str) else result
 
     def messages(self, request: Request) -> list[dict[str, Any]]:
-        """A rollout's prompt as the interface takes it, with its masked pictures."""
+        """A rollout's prompt as the interface takes it, with its masked images."""
         sample, whole = request.record["id"], not request.ratio
         if whole and (kept := self._whole.get(sample)) is not None:
             return kept
         with self.seconds.timed("decode"):
-            pictures = self._pictures(request.record)
+            images = self._images(request.record)
         key = mask_key(self.seed, sample)
-        draws = [MaskDraw(request.ratio, request.realization, key, index) for index in range(len(pictures))]
+        draws = [MaskDraw(request.ratio, request.realization, key, index) for index in range(len(images))]
         with self.seconds.timed("mask"):
-            masked = pictures if whole else mask_pictures(list(pictures), draws, kind=self.kind)
+            masked = images if whole else mask_images(list(images), draws, kind=self.kind)
         with self.seconds.timed("processor"):
             made = chat_messages(request.record["prompt"], [png_uri(one) for one in masked])
-        if whole:  # an unsolved sample is asked K times with the same picture
+        if whole:  # an unsolved sample is asked K times with the same image
             with self._lock:
                 self._whole[sample] = made
                 while len(self._whole) > self.concurrency:
@@ -279,21 +279,21 @@ def rollout_seed(seed: int, request: Request) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def png_uri(picture: Picture) -> str:
-    """A picture, uint8 (height, width, 3), as a data URI that loses nothing."""
+def png_uri(pixels: Pixels) -> str:
+    """An image, uint8 (height, width, 3), as a data URI that loses nothing."""
     file = io.BytesIO()
-    Image.fromarray(picture.numpy()).save(file, "PNG", compress_level=_PNG_LEVEL)
+    Image.fromarray(image.numpy()).save(file, "PNG", compress_level=_PNG_LEVEL)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def chat_messages(prompt: Sequence[Mapping[str, Any]], pictures: Sequence[str]) -> list[dict[str, Any]]:
+def chat_messages(prompt: Sequence[Mapping[str, Any]], images: Sequence[str]) -> list[dict[str, Any]]:
     """A canonical prompt in the interface's form.
 
     Args:
         prompt: messages with content blocks of type image and text.
-        pictures: a URI for each image block, in order.
+        images: a URI for each image block, in order.
     """
-    left = iter(pictures)
+    left = iter(images)
 
     def block(one: Mapping[str, Any]) -> dict[str, Any]:
         if one["type"] == "image":

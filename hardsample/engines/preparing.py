@@ -1,6 +1,6 @@
-"""From rollouts to a model's inputs: pictures are decoded once, masked in few passes, and processed in one batch.
+"""From rollouts to a model's inputs: images are decoded once, masked in few passes, and processed in one batch.
 
-Pictures are uint8 tensors from the file to the processor. A processor whose backend is torchvision gets them on the
+Images are uint8 tensors from the file to the processor. A processor whose backend is torchvision gets them on the
 model's device, where they are masked too; one on PIL and NumPy is shared out among worker threads.
 """
 
@@ -22,16 +22,16 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
+from hardsample.data.images import open_image
 from hardsample.engines.image_workers import ImageWorkers, default_workers
-from hardsample.images import open_image
+from hardsample.engines.masking import MaskDraw, mask_images, mask_model_inputs
 from hardsample.kernels.keys import mask_key
 from hardsample.kernels.ops import chosen
-from hardsample.masking import MaskDraw, mask_model_inputs, mask_pictures
 
 _CACHE_BYTES = 512 * 2**20
 _BUFFER_BYTES = 512 * 2**20
 
-Picture = UInt8[Tensor, "height width 3"]
+Pixels = UInt8[Tensor, "height width 3"]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Preparation:
         seed: of the masks.
         kind: `pixel`, `patch` or `rectangle`.
         mask_space: `source` or `model`.
-        max_pixels: pictures beyond it are refused.
+        max_pixels: images beyond it are refused.
         seconds: to which the time of each step is added.
         notice: is told what went another way than planned.
     """
@@ -95,7 +95,7 @@ class Preparation:
         self._given, self._processor = processor, processor
         self._seed, self._kind, self._mask_space = seed, kind, mask_space
         self._seconds, self._notice = seconds, notice
-        self._pictures = PictureCache(max_pixels)
+        self._images = ImageCache(max_pixels)
         self._buffer: Tensor | None = None
         self._lock = threading.Lock()
         self.backend = getattr(processor.image_processor, "backend", None)
@@ -113,7 +113,7 @@ class Preparation:
             Exception: what a processor raises on a record that it cannot take.
             MaskSpaceError: the processor's output has no single masked space (`model` space).
         """
-        with self._lock:  # one buffer for the masked pictures
+        with self._lock:  # one buffer for the masked images
             try:
                 return self._inputs(requests)
             except Exception as error:
@@ -129,7 +129,7 @@ class Preparation:
         except Exception:
             self.device, self._buffer = device, None  # it was the record
             raise
-        self._notice(f"pictures are prepared on the CPU from here on: {type(error).__name__} on {device} ({error})")
+        self._notice(f"images are prepared on the CPU from here on: {type(error).__name__} on {device} ({error})")
         return inputs
 
     def backends(self) -> dict[str, str]:
@@ -143,14 +143,14 @@ class Preparation:
 
     def _inputs(self, requests: Sequence[Request]) -> dict[str, Any]:
         with self._seconds.timed("decode"):
-            pictures = [self._pictures(request.record) for request in requests]
-            # the same picture of several rollouts travels once
-            moved = {id(one): one.to(self.device) for images in pictures for one in images}
+            decoded = [self._images(request.record) for request in requests]
+            # the same image of several rollouts travels once
+            moved = {id(image): image.to(self.device) for images in decoded for image in images}
         draws = [draw for request in requests for draw in self._draws(request)]
-        flat = [moved[id(one)] for images in pictures for one in images]
+        flat = [moved[id(image)] for images in decoded for image in images]
         if self._mask_space == "source":
             with self._seconds.timed("mask"):
-                flat = mask_pictures(flat, draws, kind=self._kind, buffer=self._room(flat))
+                flat = mask_images(flat, draws, kind=self._kind, buffer=self._room(flat))
         with self._seconds.timed("processor"):
             inputs = self._processed(requests, flat)
         if self._mask_space == "model" and flat:
@@ -160,18 +160,18 @@ class Preparation:
             self._buffer = None
         return inputs
 
-    def _processed(self, requests: Sequence[Request], pictures: Sequence[Picture]) -> dict[str, Any]:
+    def _processed(self, requests: Sequence[Request], flat: Sequence[Pixels]) -> dict[str, Any]:
         texts = [self._prompt(request.record["prompt"]) for request in requests]
-        left = map(self._as_the_processor_takes_it, pictures)
+        left = map(self._as_the_processor_takes_it, flat)
         nested = [[next(left) for _ in request.record["images"]] for request in requests]
-        images = {"images": nested} if pictures else {}
+        images = {"images": nested} if flat else {}
         return dict(self._processor(text=texts, **images, padding=True, return_tensors="pt"))
 
-    def _as_the_processor_takes_it(self, picture: Picture) -> Tensor | Image.Image:
+    def _as_the_processor_takes_it(self, image: Pixels) -> Tensor | Image.Image:
         """Channels first, where no height or width is taken for the number of channels; PIL for processors of old."""
         if self.backend in ("pil", "torchvision"):
-            return picture.permute(2, 0, 1)
-        return Image.fromarray(picture.numpy())
+            return image.permute(2, 0, 1)
+        return Image.fromarray(image.numpy())
 
     def _draws(self, request: Request) -> list[MaskDraw]:
         key = mask_key(self._seed, request.record["id"])
@@ -186,9 +186,9 @@ class Preparation:
         blocks = [block for message in messages for block in message["content"]]
         return "".join(image if block["type"] == "image" else block["text"] for block in blocks)
 
-    def _room(self, pictures: Sequence[Picture]) -> Tensor:
+    def _room(self, images: Sequence[Pixels]) -> Tensor:
         """The buffer, large enough: the first touch of fresh memory costs far more than masking into it."""
-        size = sum(picture.numel() for picture in pictures)
+        size = sum(image.numel() for image in images)
         if self._buffer is None or len(self._buffer) < size:
             self._buffer = torch.empty(size, dtype=torch.uint8, device=self.device)
         return self._buffer
@@ -217,34 +217,34 @@ def _on_one_core() -> None:
     torch.set_num_threads(1)
 
 
-class PictureCache:
-    """Decoded pictures of the samples in flight, by id, up to half a gigabyte; safe to use from several threads."""
+class ImageCache:
+    """Decoded images of the samples in flight, by id, up to half a gigabyte; safe to use from several threads."""
 
     def __init__(self, max_pixels: int) -> None:
         self._max_pixels = max_pixels
-        self._held: OrderedDict[str, list[Picture]] = OrderedDict()
+        self._held: OrderedDict[str, list[Pixels]] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
 
-    def __call__(self, record: Mapping[str, Any]) -> list[Picture]:
-        """The record's pictures, the same tensors as long as they are held."""
+    def __call__(self, record: Mapping[str, Any]) -> list[Pixels]:
+        """The record's images, the same tensors as long as they are held."""
         with self._lock:
             if record["id"] in self._held:
                 self._held.move_to_end(record["id"])
                 return self._held[record["id"]]
         opened = [open_image(ref, max_pixels=self._max_pixels) for ref in record["images"]]
-        pictures = [torch.from_numpy(np.array(image)) for image in opened]
+        images = [torch.from_numpy(np.array(image)) for image in opened]
         with self._lock:
             if record["id"] not in self._held:
-                self._held[record["id"]] = pictures
-                self._bytes += _size(pictures)
+                self._held[record["id"]] = images
+                self._bytes += _size(images)
             while self._bytes > _CACHE_BYTES and len(self._held) > 1:
                 self._bytes -= _size(self._held.popitem(last=False)[1])
-        return pictures
+        return images
 
 
-def _size(pictures: Sequence[Picture]) -> int:
-    return sum(picture.numel() for picture in pictures)
+def _size(images: Sequence[Pixels]) -> int:
+    return sum(image.numel() for image in images)
 
 
 def _shares(value: Any, buffer: Tensor) -> bool:

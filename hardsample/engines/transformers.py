@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, LogitsProcessorList
 
+from hardsample.engines.masking import MaskSpaceError
 from hardsample.engines.preparing import Preparation, Request, Seconds
 from hardsample.engines.results import Completion, EngineError, Failure, finish_state
-from hardsample.masking import MaskSpaceError
-from hardsample.sampling import GumbelNoise, NoiseKey
+from hardsample.engines.sampling import GumbelNoise, NoiseKey
+from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, LogitsProcessorList
 
 DEFAULT_NEW_TOKENS = 1024
 _HASHED_WHOLE_BYTES = 64 * 2**20
@@ -126,7 +126,7 @@ class TransformersEngine:
         max_new_tokens: None takes the model's generation config, else 1,024.
         kind: `pixel`, `patch` or `rectangle`.
         mask_space: `source` or `model`.
-        max_pixels: pictures beyond it are refused.
+        max_pixels: images beyond it are refused.
         batch_size: rollouts in one `generate` call; halved when memory runs out.
     """
 
@@ -172,7 +172,7 @@ class TransformersEngine:
         self._worked = False
 
     def prepare(self, requests: Sequence[Request]) -> Prepared:
-        """Mask the pictures and run the processor; safe in a thread beside `generate`.
+        """Mask the images and run the processor; safe in a thread beside `generate`.
 
         A request that the processor refuses is in `failures`; the others go on.
         """

@@ -1,1 +1,1 @@
-"""One self-contained HTML page of a folder: of a scoring, an evaluation, a training, an experiment, or two scorings."""
+"""What a person looks at: HTML reports and tables of scoring, evaluation, training and experiment."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from hardsample.comparing import Moves, by_ability, furthest
-from hardsample.intervals import Interval
-from hardsample.report import charts
-from hardsample.report.document import Chart, Finding, Moved, Page, Part, Section, Table, Text
-from hardsample.report.gather import MOST_GROUPS, heat
-from hardsample.report.names import short, shown
-from hardsample.report.svg import to_svg
-from hardsample.strata import STRATA
+from hardsample.evaluation.comparing import Moves, by_ability, furthest
+from hardsample.metrics.intervals import Interval
+from hardsample.metrics.strata import STRATA
+from hardsample.report.parts import charts
+from hardsample.report.parts.document import Chart, Finding, Moved, Page, Part, Section, Table, Text
+from hardsample.report.parts.gather import MOST_GROUPS, heat
+from hardsample.report.parts.names import short, shown
+from hardsample.report.parts.svg import to_svg
 
 MOST_ROWS = 400
 """Samples of the list on the page; the file beside it has all."""

@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from hardsample.figures import mean_intervals
-from hardsample.intervals import Interval
-from hardsample.output import RUN_FILE, OutputError
-from hardsample.report import charts
-from hardsample.report.document import Chart, Finding, Page, Part, Section, Table, Text
-from hardsample.report.files import read_json
-from hardsample.report.findings import signature_findings
-from hardsample.report.folders import RESULTS_FILE
-from hardsample.report.names import data_name, model_name
-from hardsample.report.svg import to_svg
-from hardsample.strata import STRATA, UNFINISHED
+from hardsample.files import RESULTS_FILE, RUN_FILE
+from hardsample.metrics.intervals import Interval
+from hardsample.metrics.strata import STRATA, UNFINISHED
+from hardsample.report.parts import charts
+from hardsample.report.parts.document import Chart, Finding, Page, Part, Section, Table, Text
+from hardsample.report.parts.figures import mean_intervals
+from hardsample.report.parts.files import read_json
+from hardsample.report.parts.findings import signature_findings
+from hardsample.report.parts.names import data_name, model_name
+from hardsample.report.parts.svg import to_svg
+from hardsample.scoring.output import OutputError
 
 MOST_CURVES = 6
 SMOOTH = 9
@@ -177,7 +177,7 @@ def _curves(directory: Path, rows: list[Mapping[str, Any]]) -> Section:
     parts: list[Part] = []
     for name, found, ylabel, what in (
         ("rewards", rewards, "mean reward", "Reward of the last GRPO stage"),
-        ("silent", silent, "groups without signal, %", "Share of groups without signal in the last GRPO stage"),
+        ("silent", silent, "zero-variance groups, %", "Share of zero-variance groups in the last GRPO stage"),
     ):
         figure = charts.time_series(found, ylabel, smooth=SMOOTH, top=100 if name == "silent" else None)
         caption = f"{what}, mean over seeds: faint by step, strong the mean over {SMOOTH} steps."

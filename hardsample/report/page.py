@@ -11,13 +11,12 @@ from typing import Any
 from markupsafe import Markup
 
 from hardsample import __version__
-from hardsample.output import OutputError
-from hardsample.report.document import Page
-from hardsample.report.folders import kind_of
-from hardsample.report.trained import Watcher
+from hardsample.files import REPORT_FILE
+from hardsample.report.parts.document import Page
+from hardsample.report.parts.folders import kind_of
+from hardsample.scoring.output import OutputError
 
 HERE = Path(__file__).parent
-REPORT_FILE = "report.html"
 PER_STRATUM = 24
 
 
@@ -33,7 +32,6 @@ def write_report(
     seed: int = 0,
     data: str | None = None,
     image_root: str | None = None,
-    watch: Watcher = lambda logs: [],
 ) -> Path:
     """Writes the report of a folder: of a scoring, an evaluation, a training or an experiment.
 
@@ -43,8 +41,7 @@ def write_report(
         samples_per_stratum: of the gallery, at least 0.
         seed: of the gallery's draw.
         data: where the data is now, if not where run.json says.
-        image_root: where its pictures are now, likewise.
-        watch: from a training's log entries to sentences on what went wrong.
+        image_root: where its images are now, likewise.
 
     Returns:
         The file's path.
@@ -54,8 +51,8 @@ def write_report(
         FiguresError: matplotlib is not installed.
         ReportError: jinja2 is not installed.
     """
-    from hardsample.figures import new_figure
     from hardsample.report.experimented import experimented_page
+    from hardsample.report.parts.figures import new_figure
     from hardsample.report.scored import evaluation_page, scored_page
     from hardsample.report.trained import trained_page
 
@@ -66,7 +63,7 @@ def write_report(
     if kind == "experiment":
         page = experimented_page(directory)
     elif kind == "training":
-        page = trained_page(directory, watch)
+        page = trained_page(directory)
     elif kind == "evaluation":
         page = evaluation_page(directory, **of_scores)
     else:

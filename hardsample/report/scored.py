@@ -9,20 +9,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from hardsample.engines.results import FINISHES, UNKNOWN
-from hardsample.evaluation import EVALUATION_FILE
-from hardsample.figures import balance_histogram, layer_profile
-from hardsample.intervals import Interval, rank_correlation
-from hardsample.output import SCORES_FILE
-from hardsample.report import charts
-from hardsample.report.document import Chart, Page, Part, Section, Table, Text, shares_of
-from hardsample.report.files import read_json
-from hardsample.report.findings import ENDED, scoring_findings
-from hardsample.report.gallery import gallery
-from hardsample.report.gather import NO_IMAGE, Group, Scored, crossed, curves, gather, grouped, heat, passing
-from hardsample.report.names import data_name, model_name, shown
-from hardsample.report.svg import to_svg
-from hardsample.strata import LABELS, SOLVED, STRATA, UNFINISHED, shown_labels
+from hardsample.files import EVALUATION_FILE, SCORES_FILE
+from hardsample.metrics.finishes import FINISHES, UNKNOWN
+from hardsample.metrics.intervals import Interval, rank_correlation
+from hardsample.metrics.strata import LABELS, SOLVED, STRATA, UNFINISHED, shown_labels
+from hardsample.report.parts import charts
+from hardsample.report.parts.document import Chart, Page, Part, Section, Table, Text, shares_of
+from hardsample.report.parts.figures import balance_histogram, layer_profile
+from hardsample.report.parts.files import read_json
+from hardsample.report.parts.findings import ENDED, scoring_findings
+from hardsample.report.parts.gallery import gallery
+from hardsample.report.parts.gather import NO_IMAGE, Group, Scored, crossed, curves, gather, grouped, heat, passing
+from hardsample.report.parts.names import data_name, model_name, shown
+from hardsample.report.parts.svg import to_svg
 
 CALLED: dict[str | None, str] = {name: name for name in LABELS} | {None: NO_IMAGE}
 EVALUATED: dict[str | None, str] = {
@@ -44,7 +43,7 @@ def scored_page(directory: Path, *, each: int, seed: int, data: str | None, imag
         each: samples of each stratum in the gallery.
         seed: of their draw.
         data: where the data is now, if not where run.json says.
-        image_root: where its pictures are now, likewise.
+        image_root: where its images are now, likewise.
 
     Raises:
         OutputError: there is no finished run.
@@ -143,7 +142,7 @@ def lead(scored: Scored) -> list[str]:
     )
     return [
         f"{teach:,} of {known:,} samples ({100 * teach / known:.0f} %) are medium or hard: solved, but only with "
-        f"enough of the picture. {100 * strata['unsolved'] / known:.0f} % are never solved and give no gradient, "
+        f"enough of the image. {100 * strata['unsolved'] / known:.0f} % are never solved and give no gradient, "
         f"{100 * strata['easy'] / known:.0f} % are solved from a few pixels.",
         *unfinished,
         cost,
@@ -317,7 +316,7 @@ def cost_section(scored: Scored) -> Section:
     parts: list[Part] = [Table("Rollouts spent and saved", ["rollouts", "number", "share"], rows, total=True)]
     names = {
         "generate": "waiting for the server" if scored.served else "in the model",
-        "wait_for_prepare": "waiting for pictures",
+        "wait_for_prepare": "waiting for images",
         "grade": "grading",
         "cmab": "attention (CMAB)",
     }

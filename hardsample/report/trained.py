@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hardsample.figures import STRATUM_COLOURS
-from hardsample.output import OutputError
-from hardsample.report import charts
-from hardsample.report.document import Chart, Page, Part, Section, Table, Text
-from hardsample.report.files import read_json
-from hardsample.report.findings import training_findings
-from hardsample.report.folders import TRAINER_STATE, TRAINING_FILE
-from hardsample.report.names import data_name, model_name, shown
-from hardsample.report.svg import to_svg
-from hardsample.strata import STRATA
+from hardsample.files import TRAINING_FILE
+from hardsample.metrics.strata import STRATA
+from hardsample.report.parts import charts
+from hardsample.report.parts.document import Chart, Page, Part, Section, Table, Text
+from hardsample.report.parts.figures import STRATUM_COLOURS
+from hardsample.report.parts.files import read_json
+from hardsample.report.parts.findings import training_findings
+from hardsample.report.parts.names import data_name, model_name, shown
+from hardsample.report.parts.svg import to_svg
+from hardsample.scoring.output import OutputError
+from hardsample.trainer.watch import Watch
 
 Logs = list[dict[str, Any]]
-Watcher = Callable[[Logs], list[str]]
-"""From log entries to sentences on what went wrong: `hardsample.trainer.watch`, which lies above this package."""
 Series = tuple[list[float], list[float]]
 
 NAMES = {
     "reward": "reward on the samples drawn",
-    "difficulty/slice_reward": "reward on the fixed slice",
-    "difficulty/frac_no_signal": "groups without signal",
-    "frac_reward_zero_std": "groups without signal",
-    "difficulty/frac_no_signal_uniform": "expected of uniform draws",
+    "difficulty/monitor_reward": "reward on the monitoring set",
+    "difficulty/frac_zero_std": "zero-variance groups",
+    "frac_reward_zero_std": "zero-variance groups",
+    "difficulty/frac_zero_std_uniform": "expected of uniform draws",
     "difficulty/rollouts": "all rollouts",
     "difficulty/effective_rollouts": "in groups with signal",
     "difficulty/probe_success": "right under the probed mask",
@@ -45,12 +44,11 @@ SMOOTH = 7
 THE_END = "the whole training"
 
 
-def trained_page(directory: Path, watch: Watcher) -> Page:
+def trained_page(directory: Path) -> Page:
     """The page of a training.
 
     Args:
         directory: its `output_dir`.
-        watch: says what went wrong.
 
     Raises:
         OutputError: no checkpoint has logs yet.
@@ -68,8 +66,14 @@ def trained_page(directory: Path, watch: Watcher) -> Page:
         [*facts, ("steps", f"{steps:,}"), ("logs of", where)],
         _lead(logs, where),
         [learning(logs), strata(logs), looking(logs), health(logs)],
-        training_findings(watch(logs)),
+        training_findings(_alarms(logs)),
     )
+
+
+def _alarms(logs: Logs) -> list[str]:
+    """Say what went wrong, in sentences."""
+    watch = Watch()
+    return [alarm.text for entry in logs for alarm in watch.update(entry)]
 
 
 def read_logs(directory: Path) -> tuple[Logs, str]:
@@ -113,25 +117,25 @@ def series(logs: Logs, key: str) -> Series:
 
 
 def learning(logs: Logs) -> Section:
-    """Rewards, and the share of groups without signal."""
-    rewards = _several(logs, ("reward", "difficulty/slice_reward"))
+    """Rewards, and the share of zero-variance groups."""
+    rewards = _several(logs, ("reward", "difficulty/monitor_reward"))
     figure = charts.time_series(rewards, "mean reward", smooth=SMOOTH)
     caption = f"Mean reward: faint as logged, strong the mean over {SMOOTH} entries."
     parts: list[Part] = [Chart(to_svg(figure, "reward", "Reward over the steps"), caption)]
-    key = "difficulty/frac_no_signal" if series(logs, "difficulty/frac_no_signal")[0] else "frac_reward_zero_std"
-    found = _several(logs, (key, "difficulty/frac_no_signal_uniform"))
+    key = "difficulty/frac_zero_std" if series(logs, "difficulty/frac_zero_std")[0] else "frac_reward_zero_std"
+    found = _several(logs, (key, "difficulty/frac_zero_std_uniform"))
     if found:
         percent = {name: (steps, [100 * one for one in values]) for name, (steps, values) in found.items()}
         figure = charts.time_series(percent, "groups, %", smooth=SMOOTH, top=100)
         caption = "Groups whose rollouts all had the same reward: they give no gradient. Lower is better."
-        parts.append(Chart(to_svg(figure, "signal", "Share of groups without signal"), caption))
+        parts.append(Chart(to_svg(figure, "signal", "Share of zero-variance groups"), caption))
     else:
-        parts.append(Text("The share of groups without signal was not logged."))
+        parts.append(Text("The share of zero-variance groups was not logged."))
     if len(rewards) < 2:
         parts.append(
             Text(
-                "No reward on a fixed slice was measured (slice_size): the curve says as much of the draws as of the "
-                "model."
+                "No reward on a monitoring set was measured (monitor_size): the curve says as much of the draws as "
+                "of the model."
             )
         )
     return Section("learning", "Learning", parts)
@@ -179,7 +183,7 @@ def looking(logs: Logs) -> Section:
             name = key.rpartition("/")[2].replace("_", "")
             figure = charts.time_series(found, next(iter(found)), smooth=SMOOTH)
             parts.append(Chart(to_svg(figure, name, caption), caption))
-    return Section("looking", "Looking at the picture", parts or [Text("Neither probes nor ρ̄ were asked for.")])
+    return Section("looking", "Looking at the image", parts or [Text("Neither probes nor ρ̄ were asked for.")])
 
 
 def health(logs: Logs) -> Section:
@@ -188,7 +192,11 @@ def health(logs: Logs) -> Section:
     spent = _several(logs, ("difficulty/rollouts", "difficulty/effective_rollouts"))
     if len(spent) == 2:
         svg = to_svg(charts.time_series(spent, "rollouts"), "spent", "Rollouts over the steps")
-        parts.append(Chart(svg, "Rollouts made, probes and slice included, and those in groups with signal."))
+        parts.append(
+            Chart(
+                svg, "Rollouts made, those of probes and the monitoring set included, and those in groups with signal."
+            )
+        )
     for key in ("loss", "kl", "entropy", "completions/mean_length"):
         found = _several(logs, (key,))
         if found:
@@ -208,7 +216,7 @@ def _lead(logs: Logs, where: str) -> list[str]:
     width = max(1, len(rewards) // 5)
     first, last = (sum(part) / len(part) for part in (rewards[:width], rewards[-width:]))
     said = [f"Mean reward went from {first:.3f} (first fifth of the log) to {last:.3f} (last fifth)."]
-    silent = series(logs, "difficulty/frac_no_signal")[1] or series(logs, "frac_reward_zero_std")[1]
+    silent = series(logs, "difficulty/frac_zero_std")[1] or series(logs, "frac_reward_zero_std")[1]
     if silent:
         said.append(f"{100 * sum(silent) / len(silent):.0f} % of the groups were without signal.")
     if where != THE_END:

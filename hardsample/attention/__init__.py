@@ -1,0 +1,1 @@
+"""Attention masses of any transformers model, read inline in the forward."""

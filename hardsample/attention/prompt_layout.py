@@ -1,0 +1,126 @@
+"""What stands where in a batch of prompt + completion: the kind of each key, and the query of each completion token."""
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Int, Int8, Int64
+from torch import Tensor
+
+from hardsample.kernels.ops import IMAGE, OTHER, TEXT
+from hardsample.kernels.reference_attention import visible_keys
+from hardsample.metrics.cmab import TEXTS
+
+_CHUNK_BYTES = 16 * 2**20
+
+
+class AttentionMassError(ValueError):
+    """The model or the forward does not give the masses asked for; the message says what to do."""
+
+
+class Layout(NamedTuple):
+    """Kinds of the keys, and queries of the completion tokens."""
+
+    kinds: Int8[Tensor, "batch position"]
+    """IMAGE and TEXT of the prompt; OTHER: padding, the completion, and text that does not count."""
+    prompt: Int64[Tensor, "batch"]
+    """Positions before the first completion token, padding included."""
+    queries: Int64[Tensor, "batch token"]
+    """Position of the query that produces each completion token."""
+    valid: Bool[Tensor, "batch token"]
+    """Where a completion token counts: no padding, no end-of-sequence, a query before it, and not before the first."""
+    first: int
+    """First of the positions `queries` of valid tokens, over the whole batch."""
+    stop: int
+    """The one after the last of them."""
+
+
+def lay_out(
+    input_ids: Int[Tensor, "batch position"],
+    completion_mask: Int[Tensor, "batch token"] | Bool[Tensor, "batch token"],
+    attention_mask: Int[Tensor, "batch position"] | None,
+    image_token_id: int,
+    text: str = "all",
+    ends: Collection[int] = (),
+    first_token: int = 1,
+) -> Layout:
+    """Finds the kind of each key, and the query that produces each completion token.
+
+    Prompt are the attended positions before a row's first completion token. The query that produces a token is the
+    attended position before it: for the first one the last prompt token, wherever the padding stands.
+
+    Args:
+        input_ids: prompt + completion.
+        completion_mask: nonzero where one of the last C positions is a completion token (C ≤ T; C = T is a mask of
+            all positions).
+        attention_mask: nonzero where a position is no padding; None if there is none.
+        image_token_id: id of image tokens.
+        text: `all` prompt text counts, or what stands `before_image`, the first of the row (none if it has no image).
+        ends: ids of end-of-sequence tokens, which are no completion tokens that count.
+        first_token: t of the first completion token of each row that counts, from 1.
+
+    Raises:
+        AttentionMassError: shapes do not fit, or `text` is unknown.
+    """
+    batch, length = input_ids.shape
+    tokens = completion_mask.shape[-1]
+    if completion_mask.shape != (batch, tokens) or tokens > length:
+        raise AttentionMassError(
+            f"completion_mask is {tuple(completion_mask.shape)}, must be ({batch}, at most {length}): it marks the "
+            "completion tokens among the last positions of input_ids"
+        )
+    if attention_mask is not None and attention_mask.shape != input_ids.shape:
+        raise AttentionMassError(
+            f"attention_mask is {tuple(attention_mask.shape)}, must be {tuple(input_ids.shape)} as input_ids is"
+        )
+    if text not in TEXTS:
+        raise AttentionMassError(f"text is {text!r}, must be one of {', '.join(TEXTS)}: choose one")
+    start = length - tokens
+    attended = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    completion = torch.nn.functional.pad(completion_mask.bool(), (start, 0))
+    before = completion.cumsum(1) == 0
+    image = attended & before & (input_ids == image_token_id)
+    counted = attended & before & ~image
+    if text == "before_image":
+        counted &= (image.cumsum(1) == 0) & image.any(1, keepdim=True)
+    kinds = torch.full_like(input_ids, OTHER, dtype=torch.int8).masked_fill_(image, IMAGE).masked_fill_(counted, TEXT)
+
+    position = torch.arange(length, device=input_ids.device)
+    last = torch.where(attended, position, -1).cummax(1).values
+    queries = torch.nn.functional.pad(last[:, :-1], (1, 0), value=-1)[:, start:]
+    valid = completion[:, start:] & (queries >= 0) & (completion[:, start:].cumsum(1) >= first_token)
+    if ends:
+        valid &= ~torch.isin(input_ids[:, start:], torch.tensor(sorted(ends), device=input_ids.device))
+    wanted = queries[valid]
+    bounds = (int(wanted.min()), int(wanted.max()) + 1) if len(wanted) else (0, 0)
+    return Layout(kinds, before.sum(1), queries, valid, *bounds)
+
+
+def sees_kinds(
+    kinds: Int8[Tensor, "batch key"],
+    mask: Bool[Tensor, "#batch #head query key"] | None,
+    causal: bool,
+    rows: tuple[int, int],
+) -> tuple[Bool[Tensor, "batch row"], Bool[Tensor, "batch row"]]:
+    """Whether rows may attend to any image key, and to any text key; a few rows at a time.
+
+    Args:
+        kinds: IMAGE, TEXT or OTHER for each key.
+        mask: True where a query may attend (in any head), or None.
+        causal: row i sees the keys j ≤ i only.
+        rows: first row, and the one after the last.
+    """
+    start, stop = rows
+    of_kind = torch.stack([kinds == IMAGE, kinds == TEXT])
+    if mask is None and not causal:
+        image, text = of_kind.any(-1, keepdim=True).expand(-1, -1, stop - start)
+        return image, text
+    step = max(1, _CHUNK_BYTES // max(1, 2 * kinds.numel()))
+    parts = []
+    for low in range(start, stop, step):
+        seen = visible_keys(mask, causal, 0, (low, min(low + step, stop)), kinds.shape[1], kinds.device)
+        assert seen is not None
+        seen = seen.any(1) if seen.ndim == 4 else seen
+        parts.append((seen & of_kind[:, :, None]).any(-1))
+    image, text = torch.cat(parts, -1)
+    return image, text

@@ -1,0 +1,1 @@
+"""The command line. It only reads options, calls what is below, and prints."""

@@ -1,0 +1,399 @@
+"""Reading records from a file, a saved dataset, the Hub or memory, one at a time.
+
+A record that cannot be read comes out as a `RecordError` in its place, so that the others go on.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Features
+
+from hardsample.data.columns import decode_json, holds_json
+from hardsample.data.records.conversation import RecordError
+from hardsample.data.shards import find_splits
+from hardsample.data.vlmevalkit import TableError, read_table, table_features
+
+logger = logging.getLogger(__name__)
+
+DEMO_NAMES = ("demo", "demo:pool", "demo:test", "demo:pretrain")
+TABLE_BATCH = 32
+CHUNK = 1 << 20
+MOST_LINE = 64 << 20
+"""A first line of more bytes is not tried as one record of JSON lines."""
+
+Row = dict[str, Any] | RecordError
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message names the file, the line or record, and the fix."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where records come from. `rows` may be called again; `features` are the columns' types where the file has them.
+
+    `root` is the folder that relative image paths resolve against; None: in memory, where paths are the caller's own.
+    """
+
+    name: str
+    rows: Callable[[], Iterator[Row]]
+    root: Path | None
+    features: Features | None = None
+
+
+def open_source(data: Any, limit: int | None = None) -> Source:
+    """Find out what `data` is.
+
+    Args:
+        data: .jsonl, .json, .parquet or .tsv file, folder from save_to_disk or of such files (`folder:split`), Hub id
+            (`owner/name`, `owner/name:split`, `owner/name:config/split`), `demo` (`demo:pool`, `demo:test`,
+            `demo:pretrain`), a Dataset, an IterableDataset, or a list of records.
+        limit: how many records will be read; questions of the demo are drawn, and no more of them than that.
+
+    Raises:
+        DataError: nothing of that name, an unknown kind, or a split must be chosen.
+    """
+    if not isinstance(data, str | Path):
+        return _from_memory(data)
+    name = str(data)
+    if name in DEMO_NAMES:
+        from hardsample.demo import load_split
+
+        return _from_dataset(load_split(name, limit), name, None)
+    path = Path(data)
+    folder, split = split_name(name)
+    if path.is_dir():
+        return _from_folder(path, "")
+    if path.is_file():
+        return _from_file(path)
+    if split and Path(folder).is_dir():
+        return _from_folder(Path(folder), split)
+    if path.suffix not in _READERS and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(:([\w.-]+/)?[\w.-]+)?", name):
+        return _from_hub(folder, split)
+    raise DataError(f"{name!r} does not exist; give a file ({_SUFFIXES}), a save_to_disk folder, a Hub id or demo")
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """`folder:split` in its two parts; the second is empty where no split is named."""
+    folder, colon, split = name.rpartition(":")
+    return (folder, split) if colon and folder and "\\" not in split else (name, "")
+
+
+def absolute_name(name: str) -> str:
+    """The name of data so that it is found from any working directory: a file's or folder's path in full.
+
+    Args:
+        name: as for `open_source`.
+    """
+    folder, split = split_name(name)
+    if Path(name).exists():
+        return str(Path(name).resolve())
+    return f"{Path(folder).resolve()}:{split}" if split and Path(folder).exists() else name
+
+
+def _from_memory(data: Any) -> Source:
+    """Records that are in memory, or come from a stream that can be gone through again."""
+    if isinstance(data, datasets.Dataset):
+        return _from_dataset(data, "a Dataset in memory", None)
+    if isinstance(data, datasets.DatasetDict | datasets.IterableDatasetDict):
+        return _from_memory(_only_split(data, f"the {type(data).__name__}", "data[{!r}]"))
+    if isinstance(data, datasets.IterableDataset):
+        undecoded = data.decode(False) if data.features is not None else data
+        return Source("an IterableDataset", lambda: map(_record, undecoded), None, data.features)
+    if isinstance(data, Sequence) and not isinstance(data, bytes | bytearray):
+        return Source("a list in memory", lambda: map(_record, data), None)
+    frame = hasattr(data, "to_pandas") or hasattr(data, "iterrows")  # its items are columns
+    if isinstance(data, Iterable) and not (isinstance(data, Mapping) or frame) and iter(data) is not iter(data):
+        return Source(f"a {type(data).__name__} in memory", lambda: map(_record, data), None)
+    kind = type(data).__name__
+    once = "can be gone through once only" if isinstance(data, Iterator) else "holds no records"
+    raise DataError(
+        f"a {kind} {once}: give a datasets.Dataset (Dataset.from_list, from_pandas, from_generator), an "
+        "IterableDataset, a list of records, or the name of a file"
+    )
+
+
+def _record(value: Any) -> Row:
+    """One item of a list or stream."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    return RecordError(f"the item is a {type(value).__name__}; give a mapping of column to value")
+
+
+def _from_file(path: Path) -> Source:
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"{str(path)!r} ends in {path.suffix!r}; known are {_SUFFIXES}")
+    return reader(path)
+
+
+def _from_folder(path: Path, split: str) -> Source:
+    """A folder from save_to_disk, or one of data files."""
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        loaded = datasets.load_from_disk(str(path))
+        if isinstance(loaded, datasets.DatasetDict):
+            loaded = loaded[split] if split in loaded else _only_split(loaded, f"folder {str(path)!r}", f"{path}/{{}}")
+        return _from_dataset(loaded, str(path.resolve()), path)
+    splits = find_splits(path)
+    names = [name for name in splits if split in ("", name)]
+    if len(names) == 1:
+        return _from_files(splits[names[0]], path)
+    if splits:
+        listed = ", ".join(f"{path}:{name}" for name in splits)
+        which = f"has no split {split!r}" if split else "has several splits"
+        raise DataError(f"folder {str(path)!r} {which}; choose one: {listed}")
+    raise DataError(
+        f"folder {str(path)!r} is not from save_to_disk, and no data file lies in it ({_SUFFIXES}); give another"
+    )
+
+
+def _from_files(paths: list[Path], root: Path) -> Source:
+    """Files of one split, one after the other; relative image paths start at the folder."""
+    sources = [_from_file(path) for path in paths]
+    same = all(source.features == sources[0].features for source in sources)
+    name = str(paths[0].resolve()) if len(paths) == 1 else f"{root.resolve()} ({len(paths)} files)"
+
+    def rows() -> Iterator[Row]:
+        for source in sources:
+            yield from source.rows()
+
+    return Source(name, rows, root, sources[0].features if same else None)
+
+
+def _from_hub(repository: str, split: str) -> Source:
+    config, _, part = split.rpartition("/")
+    name = f"{repository}:{split}" if split else repository
+    try:
+        loaded = datasets.load_dataset(repository, *([config] if config else []), split=part or None)
+    except (OSError, ValueError, RuntimeError) as error:
+        fix = f"; name its configuration: {repository}:CONFIG/SPLIT" if "onfig name" in str(error) else ""
+        raise DataError(f"{name!r} is no file here, and the Hub does not give it: {error}{fix}") from error
+    if isinstance(loaded, datasets.DatasetDict):
+        loaded = _only_split(loaded, f"Hub dataset {repository!r}", repository + ":{}")
+    return _from_dataset(loaded, f"Hub dataset {name}", Path(datasets.config.HF_CACHE_HOME))
+
+
+def _only_split(splits: Mapping[str, Any], name: str, pattern: str) -> Any:
+    """The one split there is, else an error that says how to name one."""
+    if len(splits) == 1:
+        return next(iter(splits.values()))
+    raise DataError(f"{name} has several splits; choose one: {', '.join(pattern.format(split) for split in splits)}")
+
+
+def _from_dataset(dataset: datasets.Dataset, name: str, root: Path | None) -> Source:
+    def rows() -> Iterator[Row]:
+        for table in dataset.with_format("arrow").iter(TABLE_BATCH):
+            yield from _table_rows(table, dataset.features)
+
+    return Source(name, rows, root, dataset.features)
+
+
+def _from_parquet(path: Path) -> Source:
+    def opened() -> pq.ParquetFile:
+        return pq.ParquetFile(path, pre_buffer=False, buffer_size=CHUNK)
+
+    try:
+        with opened() as file:
+            schema = file.schema_arrow
+    except (pa.ArrowInvalid, OSError) as error:
+        if _is_pointer(path):
+            raise DataError(f"{str(path)!r} is a git-lfs pointer, not the file itself: run git lfs pull") from error
+        raise DataError(f"{str(path)!r} is not a parquet file ({error}); write it anew") from error
+    features = _features(schema)
+
+    def rows() -> Iterator[Row]:
+        with opened() as file:
+            try:
+                for batch in file.iter_batches(TABLE_BATCH):
+                    yield from _table_rows(batch, features)
+            except (pa.ArrowInvalid, OSError) as error:
+                raise DataError(f"{str(path)!r} is damaged ({error}); write it anew") from error
+
+    return Source(str(path.resolve()), rows, path.parent, features)
+
+
+def _is_pointer(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(40).startswith(b"version https://git-lfs")
+
+
+def _features(schema: pa.Schema) -> Features | None:
+    try:
+        return Features.from_arrow_schema(schema)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # a type that datasets does not have
+        logger.info("column types are inferred: %s", error)
+        return None
+
+
+def _table_rows(table: pa.Table | pa.RecordBatch, features: Features | None) -> Iterator[Row]:
+    packed = {name: feature for name, feature in (features or {}).items() if holds_json(feature)}
+    for row in table.to_pylist():
+        yield row | {name: decode_json(row[name], feature) for name, feature in packed.items()}
+
+
+def _from_jsonl(path: Path) -> Source:
+    def rows() -> Iterator[Row]:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if number == 1:
+                    line = line.removeprefix(b"\xef\xbb\xbf")
+                if line.strip():
+                    yield _parse_line(line, number)
+
+    return Source(str(path.resolve()), rows, path.parent)
+
+
+def _from_tsv(path: Path) -> Source:
+    try:
+        features = table_features(path)
+    except TableError as error:
+        raise DataError(str(error)) from error
+    return Source(str(path.resolve()), lambda: read_table(path), path.parent, features)
+
+
+def _parse_line(line: bytes, number: int) -> Row:
+    try:
+        return _mapping(json.loads(line), f"line {number}")
+    except (ValueError, RecursionError) as error:
+        return RecordError(f"line {number} is not JSON ({error}); write one object a line")
+
+
+def _mapping(value: Any, where: str) -> Row:
+    if not isinstance(value, dict):
+        return RecordError(f"{where} holds a {type(value).__name__}; write an object")
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return RecordError(f"{where} holds half a surrogate pair, which is no text; write the character itself")
+    return value
+
+
+def _from_json(path: Path) -> Source:
+    if _holds_lines(path):
+        return _from_jsonl(path)
+
+    def rows() -> Iterator[Row]:
+        with path.open(encoding="utf-8-sig") as file:
+            yield from _JsonItems(file.read, str(path)).rows()
+
+    return Source(str(path.resolve()), rows, path.parent)
+
+
+def _holds_lines(path: Path) -> bool:
+    """Whether a .json file is JSON lines: its first line is a whole object, and the next holds the beginning of one."""
+    with path.open("rb") as file:
+        first = file.readline(MOST_LINE).removeprefix(b"\xef\xbb\xbf").strip()
+        if not (first.startswith(b"{") and first.endswith(b"}")):
+            return False
+        second = next((line for line in iter(lambda: file.readline(MOST_LINE), b"") if line.strip()), b"")
+    try:
+        return second.lstrip().startswith(b"{") and isinstance(json.loads(first), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+class _JsonItems:
+    """The items of one JSON array, or of one object keyed by id, parsed as the text is read."""
+
+    def __init__(self, read: Callable[[int], str], name: str) -> None:
+        self._read, self._name = read, name
+        self._text, self._at, self._line = "", 0, 1
+        self._decoder = json.JSONDecoder()
+
+    def rows(self) -> Iterator[Row]:
+        first = self._next_character()
+        keyed = first == "{"
+        if first not in ("[", "{"):
+            raise self._error("a .json file holds one array of records, or one object of them keyed by id")
+        self._at += 1
+        closing = "}" if keyed else "]"
+        while self._next_character() != closing:
+            key = self._value() if keyed else None
+            if keyed:
+                self._expect(":")
+            line, value = self._line, self._value()
+            if keyed and not isinstance(value, dict):
+                raise self._error(
+                    f"key {key!r} holds no record; write an array, or an object keyed by id; where each line is a "
+                    "record, name the file .jsonl"
+                )
+            yield _mapping({"id": key} | value if keyed else value, f"line {line}")
+            if self._next_character() != closing:
+                self._expect(",")
+        self._at += 1
+        if self._next_character():
+            raise self._error("more follows after the end; where each line is a record, name the file .jsonl")
+
+    def _fill(self) -> bool:
+        """Read on; twice as much each time while one value does not end."""
+        self._text, self._at = self._text[self._at :], 0
+        try:
+            more = self._read(max(CHUNK, len(self._text)))
+        except UnicodeDecodeError as error:
+            raise self._error(f"not UTF-8 ({error.reason})") from error
+        self._text += more
+        return bool(more)
+
+    def _next_character(self) -> str:
+        """The next character that is no blank; "" at the end."""
+        while True:
+            while self._at < len(self._text) and self._text[self._at] in " \t\r\n":
+                self._line += self._text[self._at] == "\n"
+                self._at += 1
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if not self._fill():
+                return ""
+
+    def _expect(self, character: str) -> None:
+        if (found := self._next_character()) != character:
+            raise self._error(f"{character!r} expected, {found or 'the end'!r} found")
+        self._at += 1
+
+    def _value(self) -> Any:
+        self._next_character()
+        while True:
+            try:
+                value, end = self._decoder.raw_decode(self._text, self._at)
+            except RecursionError as error:
+                raise self._error("nested too deeply") from error
+            except json.JSONDecodeError as error:
+                lines = self._text.count("\n", self._at, error.pos)
+                if self._fill():
+                    continue
+                self._line += lines
+                raise self._error(error.msg) from error
+            # a number may go on in text that is not read yet
+            if end == len(self._text) and self._fill():
+                continue
+            self._line += self._text.count("\n", self._at, end)
+            self._at = end
+            return value
+
+    def _error(self, reason: str) -> DataError:
+        return DataError(f"{self._name!r}, line {self._line}: {reason}")
+
+
+def limited(source: Source, limit: int | None) -> Iterator[tuple[int, Row]]:
+    """The first `limit` records with their numbers, from 0."""
+    return islice(enumerate(source.rows()), limit)
+
+
+_READERS: dict[str, Callable[[Path], Source]] = {
+    ".jsonl": _from_jsonl,
+    ".json": _from_json,
+    ".parquet": _from_parquet,
+    ".tsv": _from_tsv,
+}
+_SUFFIXES = ", ".join(_READERS)

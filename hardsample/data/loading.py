@@ -1,0 +1,359 @@
+"""Any data people already have → one checked `datasets.Dataset`, in bounded memory and without decoding an image."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from datasets import Dataset, Features, IterableDataset, Json
+
+from hardsample.data.columns import FEATURES, ArrowFile, holds_json, infer_features
+from hardsample.data.containers import DataError, Source, limited, open_source
+from hardsample.data.formats import Record, absent, canonical, extra_name, known_formats
+from hardsample.data.gold_check import gold_problems
+from hardsample.data.images import DEFAULT_MAX_PIXELS, ImageError, ImageRef, as_ref, image_header
+from hardsample.data.records.conversation import RecordError
+from hardsample.data.records.option_text import DEFAULT_TEMPLATE, check_template
+from hardsample.data.records.solutions import GRADERS
+from hardsample.grading.grader import Grader
+
+__all__ = ["DataError", "Loaded", "NoRecordsError", "Rejection", "load", "unchecked"]
+
+logger = logging.getLogger(__name__)
+
+Data: TypeAlias = str | Path | Dataset | IterableDataset | Iterable[Mapping[str, Any]]
+"""What can be loaded: a name, or records in memory that can be gone through again."""
+
+CHECKED_AT_ONCE, CHECKED_BYTES = 256, 16 << 20
+"""Records whose golds are graded together: their number, and the bytes of their images."""
+
+Header = dict[str, int | str]
+"""What the header says of an image: `width` and `height` in pixels, once upright, and Pillow's `mode`."""
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A record that is set aside: its number in the file (from 0), its id if it has one, and why."""
+
+    number: int
+    id: str | None
+    reason: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """The rejection as one line of rejected.jsonl."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A dataset of canonical records, what was set aside, and what the data turned out to be.
+
+    Columns: `record_number` (its number in the file, from 0), `id`, `prompt`, `images`, `solution`, `answers` (all that
+    are accepted, null where it is one), `ability`, `grader`, `options`, `box_format`, `image_headers` (each image's
+    width, height and mode), and every column we do not know under its own name. `warnings` are sentences on what is
+    probably not meant, such as records without the image that they speak of.
+    """
+
+    dataset: Dataset
+    rejected: list[Rejection]
+    format: str
+    source: str
+    warnings: list[str] = field(default_factory=list)
+
+
+class NoRecordsError(DataError):
+    """No record fits; `rejected` says why, record by record."""
+
+    def __init__(self, message: str, rejected: list[Rejection]) -> None:
+        super().__init__(message)
+        self.rejected = rejected
+
+
+@dataclass
+class _Pass:
+    """What one pass over the records has seen."""
+
+    rejected: list[Rejection] = field(default_factory=list)
+    formats: Counter[str] = field(default_factory=Counter)
+    columns: dict[str, None] = field(default_factory=dict)
+    travelled: set[str] = field(default_factory=set)
+    ids: dict[str, int] = field(default_factory=dict)
+    unread: Counter[str] = field(default_factory=Counter)
+    """Where records without images seem to have one."""
+    indices: Counter[str] = field(default_factory=Counter)
+    """Golds that are option numbers: "all", "zero", and "count" where the number is that of the options."""
+
+
+def load(
+    data: Data,
+    *,
+    image_root: str | Path | None = None,
+    grader: str | None = None,
+    limit: int | None = None,
+    strict: bool = False,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    cache_dir: str | Path | None = None,
+    options_template: str = DEFAULT_TEMPLATE,
+) -> Loaded:
+    """Read data of any known format into one dataset, and reject the records that cannot be used.
+
+    Nothing is cached between calls: the dataset lies in a folder of its own until this process ends.
+
+    Args:
+        data: .jsonl, .json, .parquet or .tsv file, folder from save_to_disk or of such files (`folder:split`), Hub id
+            (`owner/name`, `owner/name:split`, `owner/name:config/split`), a Dataset, an IterableDataset or a list of
+            records, or `demo`, `demo:pool`, `demo:test`, `demo:pretrain`.
+        image_root: folder that image paths resolve against and may not leave, links resolved first. Default: the file's
+            own folder; for records in memory the working directory, and absolute paths are taken as they are.
+        grader: one of `solutions.GRADERS`, for records that leave it open.
+        limit: read only the first so many records.
+        strict: stop at the first record that does not fit.
+        max_pixels: width × height above which an image is refused, in pixels.
+        cache_dir: where the folder is made. Default: the system's folder for temporary files.
+        options_template: how options that a question does not list are written below it: its line with {option} is
+            written for each option, {letter} is A, B, …; "none" leaves the question as it is.
+
+    Raises:
+        DataError: the data cannot be read, or with `strict` a record does not fit.
+        NoRecordsError: no record fits.
+        ValueError: an argument is out of range.
+    """
+    if grader is not None and grader not in GRADERS:
+        raise ValueError(f"grader {grader!r} is unknown; use one of {', '.join(GRADERS)}")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is {limit}; it must be at least 1")
+    check_template(options_template)
+    if image_root is not None and not Path(image_root).is_dir():
+        raise DataError(f"image root {str(image_root)!r} is not a folder; fix --image-root")
+    source = open_source(data, limit)
+    root = source.root if image_root is None else Path(image_root)
+    root = root.resolve() if root is not None else None
+    folder = _scratch(cache_dir)
+    seen, check = _Pass(), _image_checker(root, max_pixels)
+    reading = _Reading(source, grader, limit, strict, options_template)
+    features = Features(FEATURES | _extra_features(reading))
+    with ArrowFile(folder / "data.arrow", features) as file, Grader() as judge:
+        for batch in _batches(_checked(reading, seen, check), 1 if strict else CHECKED_AT_ONCE):
+            for row, problem in zip(batch, gold_problems([row for row, _ in batch], judge), strict=True):
+                _take(*row, problem, strict, seen, file)
+    if not seen.formats:
+        raise NoRecordsError(_nothing_fits(source, seen), seen.rejected)
+    seen.rejected.sort(key=lambda rejection: rejection.number)
+    dataset = Dataset.from_file(str(folder / "data.arrow"))
+    dataset = dataset.remove_columns([name for name in features if name not in FEATURES and name not in seen.travelled])
+    name = seen.formats.most_common(1)[0][0]
+    counts = ", ".join(f"{format_name} {count}" for format_name, count in seen.formats.most_common())
+    logger.info("%s: format %s (%s), %d records set aside", source.name, name, counts, len(seen.rejected))
+    said = _warnings(seen)
+    for warning in said:
+        logger.warning("%s: %s", source.name, warning)
+    return Loaded(dataset, seen.rejected, name, source.name, said)
+
+
+def unchecked(
+    data: Data,
+    *,
+    image_root: str | Path | None = None,
+    grader: str | None = None,
+    limit: int | None = None,
+    options_template: str = DEFAULT_TEMPLATE,
+) -> tuple[Iterator[Record], Path | None]:
+    """Read data of any known format one record at a time, as `load` does, but without a look at images and golds.
+
+    Args:
+        data: as for `load`.
+        image_root: likewise.
+        grader: likewise.
+        limit: likewise.
+        options_template: likewise.
+
+    Returns:
+        The records that fit a format, the first of each id; and the folder that their images' paths start from.
+
+    Raises:
+        DataError: the data cannot be read.
+    """
+    source = open_source(data, limit)
+    seen = _Pass()
+    records = _records(_Reading(source, grader, limit, False, options_template), seen)
+    first = (record for number, record in records if _duplicate(record, number, seen) is None)
+    return first, source.root if image_root is None else Path(image_root)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What is read, and how."""
+
+    source: Source
+    grader: str | None
+    limit: int | None
+    strict: bool
+    options_template: str
+
+
+_Row = tuple[dict[str, Any], Record]
+
+
+def _records(reading: _Reading, seen: _Pass) -> Iterator[tuple[int, Record]]:
+    """The records that fit a format, with their numbers; the others are rejected."""
+    for number, raw in limited(reading.source, reading.limit):
+        record_id = None
+        try:
+            if isinstance(raw, RecordError):
+                record_id = raw.record_id
+                raise raw
+            seen.columns.update(dict.fromkeys(raw))
+            record_id = _id_text(raw.get("id"))
+            yield number, canonical(raw, number, reading.grader, reading.options_template)
+        except RecordError as error:
+            _reject(Rejection(number, record_id, str(error)), reading.strict, seen)
+
+
+def _checked(reading: _Reading, seen: _Pass, check: Callable[[Any], tuple[ImageRef, Header]]) -> Iterator[_Row]:
+    """The records whose ids are new and whose images open, as rows; the others are rejected."""
+    for number, record in _records(reading, seen):
+        problem = _duplicate(record, number, seen)
+        checked: list[tuple[ImageRef, Header]] = []
+        if problem is None:
+            try:
+                checked = [check(ref) for ref in record.images]
+            except ImageError as error:
+                problem = f"column {record.image_column!r}: {error}"
+        if problem is None:
+            yield _row(record, number, checked), record
+        else:
+            _reject(Rejection(number, record.id, problem), reading.strict, seen)
+
+
+def _batches(rows: Iterator[_Row], most: int) -> Iterator[list[_Row]]:
+    """Rows in lists, which end when they hold many rows or many bytes of images."""
+    batch: list[_Row] = []
+    size = 0
+    for row in rows:
+        batch.append(row)
+        size += sum(len(image["bytes"] or b"") for image in row[0]["images"])
+        if len(batch) >= most or size >= CHECKED_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _take(row: dict[str, Any], record: Record, problem: str | None, strict: bool, seen: _Pass, file: ArrowFile) -> None:
+    """Write a record, or reject it for its gold."""
+    if record.gold_index is not None:
+        number, count = record.gold_index
+        seen.indices.update({"all": 1, "zero": number == 0, "count": number == count})
+    if problem is not None:
+        _reject(Rejection(row["record_number"], record.id, f"column 'solution': {problem}"), strict, seen)
+        return
+    seen.formats[record.format] += 1
+    seen.travelled |= record.extra.keys()
+    seen.unread.update([record.unread] if record.unread else [])
+    file.add(row)
+
+
+def _warnings(seen: _Pass) -> list[str]:
+    """What is probably not meant, a sentence for each kind."""
+    total = seen.formats.total()
+    said = [
+        f"{count} of {total} records have no image, though their {where} "
+        + (
+            "speaks of one: name the column that holds it 'image'"
+            if where == "question"
+            else "looks like one: name it 'image'"
+        )
+        for where, count in seen.unread.most_common(3)
+    ]
+    if seen.indices["count"] and not seen.indices["zero"]:
+        said.append(
+            f"{seen.indices['all']} golds are numbers of options, none is 0 and {seen.indices['count']} are the number "
+            "of the options: they seem to count from 1, but are read as counted from 0; give letters, or subtract 1"
+        )
+    return said
+
+
+def _reject(rejection: Rejection, strict: bool, seen: _Pass) -> None:
+    if strict:
+        raise DataError(f"record {rejection.number} (id {rejection.id!r}): {rejection.reason}")
+    seen.rejected.append(rejection)
+
+
+def _duplicate(record: Record, number: int, seen: _Pass) -> str | None:
+    first = seen.ids.setdefault(record.id, number)
+    return None if first == number else f"column 'id': {record.id!r} is record {first}'s already; give it another"
+
+
+def _image_checker(root: Path | None, max_pixels: int) -> Callable[[Any], tuple[ImageRef, Header]]:
+    """What makes a reference absolute and reads the image's header, once for each path; warnings get its name."""
+
+    def check(ref: Any) -> tuple[ImageRef, Header]:
+        resolved = as_ref(ref, root)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            width, height, mode = image_header(resolved, max_pixels=max_pixels)
+        for message in dict.fromkeys(str(warning.message).strip() for warning in caught):
+            logger.warning("image %s: %s", resolved["path"] or f"of {len(resolved['bytes'] or b'')} bytes", message)
+        return resolved, {"width": width, "height": height, "mode": mode}
+
+    once = lru_cache(maxsize=2**16)(check)
+    return lambda ref: once(ref) if isinstance(ref, str) and len(ref) < 4096 else check(ref)
+
+
+def _row(record: Record, number: int, images: list[tuple[ImageRef, Header]]) -> dict[str, Any]:
+    return record.extra | {
+        "record_number": number,
+        "id": record.id,
+        "prompt": record.prompt,
+        "images": [ref for ref, _ in images],
+        "solution": record.solution,
+        "answers": record.answers,
+        "ability": record.ability,
+        "grader": record.grader,
+        "options": record.options,
+        "box_format": record.box_format,
+        "image_headers": [header for _, header in images],
+    }
+
+
+def _extra_features(reading: _Reading) -> Features:
+    """The types of the columns that travel along: the file's own, or those of a first pass over JSON."""
+    typed = reading.source.features
+    if typed is not None:
+        return Features({extra_name(name, typed): Json() if holds_json(typed[name]) else typed[name] for name in typed})
+    fitting = _records(replace(reading, strict=False), _Pass())
+    return infer_features(record.extra for _, record in fitting)
+
+
+def _id_text(value: Any) -> str | None:
+    return None if absent(value) else str(value)
+
+
+def _nothing_fits(source: Source, seen: _Pass) -> str:
+    if not seen.rejected:
+        return f"{source.name} holds no records"
+    first = seen.rejected[0]
+    return (
+        f"{source.name}: none of {len(seen.rejected)} records fits. Record {first.number}: {first.reason}. "
+        f"Columns found: {', '.join(seen.columns) or 'none'}. Known formats: {known_formats()}"
+    )
+
+
+def _scratch(cache_dir: str | Path | None) -> Path:
+    """A new folder that is removed when this process ends (not when a fork of it does)."""
+    if cache_dir is not None:
+        Path(cache_dir).mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="hardsample-", dir=cache_dir))
+    owner = os.getpid()
+    atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == owner else None)
+    return folder

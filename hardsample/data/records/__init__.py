@@ -1,0 +1,1 @@
+"""One record: its conversation, its gold solution, its options, its image columns."""

@@ -1,0 +1,1 @@
+"""How often a model is right, with intervals; published benchmarks and judges; two folders compared."""

@@ -1,0 +1,298 @@
+"""How often a model is right, with intervals: by ability, source, level and stratum; and what one model does better.
+
+An evaluation is a scoring job of one mask ratio, 0: the same engines, store and graders, so it resumes, and its folder
+can be read like any other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from hardsample.data.digests import sample_digest
+from hardsample.data.loading import NoRecordsError, load
+from hardsample.files import EVALUATION_FILE
+from hardsample.metrics.intervals import Interval, accuracy_interval, mean_interval, p_value
+from hardsample.metrics.signatures import cut_off, no_answer
+from hardsample.scoring.config import ScoringConfig
+from hardsample.scoring.matching import check_finished, matched, table_digests
+from hardsample.scoring.output import OutputError, Scores
+from hardsample.scoring.score import score
+from hardsample.scoring.subsets import source_records
+
+GROUPS = {
+    "ability": ("ability",),
+    "source": ("source", "data_source", "dataset", "dataset_name"),
+    "level": ("level", "difficulty"),
+}
+"""What samples are grouped by, and the columns of the data that may hold it, the first there is."""
+_FIXED = ("ratios", "num_masks", "search", "metric", "blind", "tau", "kind", "mask_space", "hard_max", "easy_min")
+MOST_VALUES = 40
+"""Groups of more values than this are no groups: a column of numbers or ids."""
+
+
+class EvaluationError(ValueError):
+    """The folders do not hold what is asked of them."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An evaluated folder."""
+
+    directory: Path
+    overall: Interval
+    groups: dict[str, dict[str, Interval]]
+    """By what (ability, source, level, stratum), then by its value."""
+    rollouts: int
+    """Rollouts of each sample."""
+    set_aside: int
+    finish: dict[str, int]
+    """How the rollouts at λ = 0 ended: finish state → number; empty if an older version made them. One that was cut off
+    counts as wrong, if it was not right before."""
+    warnings: list[str]
+    """What is wrong with how they ended, with the remedy."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two evaluations of the same samples: the second minus the first."""
+
+    overall: Interval
+    p_value: float
+    groups: dict[str, Interval]
+    """By ability."""
+    better: int
+    """Samples on which the second has the larger share of right rollouts."""
+    worse: int
+    left_out: int
+    """Samples that only one of the two has."""
+
+
+def evaluate(
+    data: str | Path | Dataset,
+    model: str,
+    output: str | Path,
+    *,
+    rollouts: int = 1,
+    temperature: float = 0.0,
+    strata: str | Path | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> Evaluation:
+    """Rolls every sample out and gives accuracies with 95 % intervals; goes on where an earlier call stopped.
+
+    Args:
+        data: as for `hardsample.scoring.score.score`.
+        model: folder or hub id, or `demo`.
+        output: folder of the results.
+        rollouts: of each sample, at least 1.
+        temperature: 0 (greedy) or above.
+        strata: folder of a scoring run of these samples, whose strata group them.
+        progress: show a bar.
+        settings: fields of `ScoringConfig` that a rollout depends on, such as `max_new_tokens`.
+
+    Returns:
+        The evaluation, also in `output`: evaluation.json.
+
+    Raises:
+        ValueError: a setting is out of range or does not go with an evaluation.
+        EngineError: the model cannot be loaded or does not run.
+        NothingToScoreError: no record is left.
+        ChangedError: a record is not what `strata` has under its id.
+    """
+    config = evaluation_config(rollouts, temperature, **settings)
+    if strata is not None:
+        _check_strata(data, strata, config)
+    scores = score(data, model, output, config, progress=progress)
+    records = data if isinstance(data, Dataset) else source_records(scores, list(scores.table["id"]), decode=False)
+    found = summarize(scores, _groups_of(scores, records, strata))
+    content = as_json(found) | {"model": scores.run["model"], "data": scores.run["data"], "temperature": temperature}
+    path = found.directory / EVALUATION_FILE
+    path.with_suffix(".new").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    path.with_suffix(".new").replace(path)
+    return found
+
+
+def _check_strata(data: str | Path | Dataset, strata: str | Path, config: ScoringConfig) -> None:
+    """Find data that is not what was scored before any rollout is made."""
+    known = Scores(strata)
+    try:
+        loaded = load(
+            data,
+            image_root=config.image_root,
+            grader=config.grader,
+            limit=config.limit,
+            max_pixels=config.max_pixels,
+            options_template=config.options_template,
+        )
+    except NoRecordsError:
+        return  # scoring says so, record by record
+    ids = list(loaded.dataset["id"])
+    if set(ids) & set(known.table["id"]):
+        matched(known, ids, [sample_digest(record) for record in loaded.dataset])
+
+
+def evaluation_config(rollouts: int = 1, temperature: float = 0.0, **settings: Any) -> ScoringConfig:
+    """The scoring job that an evaluation is.
+
+    Args:
+        rollouts: of each sample, at least 1.
+        temperature: 0 (greedy) or above.
+        settings: fields of `ScoringConfig` that a rollout depends on.
+
+    Raises:
+        ValueError: a setting is out of range or does not go with an evaluation.
+    """
+    if rollouts > 1 and not temperature:
+        raise ValueError(
+            f"rollouts is {rollouts} at temperature 0, where all rollouts of a sample are the same: set rollouts to 1, "
+            "or a temperature such as 0.7"
+        )
+    wrong = [name for name in settings if name in _FIXED or name not in {one.name for one in fields(ScoringConfig)}]
+    if wrong:
+        raise ValueError(f"{wrong[0]} is no setting of an evaluation: leave it out")
+    return ScoringConfig(
+        **settings, ratios=(0.0,), num_masks=rollouts, search="exhaustive", temperature=temperature, metric=("pism",)
+    )
+
+
+def summarize(scores: Scores, groups: Mapping[str, Sequence[str | None]]) -> Evaluation:
+    """Gives accuracies of a folder's rollouts at λ = 0.
+
+    Args:
+        scores: of a finished evaluation (or scoring) run.
+        groups: by what → the value of each sample; None: in no group.
+
+    Raises:
+        EvaluationError: no sample has a rollout at λ = 0.
+    """
+    wins, tries = _counts(scores)
+    if not wins:
+        raise EvaluationError(f"{scores.directory} holds no rollout at λ = 0: evaluate again into another --output")
+    by: dict[str, dict[str, Interval]] = {}
+    for name, values in groups.items():
+        places: dict[str, list[int]] = defaultdict(list)
+        for place, value in enumerate(values):
+            if value is not None:
+                places[value].append(place)
+        if 1 <= len(places) <= MOST_VALUES:
+            by[name] = {
+                value: accuracy_interval([wins[i] for i in rows], [tries[i] for i in rows])
+                for value, rows in sorted(places.items())
+            }
+    counts = scores.run["counts"]
+    ended = counts.get("finish", {}).get("unmasked", {})
+    found = (cut_off(ended, scores.run["settings"]["max_new_tokens"]), no_answer(ended))
+    return Evaluation(
+        scores.directory,
+        accuracy_interval(wins, tries),
+        by,
+        max(tries),
+        counts["rejected"],
+        dict(ended),
+        [one for one in found if one],
+    )
+
+
+def compare(first: str | Path, second: str | Path) -> Comparison:
+    """Compares two evaluated folders sample by sample.
+
+        d_i = share of right rollouts of sample i in the second − in the first;  mean(d) ± t · s_d / √n
+
+    Args:
+        first: folder of the evaluation that the other is compared with.
+        second: folder of the other.
+
+    Raises:
+        OutputError: a folder holds no finished run.
+        EvaluationError: they have fewer than two samples in common, or were sampled at different temperatures.
+        ChangedError: a sample of the second is not what the first has under its id.
+    """
+    runs = Scores(first), Scores(second)
+    temperatures = [run.run["settings"]["temperature"] for run in runs]
+    if temperatures[0] != temperatures[1]:
+        raise EvaluationError(
+            f"{first} was sampled at temperature {temperatures[0]}, {second} at {temperatures[1]}: what differs would "
+            "be the sampling too; evaluate both at one temperature"
+        )
+    for run in runs:
+        check_finished(run)
+    one, other = map(_shares, runs)
+    digests = dict(zip(runs[1].table["id"], table_digests(runs[1]), strict=True))
+    names = matched(runs[0], list(other), [digests[sample] for sample in other]).samples
+    evaluated = len(one) + len(other)
+    other = {name: share for name, share in zip(names, other.values(), strict=True) if name is not None}
+    common = [sample for sample in one if sample in other]
+    if len(common) < 2:
+        raise EvaluationError(
+            f"{first} and {second} have {len(common)} samples in common, must be two or more: evaluate both on the "
+            "same data"
+        )
+    differences = {sample: other[sample][0] - one[sample][0] for sample in common}
+    by: dict[str, list[float]] = defaultdict(list)
+    for sample in common:
+        by[one[sample][1] or "—"].append(differences[sample])
+    values = list(differences.values())
+    return Comparison(
+        mean_interval(values),
+        p_value(values),
+        {name: mean_interval(found) for name, found in sorted(by.items()) if len(found) > 1},
+        sum(value > 0 for value in values),
+        sum(value < 0 for value in values),
+        evaluated - 2 * len(common),
+    )
+
+
+def as_json(found: Evaluation) -> dict[str, Any]:
+    """An evaluation for programs."""
+
+    def plain(interval: Interval) -> dict[str, float | int]:
+        return {"accuracy": interval.value, "low": interval.low, "high": interval.high, "samples": interval.samples}
+
+    return {
+        "overall": plain(found.overall),
+        "groups": {name: {key: plain(one) for key, one in values.items()} for name, values in found.groups.items()},
+        "rollouts": found.rollouts,
+        "set_aside": found.set_aside,
+        "finish": found.finish,
+        "level": 0.95,
+    }
+
+
+def _groups_of(scores: Scores, records: Dataset, strata: str | Path | None) -> dict[str, list[str | None]]:
+    """The groups of each row of the scores."""
+    groups: dict[str, list[str | None]] = {"ability": [one or None for one in scores.table["ability"]]}
+    ids = list(scores.table["id"])
+    for name in ("source", "level"):
+        column = next((one for one in GROUPS[name] if one in records.column_names), None)
+        if column is not None:
+            value = dict(zip((str(one) for one in records["id"]), records[column], strict=True))
+            groups[name] = [None if value.get(one) is None else str(value[one]) for one in ids]
+    if strata is not None:
+        known = Scores(strata)
+        check_finished(known)
+        stratum = dict(zip(known.table["id"], known.table["stratum"], strict=True))
+        if not any(one in stratum for one in ids):
+            raise OutputError(f"{strata} has none of these samples: give the scores of the same data")
+        samples = matched(known, ids, table_digests(scores)).samples
+        groups["stratum"] = [None if sample is None else stratum.get(sample) for sample in samples]
+    return groups
+
+
+def _counts(scores: Scores) -> tuple[list[int], list[int]]:
+    return [row[0] for row in scores.table["successes"]], [row[0] for row in scores.table["attempts"]]
+
+
+def _shares(scores: Scores) -> dict[str, tuple[float, str | None]]:
+    wins, tries = _counts(scores)
+    return {
+        sample: (won / tried, ability)
+        for sample, ability, won, tried in zip(scores.table["id"], scores.table["ability"], wins, tries, strict=True)
+        if tried
+    }

@@ -1,0 +1,32 @@
+"""Names of the files that hardsample's commands write into their output folders; docs/files.md says what each holds."""
+
+# score, evaluate
+SCORES_FILE = "scores.parquet"
+RUN_FILE = "run.json"
+REJECTED_FILE = "rejected.jsonl"
+ROLLOUTS_FILE = "rollouts.sqlite"
+EVALUATION_FILE = "evaluation.json"
+BENCHMARK_FILE = "benchmark.json"
+VERDICTS_FILE = "verdicts.jsonl"
+
+# stratify
+STRATA_FILE = "strata.parquet"
+
+# train
+TRAINING_FILE = "training.json"
+OVERLONG_FILE = "overlong.jsonl"
+TRAINER_STATE_FILE = "trainer_state.json"
+
+# experiment: the folder, one cell, one training
+EXPERIMENT_FILE = "experiment.json"
+RESULTS_FILE = "results.json"
+RESULTS_PAGE = "results.md"
+CELL_FILE = "cell.json"
+STAGE_FILE = "stage.json"
+DONE_FILE = "done.json"
+PROGRESS_FILE = "progress"
+SECONDS_FILE = "seconds"
+LOG_FILE = "log.txt"
+
+# report
+REPORT_FILE = "report.html"

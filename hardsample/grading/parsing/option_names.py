@@ -1,0 +1,104 @@
+"""Options as people write them: with their own letters in front, or as yes and no."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+
+from hardsample.grading.parsing.answers import is_denied, normalise, plain
+
+YES_NO = (("Yes", "No"), ("True", "False"), ("是", "否"))
+_SYNONYMS = {"yes": "yes", "yeah": "yes", "yep": "yes", "no": "no", "nope": "no"}
+_SYNONYMS |= {"true": "true", "correct": "true", "false": "false", "incorrect": "false"}
+_START = re.compile(
+    r"(?:the\s+(?:correct\s+)?answer\s+is\s*:?\s*)?[\"'“*\s]*([A-Za-z]+)(?![\w'’])(.*)", re.DOTALL | re.I
+)
+_CHINESE_YES = re.compile(r"(?:是的?|对的?|有的?|正确)(?=$|[,，。.!！\s])")
+_CHINESE_NO = re.compile(r"(?:否|不是?的?|没有|不对|错误?的?)(?=$|[,，。.!！\s])")
+
+
+@lru_cache(maxsize=4096)
+def option_texts(options: tuple[str, ...]) -> tuple[str, ...]:
+    """Take the letters off options that all carry their own: ``A. red``, ``(b) blue``, ``Option C: green``.
+
+    Args:
+        options: the options as the record has them.
+
+    Returns:
+        Their texts.
+    """
+    options = tuple(plain(str(option)).strip() for option in options)
+    if len(options) < 2:
+        return options
+    led = [re.match(_label(index), option, re.IGNORECASE) for index, option in enumerate(options)]
+    if not all(led):
+        return options
+    return tuple(option[match.end() :] for option, match in zip(options, led, strict=True) if match)
+
+
+def _label(index: int) -> str:
+    letter = chr(ord("A") + index) if index < 26 else r"\Z."
+    marked = rf"[(\[（]{letter}[)\]）][.:：]?|{letter}(?:[.:](?=\s)|[)：、．])|{letter}\s+-(?=\s)"
+    return rf"\s*(?:(?:option|choice|选项)\s*)?(?:{marked})\s*(?=\S)"
+
+
+def yes_no_options(gold: str) -> tuple[str, ...]:
+    """Name the two options of a question whose gold is yes or no, true or false.
+
+    Args:
+        gold: the gold answer.
+
+    Returns:
+        Both; empty for every other gold.
+    """
+    word = normalise(gold)
+    return next((pair for pair in YES_NO if word in map(normalise, pair)), ())
+
+
+def is_yes_no(options: Sequence[str]) -> bool:
+    """Tell whether options, in their normal form, are yes and no, or true and false."""
+    return len(options) == 2 and any(set(options) == set(map(normalise, pair)) for pair in YES_NO)
+
+
+def read_yes_no(text: str, words: Sequence[str], *, prose: bool) -> int | None:
+    """Tell which of yes and no an answer begins with, or is the only one to say.
+
+    Args:
+        text: an answer.
+        words: the two options in their normal form.
+        prose: whether a sentence may follow ("Yes, there is a dog.").
+
+    Returns:
+        The option's index; None where the answer says neither, both, or takes it back.
+    """
+    start = _START.match(text)
+    said = _SYNONYMS.get(start.group(1).lower(), "") if start else ""
+    if start is None or said not in words:
+        return _elsewhere(text, words) if prose else None
+    rest = start.group(2).strip(" .…!?\"'”*\n")
+    if rest and not prose:
+        return None
+    other = re.escape(words[1 - words.index(said)])
+    joint = r"(?:^|[.,;:!?…\n/|&(]|\b(?:or|and|but|actually|wait|rather)\b)"
+    back = rf"{joint}\s*(?:\w+\W+){{0,2}}?{other}(?=\s*[.,;!?…)]|\s*$)"
+    return None if re.search(back, rest, re.IGNORECASE) else words.index(said)
+
+
+def _elsewhere(text: str, words: Sequence[str]) -> int | None:
+    """The one of both that a sentence ends a clause with, undenied; or the Chinese word that it begins with."""
+    chinese = (
+        ("yes", "true", "是") if _CHINESE_YES.match(text) else ("no", "false", "否") if _CHINESE_NO.match(text) else ()
+    )
+    if chinese:
+        return next((words.index(word) for word in chinese if word in words), None)
+    said = {
+        words.index(word)
+        for word in words
+        if word.isascii()
+        and re.search(rf"\b{re.escape(word)}\b(?=[\"'”*]*\s*[.,;!?]|[\"'”*]*\s*$)", text, re.IGNORECASE)
+    }
+    if len(said) != 1:
+        return None
+    index = said.pop()
+    return None if is_denied(re.sub(rf"\b{re.escape(words[index])}\b", " ", text, flags=re.IGNORECASE)) else index

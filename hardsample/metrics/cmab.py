@@ -1,0 +1,382 @@
+"""CMAB, difficulty from the balance of attention between image and text: from attention masses to ρ̄ and a stratum.
+
+For layer l and completion token t, with the masses of the query that produces t on the prompt's image and text tokens:
+
+    ρ(l, t) = S_img / S_txt,    ρ_t = exp( mean over layers 2 … L−1 of log(ρ(l, t) + 1e-8) ),    ρ̄ = mean over t.
+
+A layer in which the query may attend to no image or no text key is left out for that query. This is the variant
+`paper`. The variant `released` is the authors' script: one layer, mean attention per token on each side, text = what
+stands before the image,
+
+    ρ̄ = (Σ_t S_img / image tokens) / (Σ_t S_txt / text tokens).
+
+Pure: masses come in as tensors or arrays (`hardsample.attention.interface` makes them), numbers go out.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+from numpy import ndarray
+
+from hardsample.metrics.signatures import MIN_SOLVED, NEARLY_ALL
+from hardsample.metrics.strata import StrataError
+
+VARIANTS = ("paper", "released")
+TEXTS = ("all", "before_image")
+"""Which prompt text counts: all of it, or what stands before the first image."""
+HEADS = ("mean", "each")
+EPSILON = 1e-8
+"""What is added to ρ(l, t) before its logarithm."""
+MIN_LAYERS = 3
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+"""Levels of the quantiles that describe a distribution of ρ̄."""
+
+_MASS_FLOOR = 2.0**-24  # half a unit of fp32 at 1: a text mass that is 1 minus the others is no finer, and may be 0
+_RELEASED_DEPTH = 20 / 28
+
+
+class CmabError(ValueError):
+    """The masses do not give an attention balance, or the request does not fit them; the message says why."""
+
+
+@dataclass(frozen=True)
+class BalanceBounds:
+    """Bounds on ρ̄ between strata; the defaults are the paper's."""
+
+    easy_below: float = field(
+        default=0.1, metadata={"help": "easy if ρ̄ is below this (ratio of image to text attention, 0 to hard_min)"}
+    )
+    hard_min: float = field(
+        default=0.4, metadata={"help": "hard if ρ̄ is at least this and at most hard_max (easy_below to hard_max)"}
+    )
+    hard_max: float = field(
+        default=1.6, metadata={"help": "hard if ρ̄ is at most this and at least hard_min (hard_min to easy_above)"}
+    )
+    easy_above: float = field(default=1.9, metadata={"help": "easy if ρ̄ is above this (hard_max or more)"})
+
+    def __post_init__(self) -> None:
+        """Checks that they ascend from 0."""
+        values = (self.easy_below, self.hard_min, self.hard_max, self.easy_above)
+        if not all(isfinite(value) for value in values) or not 0 <= values[0] <= values[1] <= values[2] <= values[3]:
+            raise ValueError(
+                f"easy_below, hard_min, hard_max, easy_above are {', '.join(map(str, values))}, must ascend from 0: "
+                "sort them, such as 0.1, 0.4, 1.6, 1.9"
+            )
+
+
+@dataclass(frozen=True)
+class CmabConfig:
+    """Settings of CMAB. The defaults are the paper's."""
+
+    variant: str = field(
+        default="paper",
+        metadata={"help": "paper (all layers but the first and last) or released (one layer, mean per token)"},
+    )
+    layers: tuple[int, ...] | None = field(
+        default=None, metadata={"help": "paper: layers of the mean, counted from 1 (default: 2 to L - 1)"}
+    )
+    layer: int | None = field(
+        default=None, metadata={"help": "released: the layer, counted from 0 (default: round(20 / 28 of L))"}
+    )
+    text: str | None = field(
+        default=None,
+        metadata={
+            "help": "prompt text that counts: all or before_image (default: all for paper, before_image for released)"
+        },
+    )
+    heads: str = field(
+        default="mean",
+        metadata={
+            "help": "mean (attention is averaged over heads, then the ratio is taken) or each (the logarithms of each "
+            "head's ratio are averaged; needs masses per head)"
+        },
+    )
+    profile: bool = field(default=False, metadata={"help": "whether to keep ρ of each layer and of each token"})
+    bounds: BalanceBounds = field(default=BalanceBounds(), metadata={"help": "bounds on ρ̄ between strata"})
+
+    def __post_init__(self) -> None:
+        """Checks every field; `layers` may be any sequence."""
+        for name, choices in (("variant", VARIANTS), ("heads", HEADS), ("text", (*TEXTS, None))):
+            if getattr(self, name) not in choices:
+                names = ", ".join(one for one in choices if one)
+                raise ValueError(f"{name} is {getattr(self, name)!r}, must be one of {names}: choose one")
+        released = self.variant == "released"
+        if self.text is None:
+            object.__setattr__(self, "text", "before_image" if released else "all")
+        wrong = {
+            "layers": released and self.layers is not None,
+            "layer": not released and self.layer is not None,
+            "text": released and self.text != "before_image",
+            "heads": released and self.heads != "mean",
+        }
+        for name in (name for name, is_wrong in wrong.items() if is_wrong):
+            raise ValueError(
+                f"{name} is {getattr(self, name)!r}, which variant {self.variant!r} does not know: leave it out, or "
+                "choose the other variant"
+            )
+        if self.layer is not None and self.layer < 0:
+            raise ValueError(f"layer is {self.layer}, must be at least 0: layers of variant released count from 0")
+        if self.layers is not None:
+            object.__setattr__(self, "layers", tuple(self.layers))
+            if not self.layers or min(self.layers) < 1 or len(set(self.layers)) < len(self.layers):
+                raise ValueError(f"layers are {self.layers}, must be different numbers from 1: such as 2, 3, 4")
+
+
+@dataclass(frozen=True)
+class Balance:
+    """What the masses of one completion say."""
+
+    value: float | None = field(metadata={"help": "ρ̄; None if no token has a ratio (no image, no text, no token)"})
+    tokens: int = field(metadata={"help": "tokens that have a ratio"})
+    blind_tokens: int = field(metadata={"help": "tokens left out: they see no image or no text key in any layer used"})
+    left_out: int = field(
+        metadata={"help": "pairs of layer and token left out because the query sees no image or no text key there"}
+    )
+    by_token: tuple[float | None, ...] | None = field(
+        default=None, metadata={"help": "ρ of each token (None: left out); kept if profile is set"}
+    )
+    by_layer: tuple[float | None, ...] | None = field(
+        default=None,
+        metadata={
+            "help": "ρ of every layer, the first and last too: geometric mean over tokens (paper), or ratio of totals "
+            "(released); kept if profile is set"
+        },
+    )
+
+
+@dataclass(frozen=True)
+class SampleAttention:
+    """What the completions of a sample at λ = 0 say.
+
+    Attributes:
+        balance: ρ̄, the mean over its correct completions; None if none is correct or none has a balance.
+        wrong: the same over its wrong completions.
+        profile: ρ of each layer, geometric mean over its correct completions; empty if there is none.
+        reason: why a completion has no balance, if one has none.
+    """
+
+    balance: float | None = None
+    wrong: float | None = None
+    profile: tuple[float | None, ...] = ()
+    reason: str | None = None
+
+
+def attention_balance(
+    image: Float[Any, "layer *head token"],
+    text: Float[Any, "layer *head token"],
+    sees_image: Bool[Any, "layer token"],
+    sees_text: Bool[Any, "layer token"],
+    image_tokens: int | None = None,
+    text_tokens: int | None = None,
+    config: CmabConfig = CmabConfig(),
+) -> Balance:
+    """Gives ρ̄ of one completion: `attention_balance(*masses.sample(row), config=config)`.
+
+    A text mass below 2⁻²⁴, where fp32 tells it from 0 no more, counts as 2⁻²⁴, so that ρ stays finite.
+
+    Args:
+        image: S_img of each layer and token, averaged over heads or per head; the end-of-sequence is no token.
+        text: S_txt, like image, of the text that the settings say counts.
+        sees_image: whether the query may attend to any image key.
+        sees_text: whether it may attend to any text key that counts.
+        image_tokens: image tokens of the prompt; for variant `released`.
+        text_tokens: text tokens that count; for variant `released`.
+        config: settings.
+
+    Raises:
+        CmabError: fewer than three layers, layers that the model does not have, shapes that do not fit, or masses that
+            are no numbers.
+    """
+    numerator, denominator = _array(image, float), _array(text, float)
+    seen = _array(sees_image, bool) & _array(sees_text, bool)
+    _check(numerator, denominator, seen, config)
+    if config.heads == "mean" and numerator.ndim == 3:
+        numerator, denominator = numerator.mean(1), denominator.mean(1)
+    denominator = np.maximum(denominator, _MASS_FLOOR)
+    if config.variant == "released":
+        return _released(numerator, denominator, seen, image_tokens, text_tokens, config)
+    used = _layers(len(seen), config)
+    ratios = np.log(numerator / denominator + EPSILON)
+    if ratios.ndim == 3:
+        ratios = ratios.mean(1)
+    by_token = [_geometric_mean(ratios[used, t], seen[used, t]) for t in range(seen.shape[1])]
+    found = [value for value in by_token if value is not None]
+    by_layer = tuple(_geometric_mean(ratios[i], seen[i]) for i in range(len(seen))) if config.profile else None
+    return Balance(
+        float(np.mean(found)) if found else None,
+        len(found),
+        len(by_token) - len(found),
+        int((~seen[used]).sum()),
+        tuple(by_token) if config.profile else None,
+        by_layer,
+    )
+
+
+def sample_balance(balances: Sequence[float | None], correct: Sequence[bool | int]) -> float | None:
+    """Gives ρ̄ of a sample: the mean over its correct completions at λ = 0.
+
+    Args:
+        balances: ρ̄ of each completion; None where it has none, which then does not count.
+        correct: whether each completion is correct.
+
+    Returns:
+        The mean; None if there is nothing to average.
+
+    Raises:
+        ValueError: the lists differ in length.
+    """
+    kept = [value for value, right in zip(balances, correct, strict=True) if right and value is not None]
+    return float(np.mean(kept)) if kept else None
+
+
+def balance_stratum(
+    balance: float | None, solved: bool, bounds: BalanceBounds = BalanceBounds(), has_image: bool = True
+) -> str | None:
+    """Names the CMAB stratum of a sample.
+
+    Args:
+        balance: ρ̄ over its correct completions, see `sample_balance`.
+        solved: whether any of its completions at λ = 0 is correct.
+        bounds: bounds on ρ̄.
+        has_image: False for a record without an image, which has no stratum.
+
+    Returns:
+        `unsolved` if not solved; `hard` if hard_min ≤ ρ̄ ≤ hard_max; `easy` if ρ̄ < easy_below or ρ̄ > easy_above;
+        else `medium`. None without an image, or if it is solved and has no ρ̄.
+    """
+    if not has_image:
+        return None
+    if not solved:
+        return "unsolved"
+    if balance is None:
+        return None
+    if bounds.hard_min <= balance <= bounds.hard_max:
+        return "hard"
+    return "medium" if bounds.easy_below <= balance <= bounds.easy_above else "easy"
+
+
+def balance_quantiles(balances: Sequence[float | None], levels: Sequence[float] = QUANTILES) -> list[float]:
+    """Quantiles of ρ̄, linear between neighbours.
+
+    Args:
+        balances: ρ̄ of each sample; None does not count.
+        levels: shares, 0 … 1.
+
+    Raises:
+        StrataError: no sample has a ρ̄.
+    """
+    found = [value for value in balances if value is not None]
+    if not found:
+        raise StrataError("no sample has an attention balance: score some with --metric cmab first")
+    return np.quantile(found, levels).tolist()
+
+
+def parse_bounds(spec: str, balances: Sequence[float | None] = ()) -> BalanceBounds:
+    """Reads bounds such as `0.1,0.4,1.6,1.9`, or `quantile:0.1,0.3,0.7,0.9`, which are taken from the data.
+
+    Args:
+        spec: four ascending numbers: easy_below, hard_min, hard_max, easy_above; after `quantile:`, shares of samples.
+        balances: ρ̄ of the solved samples, for quantiles.
+
+    Raises:
+        StrataError: the specification is not one, or there is no ρ̄ to take quantiles of.
+    """
+    name, _, numbers = spec.rpartition(":")
+    try:
+        values = [float(number) for number in numbers.split(",")]
+        if name not in ("", "quantile") or len(values) != 4 or (name and not all(0 <= value <= 1 for value in values)):
+            raise ValueError
+        bounds = BalanceBounds(*values)
+    except ValueError as error:
+        raise StrataError(
+            f"the bounds of the attention balance are {spec!r}, must be four ascending numbers from 0, such as "
+            "0.1,0.4,1.6,1.9, or shares of the samples from 0 to 1, such as quantile:0.1,0.3,0.7,0.9"
+        ) from error
+    return BalanceBounds(*balance_quantiles(balances, values)) if name else bounds
+
+
+def piled_up(balances: Sequence[float | None], bounds: BalanceBounds = BalanceBounds()) -> str | None:
+    """Detects ρ̄ piled up at the extremes: the bounds do not fit this model, so CMAB separates nothing.
+
+    The signature is there if at least nine tenths of at least 20 solved samples lie below `easy_below` or above
+    `easy_above`.
+
+    Args:
+        balances: ρ̄ of the solved samples; None does not count.
+        bounds: bounds on ρ̄.
+
+    Returns:
+        A sentence that says what was found, with the quantiles of ρ̄, or None.
+    """
+    found = [value for value in balances if value is not None]
+    low = sum(value < bounds.easy_below for value in found)
+    high = sum(value > bounds.easy_above for value in found)
+    if len(found) < MIN_SOLVED or low + high < NEARLY_ALL * len(found):
+        return None
+    quantiles = ", ".join(
+        f"{level:.0%} {value:.3g}" for level, value in zip(QUANTILES, balance_quantiles(found), strict=True)
+    )
+    return (
+        f"Piled up at the extremes: of {len(found)} solved samples the attention balance of {low} is below "
+        f"{bounds.easy_below:g} and that of {high} above {bounds.easy_above:g} (quantiles {quantiles}); the bounds do "
+        "not fit this model, so take them from the data: `hardsample strata --cmab-bounds quantile:0.1,0.3,0.7,0.9`."
+    )
+
+
+def _released(
+    image: ndarray, text: ndarray, seen: ndarray, image_tokens: int | None, text_tokens: int | None, config: CmabConfig
+) -> Balance:
+    if image_tokens is None or text_tokens is None:
+        raise CmabError("variant released divides by the number of tokens: give image_tokens and text_tokens")
+    layers, tokens = seen.shape
+    layer = min(round(_RELEASED_DEPTH * layers), layers - 1) if config.layer is None else config.layer
+    if layer >= layers:
+        raise CmabError(f"layer is {layer}, must be below {layers}, the model's layers: they count from 0 here")
+    kept = seen & (image_tokens > 0) & (text_tokens > 0)
+    means = image / max(image_tokens, 1), text / max(text_tokens, 1)
+    by_layer = [
+        float(means[0][i, kept[i]].sum() / means[1][i, kept[i]].sum()) if kept[i].any() else None for i in range(layers)
+    ]
+    by_token = [float(means[0][layer, t] / means[1][layer, t]) if kept[layer, t] else None for t in range(tokens)]
+    count = int(kept[layer].sum())
+    profile = (tuple(by_token), tuple(by_layer)) if config.profile else (None, None)
+    return Balance(by_layer[layer], count, tokens - count, tokens - int(seen[layer].sum()), *profile)
+
+
+def _layers(count: int, config: CmabConfig) -> list[int]:
+    """Indices from 0 of the layers that are averaged."""
+    if config.layers is None:
+        return list(range(1, count - 1))
+    if max(config.layers) > count:
+        raise CmabError(f"layers are {config.layers}, must be at most {count}, the model's last: leave out the others")
+    return [layer - 1 for layer in config.layers]
+
+
+def _geometric_mean(logarithms: ndarray, seen: ndarray) -> float | None:
+    return float(np.exp(logarithms[seen].mean())) if seen.any() else None
+
+
+def _array(values: Any, dtype: type) -> ndarray:
+    """An array, in float64 if of numbers, of an array or a tensor on any device."""
+    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values, dtype)
+
+
+def _check(image: ndarray, text: ndarray, seen: ndarray, config: CmabConfig) -> None:
+    if image.shape != text.shape or image.ndim not in (2, 3) or seen.shape != (image.shape[0], image.shape[-1]):
+        raise CmabError(
+            f"image is {image.shape}, text {text.shape}, sees_image and sees_text {seen.shape}: masses must be "
+            "(layers, tokens) or (layers, heads, tokens), and what is seen (layers, tokens)"
+        )
+    if len(seen) < MIN_LAYERS:
+        raise CmabError(
+            f"the model has {len(seen)} layers, and without its first and last none is left: a model of fewer than "
+            f"{MIN_LAYERS} has no attention balance"
+        )
+    if config.heads == "each" and image.ndim == 2:
+        raise CmabError("heads is 'each' and the masses are averaged over heads: collect them with per_head=True")
+    if not (np.isfinite(image).all() and np.isfinite(text).all()):
+        raise CmabError("masses are not finite: the model's attention gave NaN, such as from an overflow in fp16")

@@ -1,0 +1,288 @@
+"""PISM, difficulty from progressive image masking: which rollouts to ask for next, and what they say.
+
+Pure functions of one sample's grades. `grades[i][k]` is the grade (0 or 1) of the rollout at ratio i under mask k,
+None while there is none. The engine asks `next_rollouts` until it gives nothing, then takes the `verdict`:
+
+    P_c(λ) = (1/K) Σ_k grade(λ, k),    λ* = min{λ ∈ Λ : P_c(λ) < τ}.
+
+A `lossless` search asks the masks of a level in the order k = 0, 1, … and only until the remaining ones cannot change
+whether the level passes; it ends at the first level that fails. So its λ* and stratum are those of the `exhaustive`
+search, which fills the whole curve.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import pairwise
+
+from hardsample.kernels.keys import FULL_RATIO, KINDS, ratio_units
+from hardsample.metrics.strata import SOLVED, UNFINISHED, Bounds, Verdict, count_verdict, level_passes
+
+__all__ = [
+    "BLIND_RATIO",
+    "MASK_SPACES",
+    "SEARCHES",
+    "Grades",
+    "PismConfig",
+    "Verdict",
+    "blind_rollouts",
+    "counts",
+    "empty_grades",
+    "is_done",
+    "luck",
+    "max_rollouts",
+    "next_rollouts",
+    "verdict",
+]
+
+SEARCHES = ("lossless", "exhaustive")
+MASK_SPACES = ("source", "model")
+BLIND_RATIO = 1.0
+"""Mask ratio of the blind level, where nothing of the image is left."""
+
+Grades = Sequence[Sequence[int | None]]
+
+
+@dataclass(frozen=True)
+class PismConfig:
+    """Settings of a PISM search. The defaults are the paper's."""
+
+    ratios: tuple[float, ...] = field(
+        default=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+        metadata={"help": "mask ratios Λ, share of pixels, ascending from 0 to below 1"},
+    )
+    num_masks: int = field(default=10, metadata={"help": "K, masks and rollouts at each ratio, at least 1"})
+    tau: float = field(
+        default=0.1, metadata={"help": "τ, a level fails if its share of successes is below this, above 0 to 1"}
+    )
+    search: str = field(
+        default="lossless",
+        metadata={"help": "lossless (as few rollouts as decide the stratum) or exhaustive (the whole accuracy curve)"},
+    )
+    kind: str = field(default="pixel", metadata={"help": "mask kind: pixel, patch (14 × 14 pixels) or rectangle"})
+    mask_space: str = field(
+        default="source",
+        metadata={
+            "help": "source (the file's pixels are masked) or model (the preprocessed tensor is); never compared"
+        },
+    )
+    hard_max: float = field(default=0.4, metadata={"help": "hard if λ* is at most this, mask ratio from 0 to 1"})
+    easy_min: float = field(
+        default=0.7, metadata={"help": "easy if λ* is at least this or no ratio fails, mask ratio above hard_max to 1"}
+    )
+    blind: bool = field(
+        default=False, metadata={"help": "whether each sample with an image also gets K rollouts at mask ratio 1.0"}
+    )
+
+    def __post_init__(self) -> None:
+        """Checks every field; `ratios` may be any sequence."""
+        object.__setattr__(self, "ratios", tuple(self.ratios))
+        units = [ratio_units(ratio) for ratio in self.ratios]
+        if not units or units[0] != 0:
+            raise ValueError(
+                f"ratios are {self.ratios}, must start with 0.0, which decides what is unsolved: put 0.0 in front"
+            )
+        if any(a >= b for a, b in pairwise(units)):
+            raise ValueError(
+                f"ratios are {self.ratios}, must ascend by at least 1/65536: sort them and drop repeated ones"
+            )
+        if units[-1] == FULL_RATIO:
+            raise ValueError(
+                f"ratios end at {self.ratios[-1]}, must stay below 1.0: ask for the blind level with blind"
+            )
+        if isinstance(self.num_masks, bool) or not isinstance(self.num_masks, int) or not 1 <= self.num_masks <= 2**32:
+            raise ValueError(
+                f"num_masks is {self.num_masks}, must be an integer from 1 to 2**32: choose one, such as 10"
+            )
+        if not 0 < Fraction(str(self.tau)) <= 1:
+            raise ValueError(
+                f"tau is {self.tau}, must be above 0 and at most 1: give a share of successes, such as 0.1"
+            )
+        for name, choices in (("search", SEARCHES), ("kind", KINDS), ("mask_space", MASK_SPACES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, must be one of {', '.join(choices)}: choose one")
+        _ = self.bounds
+
+    @property
+    def bounds(self) -> Bounds:
+        """The bounds on λ* between strata."""
+        return Bounds(self.hard_max, self.easy_min)
+
+
+def empty_grades(config: PismConfig) -> list[list[int | None]]:
+    """Makes the grades of a sample that has no rollout yet.
+
+    Args:
+        config: settings.
+
+    Returns:
+        Nones, len(ratios) lists of K.
+    """
+    return [[None] * config.num_masks for _ in config.ratios]
+
+
+def next_rollouts(
+    grades: Grades, config: PismConfig, has_image: bool = True, answered: bool = True
+) -> list[tuple[int, int]]:
+    """Says which rollouts to ask for next, given all grades so far.
+
+    Args:
+        grades: (ratios, K) grades; None where there is none yet.
+        config: settings.
+        has_image: False for a record without an image, which has only P_c(0): all K rollouts at ratio 0.
+        answered: whether any rollout at ratio 0 came to an answer; while none has, a lossless search makes all K of
+            them, for only then the sample is unfinished instead of unsolved.
+
+    Returns:
+        (ratio index, realization) pairs. Lossless: at most one, the first missing mask of the first open level.
+        Exhaustive: all that are missing. Empty when the search is over.
+
+    Raises:
+        ValueError: grades do not have the shape of the settings, or one is not 0, 1 or None.
+    """
+    successes, attempts = counts(grades, config)
+    levels = range(len(config.ratios) if has_image else 1)
+    if config.search == "exhaustive" or not has_image:
+        missing = [(i, k) for i in levels for k, grade in enumerate(grades[i]) if grade is None]
+        return missing if config.search == "exhaustive" else missing[:1]
+    for i in levels:
+        passes = level_passes(successes[i], attempts[i], config.num_masks, config.tau)
+        if passes is None or (not passes and not answered and i == 0 and attempts[0] < config.num_masks):
+            return [(i, next(k for k, grade in enumerate(grades[i]) if grade is None))]
+        if not passes:
+            return []
+    return []
+
+
+def blind_rollouts(blind: Sequence[int | None], config: PismConfig, has_image: bool = True) -> list[int]:
+    """Says which rollouts of the blind level (mask ratio 1.0) are missing; their order does not matter.
+
+    Args:
+        blind: K grades of the blind level; None where there is none yet.
+        config: settings.
+        has_image: False for a record without an image, which has no blind level.
+
+    Returns:
+        Realizations k; empty unless the settings ask for the blind level.
+
+    Raises:
+        ValueError: there are not K grades.
+    """
+    if not config.blind or not has_image:
+        return []
+    if len(blind) != config.num_masks:
+        raise ValueError(
+            f"{len(blind)} blind grades, must be num_masks = {config.num_masks}: fill missing ones with None"
+        )
+    return [k for k, grade in enumerate(blind) if grade is None]
+
+
+def is_done(
+    grades: Grades,
+    config: PismConfig,
+    has_image: bool = True,
+    blind: Sequence[int | None] | None = None,
+    answered: bool = True,
+) -> bool:
+    """Says whether a sample needs no more rollouts.
+
+    Args:
+        grades: (ratios, K) grades.
+        config: settings.
+        has_image: False for a record without an image.
+        blind: K grades of the blind level; None if there are none yet.
+        answered: see `next_rollouts`.
+
+    Returns:
+        True if neither `next_rollouts` nor `blind_rollouts` asks for more.
+    """
+    missing = blind_rollouts([None] * config.num_masks if blind is None else blind, config, has_image)
+    return not missing and not next_rollouts(grades, config, has_image, answered)
+
+
+def verdict(grades: Grades, config: PismConfig, has_image: bool = True, answered: bool = True) -> Verdict:
+    """Gives λ* and the stratum from the grades so far.
+
+    Args:
+        grades: (ratios, K) grades.
+        config: settings.
+        has_image: False for a record without an image: no λ*, no stratum, decided when P_c(0) is complete.
+        answered: whether any rollout at ratio 0 came to an answer. If all K are made and none did, the sample is
+            unfinished: it has no λ*.
+
+    Returns:
+        The verdict. An exhaustive search is often decided long before it is done.
+
+    Raises:
+        ValueError: grades do not have the shape of the settings, or one is not 0, 1 or None.
+    """
+    successes, attempts = counts(grades, config)
+    if not has_image:
+        return Verdict(None, None, sum(attempts), attempts[0] == config.num_masks)
+    if not answered:
+        full = attempts[0] == config.num_masks
+        return Verdict(None, UNFINISHED if full else None, sum(attempts), full)
+    return count_verdict(successes, attempts, config.ratios, config.num_masks, config.tau, config.bounds)
+
+
+def counts(grades: Grades, config: PismConfig) -> tuple[list[int], list[int]]:
+    """Counts the grades of each ratio.
+
+    Args:
+        grades: (ratios, K) grades.
+        config: settings.
+
+    Returns:
+        (successes, attempts), each a list of len(ratios).
+
+    Raises:
+        ValueError: grades do not have the shape of the settings, or one is not 0, 1 or None.
+    """
+    if len(grades) != len(config.ratios) or any(len(level) != config.num_masks for level in grades):
+        raise ValueError(
+            f"grades have levels of {[len(level) for level in grades]}, must be {len(config.ratios)} ratios with "
+            f"num_masks = {config.num_masks} each: fill missing ones with None"
+        )
+    wrong = [grade for level in grades for grade in level if grade not in (None, 0, 1)]
+    if wrong:
+        raise ValueError(f"a grade is {wrong[0]!r}, must be 0, 1 or None: grade rollouts as correct or not")
+    attempts = [sum(grade is not None for grade in level) for level in grades]
+    return [sum(grade == 1 for grade in level) for level in grades], attempts
+
+
+def max_rollouts(config: PismConfig, has_image: bool = True) -> int:
+    """Counts the rollouts of an exhaustive search of one sample, the blind level's not counted.
+
+    Args:
+        config: settings.
+        has_image: False for a record without an image.
+
+    Returns:
+        |Λ| · K, or K without an image.
+    """
+    return config.num_masks * (len(config.ratios) if has_image else 1)
+
+
+def luck(blind_successes: int, blind_attempts: int, stratum: str | None, config: PismConfig) -> bool | None:
+    """Says whether luck explains a sample's stratum.
+
+    The rule: a solved sample whose blind level passes, P_c(1.0) ≥ τ, is explained by luck. Its answer is reached,
+    with nothing of the image left, often enough for the very test that a level must pass; so neither having passed
+    some levels nor the level at which it failed says anything about the image. A sample that guesses right with
+    probability g passes a level with probability 1 − (1 − g)^K where one success suffices (65 % at g = 0.1, 94 % at g
+    = 0.25, both with K = 10), and is marked with that same probability: the mark is a test with K rollouts, no
+    certainty. Unsolved is never explained by luck: nothing was guessed right. Nor is unfinished.
+
+    Args:
+        blind_successes: rollouts at mask ratio 1.0 graded 1.
+        blind_attempts: rollouts at mask ratio 1.0 graded, 0 … K.
+        stratum: the sample's stratum, or None if it has none.
+        config: settings.
+
+    Returns:
+        True or False; None for a sample without a stratum or with a blind level that is not decided yet.
+    """
+    passes = level_passes(blind_successes, blind_attempts, config.num_masks, config.tau)
+    if stratum is None or passes is None:
+        return None
+    return passes and stratum in SOLVED

@@ -1,0 +1,284 @@
+"""One sample of a finished run in one figure: image, question, completions, mask ladder, attention by token.
+
+The attention of one completion is computed anew, one layer at a time, from the queries, the keys and the log-sum-exp of
+the model's own forward: completion rows × prompt columns is all that is ever held.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hardsample.attention.interface import collect_attention_mass, use_attention_mass
+from hardsample.attention.teacher_forcing import completion_type, teacher_forced
+from hardsample.data.images import open_image
+from hardsample.engines.preparing import Request
+from hardsample.engines.transformers import Prepared, TransformersEngine
+from hardsample.metrics.cmab import CmabConfig, attention_balance
+from hardsample.metrics.finishes import FINISHES
+from hardsample.metrics.strata import UNFINISHED
+from hardsample.scoring.attention_pass import UNMASKED, encoder
+from hardsample.scoring.matching import check_finished
+from hardsample.scoring.output import OutputError, Scores
+from hardsample.scoring.store import Rollout
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST_IMAGES = 3
+MOST_COMPLETIONS = 6
+MOST_TOKENS = 70
+
+
+@dataclass(frozen=True)
+class TokenAttention:
+    """Attention of one completion, averaged over its tokens, heads and the layers that count.
+
+    Attributes:
+        grids: for each image the attention of its tokens, (rows, columns); None where their grid is not known.
+        tokens: the prompt's text tokens, as text.
+        weights: the attention of each.
+        image: share of all attention on image tokens.
+        text: share on text tokens of the prompt.
+        balance: ρ̄ of this completion; None if it has none.
+    """
+
+    grids: list[Any]
+    tokens: list[str]
+    weights: list[float]
+    image: float
+    text: float
+    balance: float | None
+
+
+@torch.inference_mode()
+def token_attention(
+    engine: TransformersEngine, record: Mapping[str, Any], tokens: Sequence[int], config: CmabConfig
+) -> TokenAttention:
+    """Runs one completion through the model and reads where its attention went.
+
+    Args:
+        engine: with the model.
+        record: the sample.
+        tokens: the completion, without end-of-sequence; at least one.
+        config: settings of CMAB.
+
+    Raises:
+        OutputError: the processor refuses the record.
+        AttentionMassError: the model has no attention masses.
+    """
+    prepared: Prepared = engine.prepare([Request(record, UNMASKED, 0)])
+    if prepared.inputs is None:
+        raise OutputError(f"sample {record['id']!r} cannot be prepared: {prepared.failures[0].reason}")
+    fed, completion = teacher_forced(prepared.inputs, [tokens], engine.pad_token_id, completion_type(engine.model))
+    fed = {name: engine.moved(value) for name, value in fed.items()}
+    with (
+        use_attention_mass(engine.model),
+        collect_attention_mass(
+            engine.model,
+            fed["input_ids"],
+            completion.to(engine.model.device),
+            fed.get("attention_mask"),
+            text=str(config.text),
+            per_head=config.heads == "each",
+            columns=True,
+            ends=(),
+        ) as collector,
+    ):
+        engine.model(**fed, use_cache=False, logits_to_keep=1)
+    masses = collector.masses
+    assert masses.columns is not None
+    kept = masses.columns[1:-1] if len(masses.columns) > 2 else masses.columns
+    weights: Float[Tensor, " position"] = kept.mean((0, 1))
+    ids: Int[Tensor, " position"] = fed["input_ids"][0, : len(weights)].cpu()
+    attended = fed["attention_mask"][0, : len(weights)].bool().cpu()
+    image = (ids == image_token_of(engine.model)) & attended
+    text = attended & ~image
+    return TokenAttention(
+        grids=image_grids(weights, image, prepared.inputs, engine.processor),
+        tokens=[engine.processor.tokenizer.decode([token]) for token in ids[text].tolist()],
+        weights=weights[text].tolist(),
+        image=float(weights[image].sum()),
+        text=float(weights[text].sum()),
+        balance=attention_balance(*masses.sample(0), config=config).value,
+    )
+
+
+def image_token_of(model: Any) -> int:
+    """Id of the image tokens of a model."""
+    names = ("image_token_id", "image_token_index")
+    return next(value for name in names if (value := getattr(model.config, name, None)) is not None)
+
+
+def image_grids(
+    weights: Float[Tensor, " position"], image: Tensor, inputs: Mapping[str, Any], processor: Any
+) -> list[Any]:
+    """Cuts the attention of image tokens into images, each in its grid of rows and columns.
+
+    Args:
+        weights: attention of each position of the prompt.
+        image: bool, which positions are image tokens.
+        inputs: the processor's output; `image_grid_thw` tells the grids of the Qwen-VL family.
+        processor: its `merge_size` goes with them.
+
+    Returns:
+        One array (rows, columns) for each run of image tokens; None where the grid is not known (no square number, or
+        several views of an image).
+    """
+    runs = [[place for place, _ in group] for flag, group in groupby(enumerate(image.tolist()), lambda x: x[1]) if flag]
+    known: list[tuple[int, int]] = []
+    if "image_grid_thw" in inputs:
+        merge = getattr(processor.image_processor, "merge_size", 2)
+        known = [(rows // merge, columns // merge) for _, rows, columns in inputs["image_grid_thw"].tolist()]
+    grids: list[Any] = []
+    for place, run in enumerate(runs):
+        side = round(len(run) ** 0.5)
+        shape = known[place] if place < len(known) else (side, side)
+        grids.append(weights[run].view(shape).numpy() if shape[0] * shape[1] == len(run) else None)
+    return grids
+
+
+def explain_figure(
+    record: Mapping[str, Any],
+    scores: Scores,
+    rollouts: Sequence[Rollout],
+    attention: TokenAttention | None,
+    told: Rollout | None,
+) -> Figure:
+    """Puts everything about one sample into a figure.
+
+    Args:
+        record: the sample.
+        scores: the run.
+        rollouts: of the sample.
+        attention: of one completion, or None if it has none.
+        told: the rollout whose attention it is.
+    """
+    from hardsample.report.parts.figures import image_with_attention, ladder, new_figure, paragraph, token_weights
+
+    row = scores.table[list(scores.table["id"]).index(record["id"])]
+    figure = new_figure(13, 8)
+    images = [open_image(ref) for ref in record["images"][:MOST_IMAGES]]
+    halves: Any = figure.subfigures(2, 1, height_ratios=[1.15, 1])
+    upper, lower = halves
+    panels = upper.subplots(1, max(1, len(images)) + 1, squeeze=False)[0]
+    grids = [*(attention.grids if attention else []), *[None] * len(images)]
+    for axes, image, grid in zip(panels, images, grids, strict=False):
+        note = "attention over image tokens" if grid is not None else "no grid of image tokens to lay over it"
+        image_with_attention(axes, image, grid, note)
+    if not images:
+        paragraph(panels[0], "(no image)")
+    paragraph(panels[-1], _story(record, row, rollouts), 62)
+    left, right = lower.subplots(1, 2)
+    ladder(left, scores.config().ratios, row["successes"], row["attempts"], scores.config().tau)
+    left.set_title(_verdict(row), fontsize=10)
+    if attention is None:
+        paragraph(right, "no completion at λ = 0 with an attention balance")
+        return figure
+    share = f"{attention.image:.0%} of attention on the image, {attention.text:.0%} on the text"
+    balance = "" if attention.balance is None else f"; ρ̄ = {attention.balance:.3g}"
+    answer = told.completion if told else ""
+    right.set_title(f"while it says {answer[:40]!r}: {share}{balance}", fontsize=10)
+    token_weights(right, attention.tokens[-MOST_TOKENS:], attention.weights[-MOST_TOKENS:])
+    return figure
+
+
+def _story(record: Mapping[str, Any], row: Mapping[str, Any], rollouts: Sequence[Rollout]) -> str:
+    """Question, gold answer, and the completions at λ = 0 with their grades."""
+    question = " ".join(
+        block["text"] or "" for message in record["prompt"] for block in message["content"] if block["type"] == "text"
+    )
+    lines = [f"sample {record['id']}", f"ability {row['ability'] or '—'}", "", f"question: {question[:600]}"]
+    lines += [f"solution: {str(record['solution'])[:200]}", "", "completions at λ = 0:"]
+    asked = [one for one in rollouts if one.ratio == UNMASKED]
+    asked.sort(key=lambda one: not one.grade)  # right ones first: one of them has its attention drawn
+    lines += [f"{'✓' if one.grade else '✗'} {one.completion[:200]!r}{_ended(one)}" for one in asked[:MOST_COMPLETIONS]]
+    if len(asked) > MOST_COMPLETIONS:
+        lines.append(f"… and {len(asked) - MOST_COMPLETIONS} more")
+    return "\n".join(lines)
+
+
+def _verdict(row: Mapping[str, Any]) -> str:
+    """Stratum and λ* in words."""
+    if row["stratum"] == UNFINISHED:
+        return f"{UNFINISHED}: no completion at λ = 0 came to an answer"
+    threshold = "no ratio fails" if row["failure_threshold"] is None else f"λ* = {row['failure_threshold']:g}"
+    return f"{row['stratum'] or 'no stratum'}: {threshold}"
+
+
+def _ended(rollout: Rollout) -> str:
+    return "" if rollout.finish in (None, "stop", "empty") else f" ({FINISHES[rollout.finish]})"
+
+
+def told_rollout(rollouts: Sequence[Rollout]) -> Rollout | None:
+    """The rollout at λ = 0 whose attention is shown: the first correct one, else the first that says anything."""
+    said = [one for one in rollouts if one.ratio == UNMASKED and one.tokens]
+    return next((one for one in said if one.grade), said[0] if said else None)
+
+
+def file_name(sample: str) -> str:
+    """A file name for a sample, whatever its id holds."""
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", sample).strip("._")[:80]
+    digest = hashlib.blake2b(sample.encode(), digest_size=4).hexdigest()
+    return f"{name}.png" if name and name == sample else f"{name or 'sample'}-{digest}.png"
+
+
+def explain(directory: str | Path, sample: str, *, model: str | None = None, device: str | None = None) -> Path:
+    """Draws one sample of a finished run into DIR/explain.
+
+    Args:
+        directory: the output folder of the run.
+        sample: id of the sample.
+        model: where the model is now, if not where run.json says.
+        device: torch device.
+
+    Returns:
+        The PNG's path.
+
+    Raises:
+        OutputError: no such sample, or the data is not where it was.
+        ChangedError: the record is not what was scored under its id.
+        EngineError: the model cannot be loaded.
+        FiguresError: matplotlib is not installed.
+    """
+    from hardsample.attention.interface import AttentionMassError
+    from hardsample.report.parts.figures import new_figure
+    from hardsample.scoring.score import reopened_engine
+    from hardsample.scoring.store import Store
+    from hardsample.scoring.subsets import source_records
+
+    new_figure(1, 1)  # before anything is loaded
+    scores = Scores(directory)
+    check_finished(scores)
+    ids = list(scores.table["id"])
+    if sample not in ids:
+        raise OutputError(f"{directory} has no sample {sample!r}: its ids are such as {ids[0]!r}, see scores.parquet")
+    record = source_records(scores, [sample], decode=False)[0]
+    with Store(scores.directory) as store:
+        rollouts = list(store.rollouts(sample))
+    told = told_rollout(rollouts)
+    attention = None
+    if told and record["images"]:
+        engine = reopened_engine(scores, model, device)
+        try:
+            tokens = told.tokens or encoder(engine.processor)(told.completion)
+            attention = token_attention(engine, record, tokens, scores.cmab_config())
+        except AttentionMassError as error:
+            print(f"no attention: {error}")
+    figure = explain_figure(record, scores, rollouts, attention, told)
+    path = scores.directory / "explain" / file_name(sample)
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=110)
+    return path
+
+
+__all__ = ["TokenAttention", "explain", "explain_figure", "token_attention"]

@@ -1,0 +1,47 @@
+"""What a folder is: told from the files that it holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hardsample.files import (
+    EVALUATION_FILE,
+    EXPERIMENT_FILE,
+    RESULTS_FILE,
+    RUN_FILE,
+    SCORES_FILE,
+    TRAINER_STATE_FILE,
+    TRAINING_FILE,
+)
+from hardsample.scoring.output import OutputError
+
+
+def kind_of(directory: Path) -> str:
+    """Names what a folder is of.
+
+    Args:
+        directory: of a command of hardsample.
+
+    Returns:
+        `experiment`, `evaluation`, `scores` or `training`.
+
+    Raises:
+        OutputError: it is none of them, or not finished; says what was looked for.
+    """
+    if not directory.is_dir():
+        raise OutputError(f"{directory} is no folder: give the output folder of a command of hardsample")
+    if (directory / EXPERIMENT_FILE).exists():
+        if not (directory / RESULTS_FILE).exists():
+            raise OutputError(
+                f"the experiment in {directory} has no {RESULTS_FILE} yet: let `hardsample experiment` come to its end"
+            )
+        return "experiment"
+    if (directory / RUN_FILE).exists() or (directory / SCORES_FILE).exists():
+        return "evaluation" if (directory / EVALUATION_FILE).exists() else "scores"
+    if (directory / TRAINING_FILE).exists() or any(directory.glob(f"checkpoint-*/{TRAINER_STATE_FILE}")):
+        return "training"
+    raise OutputError(
+        f"{directory} holds nothing to report: looked for {RUN_FILE} and {SCORES_FILE} (hardsample score), "
+        f"{EVALUATION_FILE} (evaluate), {TRAINING_FILE} or checkpoint-*/{TRAINER_STATE_FILE} (train), {RESULTS_FILE} "
+        f"and {EXPERIMENT_FILE} (experiment)"
+    )

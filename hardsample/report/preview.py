@@ -1,0 +1,73 @@
+"""What an experiment would train and take, told without computing anything: no model is loaded, nothing is written.
+
+Without scores the strata are not known. Then what depends on them is worked out for strata of equal size, and the
+preview says so.
+"""
+
+from __future__ import annotations
+
+from rich.console import RenderableType
+
+from hardsample.data.loading import load
+from hardsample.metrics.strata import STRATA
+from hardsample.report.experiment_tables import plan_table
+from hardsample.scoring.forecast import Forecast
+from hardsample.scoring.rollouts import images_there
+from hardsample.trainer.experiment.config import ExperimentConfig
+from hardsample.trainer.experiment.folder import grpo_options, prompts_a_step
+from hardsample.trainer.experiment.plan import Plan, Strata, make_plan
+from hardsample.trainer.experiment.runner import check_folder, has_scores, laid_out, scoring_config
+from hardsample.trainer.experiment.summary import costs
+
+
+def preview(config: ExperimentConfig) -> RenderableType:
+    """Tells what `run_experiment` would do now.
+
+    Args:
+        config: the experiment.
+
+    Raises:
+        ExperimentError: the folder is another experiment's, or the scores do not fit.
+        DataError: there are no scores, and the data cannot be read.
+    """
+    check_folder(config, remember=False)
+    known = has_scores(config)
+    if known:
+        plan, strata = laid_out(config)
+        notes = [one.note for one in strata if one.note]
+    else:
+        plan, notes = _foreseen(config)
+    return plan_table(costs(config, plan), plan.cells, notes, assumed=not known)
+
+
+def _foreseen(config: ExperimentConfig) -> tuple[Plan, list[str]]:
+    """The plan for strata of equal size, and what is not known."""
+    scoring = scoring_config(config)
+    loaded = load(
+        config.data,
+        image_root=scoring.image_root,
+        grader=scoring.grader,
+        limit=scoring.limit,
+        strict=scoring.strict,
+        max_pixels=scoring.max_pixels,
+        options_template=scoring.options_template,
+    )
+    ids, has_image = list(loaded.dataset["id"]), images_there(loaded.dataset)
+    found = []
+    for place, metric in enumerate(config.metrics):  # other strata for each, or their trainings would seem the same
+        labels = [STRATA[(row + place) % len(STRATA)] if image else None for row, image in enumerate(has_image)]
+        found.append(Strata(metric, tuple(ids), tuple(labels)))
+    plan = make_plan(config, found, prompts_a_step(config), grpo_options(config).num_generations)
+    with_image = sum(has_image)
+    left = Forecast(scoring, with_image, len(ids) - with_image).left()
+    expected = (
+        f"some {left.expected:,.0f} rollouts ({left.low:,.0f} to {left.high:,.0f})"
+        if left.low < left.high
+        else f"{left.expected:,.0f} rollouts"
+    )
+    return plan, [
+        f"there are no finished scores in {config.scores_folder}: a run first scores {len(ids):,} samples, {expected}; "
+        "how long a rollout takes is not known before",
+        f"the strata are not known: numbers with ≈ are for strata of equal size, {with_image / len(STRATA):,.0f} "
+        f"samples each (where medium or hard has fewer than {config.min_stratum}, thirds of the solved are used)",
+    ]

@@ -1,0 +1,209 @@
+"""What a person sees at the end of a run: strata by ability, what they cost, and what to be careful about."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from hardsample.evaluation.benchmarks import Result
+from hardsample.evaluation.evaluate import Comparison, Evaluation
+from hardsample.files import REJECTED_FILE
+from hardsample.metrics.finishes import UNKNOWN, shares_text
+from hardsample.metrics.intervals import Interval
+from hardsample.metrics.strata import LABELS, shown_labels
+from hardsample.scoring.output import Scores
+
+MOST_ABILITIES = 20
+
+
+def strata_table(abilities: Sequence[str | None], strata: Sequence[str | None], title: str) -> Table:
+    """Strata by ability, one row an ability, with the share of each stratum in the last row.
+
+    Args:
+        abilities: of each sample; None is shown as a dash.
+        strata: of each sample; `unfinished` and None (no image) have a column of their own if there is any.
+        title: above the table.
+    """
+    counts = Counter(zip(abilities, strata, strict=True))
+    columns = shown_labels(strata)
+    names = [name for name, _ in Counter(abilities).most_common()]
+    table = Table(title=Text(title), title_justify="left", show_footer=False)
+    table.add_column("ability")
+    for column in columns:
+        table.add_column(column or "no image", justify="right")
+    table.add_column("all", justify="right")
+    shown = sorted(names[:MOST_ABILITIES], key=lambda name: name or "")
+    for name in shown:
+        row = [counts[name, column] for column in columns]
+        table.add_row(Text(name or "—"), *map(str, row), str(sum(row)))
+    if len(names) > len(shown):
+        rest = set(names[MOST_ABILITIES:])
+        row = [sum(counts[name, column] for name in rest) for column in columns]
+        table.add_row(Text(f"({len(rest)} more)"), *map(str, row), str(sum(row)))
+    totals = Counter(strata)
+    table.add_section()
+    table.add_row("all", *(str(totals[column]) for column in columns), str(len(strata)))
+    shares = [f"{100 * totals[column] / max(len(strata), 1):.0f} %" for column in columns]
+    table.add_row("", *shares, "")
+    return table
+
+
+def cross_table(pism: Sequence[str | None], cmab: Sequence[str | None], title: str) -> Table:
+    """PISM strata against CMAB strata: one row a stratum of PISM, one column a stratum of CMAB.
+
+    Args:
+        pism: stratum of each sample.
+        cmab: likewise; `unfinished` and None (no balance, no image) have a column of their own if there is any.
+        title: above the table.
+    """
+    counts = Counter(zip(pism, cmab, strict=True))
+    rows = [name for name in (*LABELS, None) if name in pism]
+    columns = shown_labels(cmab)
+    table = Table(title=Text(title), title_justify="left")
+    table.add_column("PISM \\ CMAB")
+    for column in columns:
+        table.add_column(column or "none", justify="right")
+    table.add_column("all", justify="right")
+    for row in rows:
+        found = [counts[row, column] for column in columns]
+        table.add_row(row or "no image", *map(str, found), str(sum(found)))
+    return table
+
+
+def accuracy_table(found: Evaluation) -> RenderableType:
+    """Accuracies with their intervals, all samples first, then group by group, and how the answers ended."""
+    table = Table(title=Text(f"Accuracy, 95 % intervals, {found.rollouts} rollouts a sample"), title_justify="left")
+    for name in ("", "accuracy", "95 % interval", "samples"):
+        table.add_column(name, justify="right" if name else "left")
+
+    def add(name: str, one: Interval) -> None:
+        bounds = f"{100 * one.low:.1f} – {100 * one.high:.1f}"
+        table.add_row(Text(name), f"{100 * one.value:.1f} %", bounds, f"{one.samples:,}")
+
+    add("all", found.overall)
+    for name, values in found.groups.items():
+        table.add_section()
+        for value, one in values.items():
+            add(f"{name} {value}", one)
+    return Group(table, *ended_notes(found))
+
+
+def ended_notes(found: Evaluation) -> list[Text]:
+    """How an evaluation's answers ended, if not all by themselves, and the warnings about that."""
+    notes = [Text(f"! {sentence}", style="bold yellow") for sentence in found.warnings]
+    if found.finish.keys() - {"stop", UNKNOWN}:
+        notes.insert(0, Text(f"ended      {shares_text(found.finish)}; without an answer counts as wrong"))
+    return notes
+
+
+def benchmark_table(found: Result) -> RenderableType:
+    """A benchmark's figures with their intervals, its score first, and what to know of them."""
+    table = Table(title=Text(f"{found.benchmark}, graded by {found.how}, 95 % intervals"), title_justify="left")
+    for name in ("", "value", "95 % interval", "samples"):
+        table.add_column(name, justify="right" if name else "left")
+    for name, one in found.figures.items():
+        bounds = f"{100 * one.low:.1f} – {100 * one.high:.1f}"
+        table.add_row(Text(name), f"{100 * one.value:.1f} %", bounds, f"{one.samples:,}")
+    return Group(table, *(Text(f"note       {note}") for note in found.notes))
+
+
+def comparison_table(found: Comparison, first: str, second: str) -> RenderableType:
+    """Differences with their intervals, in points of accuracy."""
+    table = Table(title=Text(f"{second} minus {first}, points of accuracy, 95 % intervals"), title_justify="left")
+    for name in ("", "difference", "95 % interval", "samples"):
+        table.add_column(name, justify="right" if name else "left")
+    for name, one in {"all": found.overall, **found.groups}.items():
+        bounds = f"{100 * one.low:+.1f} – {100 * one.high:+.1f}"
+        table.add_row(Text(name), f"{100 * one.value:+.1f}", bounds, f"{one.samples:,}")
+    said = f"better on {found.better:,} samples, worse on {found.worse:,}; p = {found.p_value:.2g} (paired t)"
+    left = f"; {found.left_out:,} samples that only one has are left out" if found.left_out else ""
+    return Group(table, Text(said + left))
+
+
+def summary(scores: Scores) -> RenderableType:
+    """Table, rollouts against an exhaustive search, time, what was set aside, and warnings."""
+    run, counts = scores.run, scores.run["counts"]
+    seconds = run["seconds"]
+    title = f"Strata of {run['data']} for {run['model']}, by ability (mask space: {run['mask_space']})"
+    served = "requests_this_run" in counts
+    lines = [
+        f"rollouts   {counts['rollouts']:,} of the {counts['rollouts_exhaustive']:,} of an exhaustive search "
+        f"({100 * counts['rollouts'] / max(counts['rollouts_exhaustive'], 1):.0f} %)",
+        f"time       {_seconds(seconds['total'])}: {_seconds(seconds['generate'])} "
+        f"{'waiting for the server' if served else 'in the model'}, "
+        f"{_seconds(seconds['wait_for_prepare'])} waiting for images, {_seconds(seconds['grade'])} grading; "
+        f"{counts['rollouts_this_run']:,} rollouts in this run",
+        f"images   {'in threads' if served else 'beside the model'}: {_seconds(seconds['decode'])} decoding, "
+        f"{_seconds(seconds['mask'])} masking ({run['backends']['mask_pixels']}), {_seconds(seconds['processor'])} "
+        + ("writing PNG" if served else f"in the processor ({run['backends']['image_processor']})"),
+        *([_requests(counts)] if served else []),
+        f"set aside  {counts['rejected']} records"
+        + (f": see {scores.directory / REJECTED_FILE}" * bool(counts["rejected"])),
+    ]
+    lines += finish_lines(counts)
+    if counts["rollouts_blind"]:
+        lines.append(
+            f"blind      {counts['luck']} samples are solved with no image left (λ = 1.0), so their stratum may be "
+            f"luck (column luck); {counts['rollouts_blind']:,} more rollouts"
+        )
+    if counts["grading_timeouts"]:
+        lines.append(f"grading    {counts['grading_timeouts']} answers ran into the time-out and count as wrong")
+    if counts["without_stratum"]:
+        lines.append(f"no image   {counts['without_stratum']} samples have P_c(0) and no stratum")
+    cmab = run.get("cmab")
+    parts: list[RenderableType] = []
+    if cmab and cmab.get("reason"):
+        lines.append(f"attention  no balance: {cmab['reason']}")
+    elif cmab:
+        balances = [value for value in scores.table["attention_balance"] if value is not None]
+        middle = f"median ρ̄ {sorted(balances)[len(balances) // 2]:.3g} over " if balances else ""
+        share = ""
+        if counts["rollouts_this_run"] and cmab["seconds"] < run["seconds"]["total"]:
+            share = f", {cmab['seconds'] / (run['seconds']['total'] - cmab['seconds']):.0%} of PISM's time"
+        lines.append(
+            f"attention  {middle}{len(balances):,} solved samples; {cmab['completions']:,} completions in "
+            f"{_seconds(cmab['seconds'])} ({cmab['settings']['variant']}{share})"
+        )
+        parts.append(cross_table(list(scores.table["stratum"]), list(scores.table["cmab_stratum"]), "PISM and CMAB"))
+    warnings = [Text(f"! {sentence}", style="bold yellow") for sentence in run["signatures"]]
+    table = strata_table(list(scores.table["ability"]), list(scores.table["stratum"]), title)
+    first = [Text(f"! {sentence}", style="bold yellow") for sentence in run.get("warnings", [])]
+    return Group(*first, table, *parts, *map(Text, lines), *warnings, Text(f"results    {scores.directory}"))
+
+
+def finish_lines(counts: Mapping[str, Any]) -> list[str]:
+    """How the rollouts ended, and how many samples are unfinished; nothing for a run of an older version.
+
+    Args:
+        counts: `counts` of run.json.
+    """
+    ended = counts.get("finish") or {}
+    lines = [f"ended      at λ = 0: {shares_text(ended['unmasked'])}"] if ended.get("unmasked") else []
+    if lines and ended["all"] != ended["unmasked"]:
+        lines.append(f"           in all:   {shares_text(ended['all'])}")
+    if counts.get("unfinished"):
+        lines.append(
+            f"unfinished {counts['unfinished']:,} samples have no rollout at λ = 0 that came to an answer: they are in "
+            "no stratum"
+        )
+    return lines
+
+
+def _requests(counts: Mapping[str, Any]) -> str:
+    again = counts["retries"]
+    reasons = ", ".join(f"{number:,} after {reason}" for reason, number in sorted(again.items()))
+    return (
+        f"requests   {counts['requests_this_run']:,} to the server, {sum(again.values()):,} of them tries again"
+        + (f" ({reasons})" if reasons else "")
+        + f"; {counts['tokens']['completion']:,} tokens came back"
+    )
+
+
+def _seconds(value: float) -> str:
+    """Seconds with one decimal where it says something."""
+    return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"

@@ -1,0 +1,317 @@
+"""What a scoring run leaves in its folder, and reading it again: scores.parquet, run.json, rejected.jsonl."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset
+from datasets.table import InMemoryTable
+
+from hardsample import __version__
+from hardsample.data.records.option_text import DEFAULT_TEMPLATE
+from hardsample.files import REJECTED_FILE, RUN_FILE, SCORES_FILE, STRATA_FILE
+from hardsample.metrics import pism, strata
+from hardsample.metrics.cmab import BalanceBounds, CmabConfig, SampleAttention, balance_stratum, piled_up
+from hardsample.metrics.pism import PismConfig
+from hardsample.metrics.signatures import all_alike, cut_off, flat_curve, no_answer
+from hardsample.scoring.config import ScoringConfig
+
+if TYPE_CHECKING:
+    from hardsample.data.loading import Rejection
+    from hardsample.metrics.ladders import Ladder
+
+IN_MEMORY = "datasets.Dataset"
+"""What run.json says of data that was handed over in memory."""
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("stratum", pa.string()),
+        ("failure_threshold", pa.float64()),
+        ("successes", pa.list_(pa.int32())),
+        ("attempts", pa.list_(pa.int32())),
+        ("rollouts", pa.int32()),
+        ("ability", pa.string()),
+        ("blind_successes", pa.int32()),
+        ("blind_attempts", pa.int32()),
+        ("luck", pa.bool_()),
+        ("unanswered", pa.int32()),
+        ("attention_balance", pa.float64()),
+        ("attention_balance_wrong", pa.float64()),
+        ("cmab_stratum", pa.string()),
+        ("attention_profile", pa.list_(pa.float64())),
+        ("digest", pa.string()),
+    ]
+)
+"""scores.parquet: one row a scored sample. `successes` and `attempts` follow `ratios` of run.json; `rollouts` is all
+that the sample used, the blind level's included; a sample without an image has no stratum (null). `unanswered` are the
+rollouts at λ = 0 that are not right and came to no answer (cut off, empty …): a sample with an image that has no others
+is `unfinished`, in no stratum and without λ*. The four before the last are CMAB's, null without it: ρ̄ over the correct
+and over the wrong completions at λ = 0, its stratum, ρ of each layer. `digest` is what the sample was when it was
+scored (`hardsample.data.digests`)."""
+
+_OPTIONS = {
+    "limit": "--limit",
+    "num_masks": "--num-masks",
+    "kind": "--mask",
+    "mask_space": "--mask-space",
+    "seed": "--seed",
+    "temperature": "--temperature",
+    "max_new_tokens": "--max-new-tokens",
+    "grader": "--grader",
+}
+"""Settings that a suggested command must repeat, and their options."""
+
+_PACKAGES = ("torch", "transformers", "datasets", "accelerate", "numpy", "pillow", "math-verify")
+
+
+class OutputError(ValueError):
+    """The folder holds no finished run."""
+
+
+class Scores:
+    """The results in a folder.
+
+    Args:
+        directory: output folder of a finished run.
+
+    Attributes:
+        table: scores.parquet as a `datasets.Dataset`.
+        run: run.json.
+
+    Raises:
+        OutputError: if the folder holds no finished run.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        try:
+            self.run: dict[str, Any] = json.loads((self.directory / RUN_FILE).read_text())
+            self.table = Dataset(InMemoryTable(pq.read_table(self.directory / SCORES_FILE)))
+        except FileNotFoundError as error:
+            missing = Path(error.filename or SCORES_FILE).name  # pyarrow names no file
+            raise OutputError(
+                f"{self.directory} holds no finished run ({missing} is missing): give the --output "
+                "of `hardsample score`, and let it come to its end"
+            ) from error
+        except (json.JSONDecodeError, pa.ArrowInvalid, UnicodeDecodeError) as error:
+            raise OutputError(
+                f"{self.directory} cannot be read ({error}): score again into another --output"
+            ) from error
+
+    def __repr__(self) -> str:
+        return f"Scores({str(self.directory)!r}: {len(self.table)} samples)"
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def options_template(self) -> str:
+        """How options were written below the questions."""
+        return str(self.run["settings"].get("options_template", DEFAULT_TEMPLATE))
+
+    def config(self) -> PismConfig:
+        """The settings of the PISM search."""
+        settings = self.run["settings"]
+        return PismConfig(**{name: settings[name] for name in PismConfig.__dataclass_fields__})
+
+    def cmab_config(self) -> CmabConfig:
+        """The settings of CMAB; the defaults if the run did not ask for it."""
+        settings = dict((self.run.get("cmab") or {}).get("settings") or {})
+        bounds = BalanceBounds(**settings.pop("bounds", {}))
+        return CmabConfig(**settings, bounds=bounds)
+
+    def labels(self, bounds: strata.Bounds | None = None, tau: float | None = None) -> list[strata.Verdict]:
+        """λ* and stratum of every row, with other bounds or another τ where the rollouts decide it.
+
+        Raises:
+            StrataError: if they do not decide it; says how many, and the command that would.
+        """
+        config = self.config()
+        run = self.run
+        given = "".join(
+            f" {option} {run['settings'][name]}"
+            for name, option in _OPTIONS.items()
+            if run["settings"][name] != getattr(ScoringConfig, name)
+        )
+        if config.ratios != PismConfig.ratios:
+            given += f" --ratios {','.join(map(str, config.ratios))}"
+        root = f" --image-root {run['image_root']}" if run["image_root"] else ""
+        return strata.relabel(
+            list(self.table["stratum"]),
+            list(self.table["successes"]),
+            list(self.table["attempts"]),
+            config.ratios,
+            config.num_masks,
+            tau if tau is not None else config.tau,
+            bounds or config.bounds,
+            f"hardsample score {run['data']} --model {run['model']}{root}{given} --output {self.directory}-2",
+        )
+
+    def subset(self, spec: str) -> Dataset:
+        """The rows of the strata in `spec`, such as `medium+hard`."""
+        return self.table.select(strata.subset_rows(list(self.table["stratum"]), spec))
+
+    def control(self, spec: str, seed: int = 0) -> Dataset:
+        """As many rows as `subset(spec)` has, drawn at random from all in the four strata."""
+        return self.table.select(strata.control_rows(list(self.table["id"]), list(self.table["stratum"]), spec, seed))
+
+
+def write_scores(
+    directory: Path,
+    ladders: Sequence[Ladder],
+    config: PismConfig,
+    attention: Mapping[str, SampleAttention] | None = None,
+    bounds: BalanceBounds | None = None,
+    digests: Mapping[str, str] | None = None,
+) -> None:
+    """Write scores.parquet, in the order of the data.
+
+    Args:
+        directory: of the run.
+        ladders: the finished samples.
+        config: settings of the PISM search.
+        attention: what CMAB says of each sample, by id; None if it was not asked for.
+        bounds: of the CMAB strata.
+        digests: of the samples, by id.
+    """
+    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+    for ladder in sorted(ladders, key=lambda one: one.row):
+        verdict = pism.verdict(ladder.grades, config, ladder.has_image, ladder.answered)
+        counted = ladder.counts()
+        luck = None
+        if counted.blind_attempts:
+            luck = pism.luck(counted.blind_successes or 0, counted.blind_attempts, verdict.stratum, config)
+        values = (
+            ladder.record["id"],
+            verdict.stratum,
+            verdict.failure_threshold,
+            counted.successes,
+            counted.attempts,
+            sum(counted.attempts) + (counted.blind_attempts or 0),
+            ladder.record["ability"],
+            counted.blind_successes,
+            counted.blind_attempts,
+            luck,
+            ladder.unanswered,
+            *_cmab_columns(attention, ladder, bounds or BalanceBounds()),
+            (digests or {}).get(ladder.record["id"]),
+        )
+        for name, value in zip(SCHEMA.names, values, strict=True):
+            columns[name].append(value)
+    path = directory / SCORES_FILE
+    pq.write_table(pa.table(columns, schema=SCHEMA), path.with_suffix(".new"))
+    path.with_suffix(".new").replace(path)
+
+
+def _cmab_columns(
+    attention: Mapping[str, SampleAttention] | None, ladder: Ladder, bounds: BalanceBounds
+) -> tuple[float | None, float | None, str | None, list[float | None] | None]:
+    """ρ̄ over correct and wrong completions, stratum and profile of a sample."""
+    if attention is None or not ladder.has_image:
+        return None, None, None, None
+    found = attention.get(ladder.record["id"], SampleAttention())
+    solved = any(grade == 1 for grade in ladder.grades[0])
+    label = balance_stratum(found.balance, solved, bounds) if ladder.answered else strata.UNFINISHED
+    return found.balance, found.wrong, label, list(found.profile) or None
+
+
+def write_labels(
+    scores: Scores,
+    labels: Sequence[strata.Verdict],
+    bounds: strata.Bounds,
+    tau: float,
+    cmab: Sequence[str | None] | None = None,
+) -> Path:
+    """Write strata.parquet (id, stratum, failure_threshold, cmab_stratum), with bounds and τ in its metadata.
+
+    Args:
+        scores: the run.
+        labels: λ* and PISM stratum of each row.
+        bounds: on λ*.
+        tau: τ.
+        cmab: CMAB strata by other bounds; the run's own if not given.
+
+    Returns:
+        The file's path.
+    """
+    columns = {
+        "id": pa.array(scores.table["id"], pa.string()),
+        "stratum": pa.array([label.stratum for label in labels], pa.string()),
+        "failure_threshold": pa.array([label.failure_threshold for label in labels], pa.float64()),
+        "cmab_stratum": pa.array(list(scores.table["cmab_stratum"]) if cmab is None else cmab, pa.string()),
+    }
+    said = {"hard_max": bounds.hard_max, "easy_min": bounds.easy_min, "tau": tau}
+    table = pa.table(columns).replace_schema_metadata({"hardsample": json.dumps(said)})
+    path = scores.directory / STRATA_FILE
+    pq.write_table(table, path.with_suffix(".new"))
+    return path.with_suffix(".new").replace(path)
+
+
+def write_run(directory: Path, content: Mapping[str, object]) -> None:
+    """Write run.json: settings, versions, counts; what scores.parquet tells is added when the run is done."""
+    made = dict(content)
+    if content.get("status") == "done":
+        made |= _outcome(directory, content)
+    made["versions"] = {"hardsample": __version__, "python": platform.python_version()} | _versions()
+    path = directory / RUN_FILE
+    path.with_suffix(".new").write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n")
+    path.with_suffix(".new").replace(path)
+
+
+def write_rejected(directory: Path, rejected: Sequence[Rejection]) -> None:
+    """Write rejected.jsonl: number, id and reason of every record that was set aside."""
+    path = directory / REJECTED_FILE
+    lines = [json.dumps(rejection.as_dict(), ensure_ascii=False) + "\n" for rejection in rejected]
+    path.with_suffix(".new").write_text("".join(lines))
+    os.replace(path.with_suffix(".new"), path)
+
+
+def _outcome(directory: Path, content: Mapping[str, Any]) -> dict[str, object]:
+    table = pq.read_table(directory / SCORES_FILE).to_pydict()
+    counts = dict(content["counts"])
+    counts["strata"] = {name: table["stratum"].count(name) for name in strata.STRATA}
+    counts["unfinished"] = table["stratum"].count(strata.UNFINISHED)
+    counts["without_stratum"] = table["stratum"].count(None)
+    blind = sum(attempts or 0 for attempts in table["blind_attempts"])
+    counts["rollouts"] = sum(table["rollouts"]) - blind
+    counts["rollouts_blind"] = blind
+    counts["luck"] = sum(luck is True for luck in table["luck"]) if blind else None
+    flat = flat_curve(
+        table["stratum"],
+        table["failure_threshold"],
+        table["successes"],
+        table["attempts"],
+        content["settings"]["search"],
+    )
+    alike = all_alike(**content["variety"]) if "variety" in content else None
+    ended = counts.get("finish", {}).get("unmasked", {})
+    cut = cut_off(ended, content["settings"]["max_new_tokens"])
+    signatures = [one for one in (cut, no_answer(ended), flat, alike) if one]
+    if content.get("cmab") and not content["cmab"].get("reason"):
+        labels = table["cmab_stratum"]
+        counts["cmab_strata"] = {name: labels.count(name) for name in strata.STRATA}
+        counts["cmab_unfinished"] = labels.count(strata.UNFINISHED)
+        balances = [value for value in table["attention_balance"] if value is not None]
+        bounds = BalanceBounds(**content["cmab"]["settings"]["bounds"])
+        piled = piled_up(balances, bounds)
+        signatures += [piled] if piled else []
+    return {"counts": counts, "signatures": signatures}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,74 @@
+"""Subsets of strata and equal-size random controls, written as datasets that TRL trains on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from datasets import Dataset, Image, List
+
+from hardsample.data.loading import load
+from hardsample.metrics.strata import Verdict, control_rows, parse_subset, subset_rows
+from hardsample.scoring.matching import scored_records
+from hardsample.scoring.output import IN_MEMORY, OutputError, Scores
+
+SUBSETS_FOLDER = "subsets"
+
+
+def write_subsets(scores: Scores, labels: list[Verdict], specs: list[str], seeds: list[int]) -> dict[Path, int]:
+    """Write each subset, and for each seed a random control of its size, with `save_to_disk`.
+
+    Args:
+        scores: a finished run, whose data is where run.json says.
+        labels: λ* and stratum of each of its rows.
+        specs: subsets, such as `medium+hard`.
+        seeds: of the controls; none: no control.
+
+    Returns:
+        Folder → number of samples. Each dataset has the columns of the data (images decoded when read), `stratum` and
+        `failure_threshold`.
+
+    Raises:
+        OutputError: if the data is not where the run found it, or a scored sample is gone.
+        ChangedError: if a record is not what was scored under its id.
+    """
+    names = [label.stratum for label in labels]
+    ids = list(scores.table["id"])
+    wanted = {}
+    for spec in specs:
+        name = "+".join(parse_subset(spec))
+        wanted[name] = subset_rows(names, spec)
+        for seed in seeds:
+            wanted[f"random-like-{name}-seed{seed}"] = control_rows(ids, names, spec, seed)
+    records = source_records(scores, ids)
+    records = records.add_column("stratum", names)
+    records = records.add_column("failure_threshold", [label.failure_threshold for label in labels])
+    written = {}
+    for name, rows in wanted.items():
+        path = scores.directory / SUBSETS_FOLDER / name
+        records.select(rows).save_to_disk(path)
+        written[path] = len(rows)
+    return written
+
+
+def source_records(scores: Scores, ids: list[str], decode: bool = True) -> Dataset:
+    """The records of a run with these ids, in their order; images are decoded when read, or stay as they are.
+
+    Raises:
+        OutputError: if the data is not where the run found it, or a sample is gone.
+        ChangedError: if a record is not what was scored under its id.
+    """
+    data = scores.run["data"]
+    if data == IN_MEMORY:
+        raise OutputError("the run scored a Dataset from memory: select its rows with the ids of Scores.subset instead")
+    settings = scores.run["settings"]
+    loaded = load(
+        data,
+        image_root=scores.run["image_root"],
+        grader=settings["grader"],
+        max_pixels=settings["max_pixels"],
+        options_template=scores.options_template,
+    )
+    records = scored_records(scores, loaded.dataset, ids, data)
+    clashing = [name for name in ("stratum", "failure_threshold") if name in records.column_names]
+    records = records.rename_columns({name: f"source_{name}" for name in clashing})
+    return records.cast_column("images", List(Image())) if decode else records

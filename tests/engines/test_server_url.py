@@ -1,0 +1,46 @@
+"""What may be repeated of what a server says: never a key, and all but a key."""
+
+import pytest
+
+from hardsample.engines.openai import OpenAIEngine
+from hardsample.engines.server_url import KEY_VARIABLE, key_notice, without_key
+
+SAID = "Bad request: image x of sample abc-1 is too large (Bearer {key})"
+
+
+@pytest.mark.parametrize("key", ["sk-very-secret-123", "a.b*c(d)", "12345678"])
+def test_a_key_is_taken_out_wherever_it_stands(monkeypatch, key):
+    monkeypatch.setenv(KEY_VARIABLE, key)
+    assert without_key(SAID.format(key=key) + f", tok{key}en") == SAID.format(key="…") + ", tok…en"
+    assert key_notice() is None
+
+
+@pytest.mark.parametrize("key", ["EMPTY", "none", "ab.cd"])
+def test_a_short_key_is_taken_out_where_it_stands_alone(monkeypatch, key):
+    monkeypatch.setenv(KEY_VARIABLE, key)
+    text = SAID.format(key=key)
+    assert without_key(f"{text} {key}s not{key}") == f"{SAID.format(key='…')} {key}s not{key}"
+    assert key_notice() is None
+
+
+@pytest.mark.parametrize("key", ["a", "x", "e", "ab", " ", "1"])
+def test_a_key_of_a_letter_or_three_blanks_nothing_and_is_told(monkeypatch, key):
+    monkeypatch.setenv(KEY_VARIABLE, key)
+    text = SAID.format(key="none")
+    assert without_key(text) == text
+    assert key_notice() == f"{KEY_VARIABLE} has {len(key)} of at least 4 characters: it is not taken out of messages"
+
+
+def test_without_a_key_nothing_is_said(monkeypatch):
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+    assert key_notice() is None and without_key(" a\n b ") == "a b"
+
+
+def test_the_engine_tells_of_a_short_key(monkeypatch):
+    pytest.importorskip("openai")
+    monkeypatch.setenv(KEY_VARIABLE, "x")
+    said = []
+    options = dict.fromkeys(("seed", "temperature", "max_new_tokens", "kind", "max_pixels", "retries"))
+    more = {"concurrency": 1, "request_timeout_s": 1.0, "server_timeout_s": 1.0, "model": "m", "notice": said.append}
+    OpenAIEngine(base_url="http://localhost:8000/v1", **options, **more)
+    assert said == ["OPENAI_API_KEY has 1 of at least 4 characters: it is not taken out of messages"]

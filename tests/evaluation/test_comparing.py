@@ -1,0 +1,196 @@
+"""Two scorings side by side: what moved, how far they agree, and what must not be compared."""
+
+import json
+from math import isnan
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from hardsample.cli.main import app
+from hardsample.evaluation.comparing import ComparisonError, by_ability, compare_scores, furthest, kappa, write_moved
+from hardsample.metrics.intervals import accuracy_interval
+from hardsample.metrics.pism import PismConfig
+from hardsample.metrics.strata import STRATA, Bounds, stratum
+from hardsample.scoring.config import ScoringConfig
+from hardsample.scoring.output import SCHEMA, OutputError
+from hardsample.scoring.store import Store
+
+CONFIG = PismConfig()
+BASE = [("a", 0.0), ("b", 0.2), ("c", 0.5), ("d", 0.9), ("e", None), ("f", 0.6)]
+"""Id and λ* of six samples: unsolved, hard, medium, easy, easy, medium."""
+
+
+def scoring(folder, thresholds, bounds=CONFIG.bounds, digests=None, no_image=(), **settings):
+    """A finished run of samples with these λ*, as a lossless ladder leaves it."""
+    folder.mkdir()
+    columns = {name: [] for name in SCHEMA.names}
+    for place, (sample, threshold) in enumerate(thresholds):
+        failed = [threshold is not None and ratio >= threshold for ratio in CONFIG.ratios]
+        row = dict.fromkeys(SCHEMA.names) | {
+            "id": sample,
+            "stratum": None if sample in no_image else stratum(threshold, threshold == 0, bounds),
+            "failure_threshold": threshold,
+            "successes": [0 if one else 1 for one in failed],
+            "attempts": [10 if one else 1 for one in failed],
+            "rollouts": 10,
+            "ability": "xy"[place % 2],
+        }
+        for name, value in row.items():
+            columns[name].append(value)
+    pq.write_table(pa.table(columns, schema=SCHEMA), folder / "scores.parquet")
+    known = {name: value for name, value in vars(ScoringConfig()).items() if name not in ("cmab", "image_root")}
+    known |= {"hard_max": bounds.hard_max, "easy_min": bounds.easy_min, **settings}
+    run = {"status": "done", "data": "d", "model": settings.get("model", "m"), "image_root": None}
+    run |= {"mask_space": known["mask_space"], "settings": known}
+    (folder / "run.json").write_text(json.dumps(run))
+    if digests:
+        with Store(folder) as store:
+            store.agree_on_samples(digests.items())
+    return folder
+
+
+def test_moves_are_counted_one_way_and_the_other(tmp_path):
+    first = scoring(tmp_path / "1", [*BASE, ("only", 0.1)])
+    moved = [("a", 0.3), ("b", 0.2), ("c", 0.5), ("d", 0.5), ("e", None), ("f", 0.1), ("new", 0.9)]
+    found = compare_scores(first, scoring(tmp_path / "2", moved, seed=1, temperature=1.0))
+    assert [(one.id, one.first, one.second, one.way) for one in found.moved] == [
+        ("a", "unsolved", "hard", 1),
+        ("d", "easy", "medium", -1),
+        ("f", "medium", "hard", -1),
+    ]
+    assert found.counts == [[1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 0], [0, 0, 1, 0]]
+    assert sum(map(sum, found.counts)) == len(found.samples) == 6
+    assert found.agreement == accuracy_interval([1, 1, 1, 0, 0, 0], [1] * 6), "Wilson, on six samples"
+    assert (found.easier.value, found.harder.value) == (1 / 6, 2 / 6)
+    assert found.left_out == 2
+    assert found.change.value == pytest.approx((0.3 - 0.4 - 0.5) / 6)
+    assert [one.id for one in furthest(found.moved)] == ["f", "d", "a"]
+    assert found.notes == ["temperature: 0.7 in the first, 1.0 in the second", "seed: 0 in the first, 1 in the second"]
+    size, easier, harder = by_ability(found.samples)["x"]
+    assert (size, easier.value, harder.value) == (3, 1 / 3, 0)
+
+
+def test_a_scoring_agrees_with_itself(tmp_path):
+    first = scoring(tmp_path / "1", BASE)
+    found = compare_scores(first, first)
+    assert found.agreement.value == 1
+    assert found.kappa.value == pytest.approx(1) == found.correlation.value
+    assert found.moved == [] and found.change.value == 0
+    assert found.agreement.low < 1, "six samples do not prove it"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"mask_space": "model"}, "mask space source, .* with model"),
+        ({"kind": "patch"}, "mask kind pixel, .* with patch"),
+        ({"num_masks": 4}, "number of masks K 10, .* with 4"),
+        ({"tau": 0.2}, "τ 0.1, .* with 0.2"),
+        ({"ratios": [0.0, 0.5]}, r"mask ratios 0, 0\.1, .* with 0, 0\.5"),
+    ],
+)
+def test_different_measurements_are_refused(tmp_path, settings, said):
+    first, second = scoring(tmp_path / "1", BASE), scoring(tmp_path / "2", BASE, **settings)
+    with pytest.raises(ComparisonError, match=f"{said}: these are different measurements; score both alike"):
+        compare_scores(first, second)
+
+
+def test_evaluations_unfinished_runs_and_strangers_are_refused(tmp_path):
+    first = scoring(tmp_path / "1", BASE)
+    with pytest.raises(ComparisonError, match="have 1 scored samples in common, must be two or more"):
+        compare_scores(first, scoring(tmp_path / "2", [("a", 0.1), ("z", 0.2)]))
+    evaluated = scoring(tmp_path / "3", BASE, ratios=[0.0])
+    with pytest.raises(ComparisonError, match="hardsample evaluate --compare"):
+        compare_scores(evaluated, evaluated)
+    run = json.loads((first / "run.json").read_text())
+    (first / "run.json").write_text(json.dumps(run | {"status": "running"}))
+    with pytest.raises(OutputError, match="not finished"):
+        compare_scores(first, first)
+
+
+def test_samples_of_one_name_that_are_not_the_same_are_left_out(tmp_path):
+    digests = {name: name for name, _ in BASE}
+    first = scoring(tmp_path / "1", BASE, digests=digests)
+    found = compare_scores(first, scoring(tmp_path / "2", BASE, digests=digests | {"c": "another image"}))
+    assert [one.id for one in found.samples] == ["a", "b", "d", "e", "f"]
+    assert (found.differing, found.left_out) == (1, 0)
+    assert "1 samples are named alike and are not the same: left out" in found.notes
+
+
+def test_samples_without_an_image_have_nothing_to_compare(tmp_path):
+    first = scoring(tmp_path / "1", BASE, no_image=["a"])
+    found = compare_scores(first, scoring(tmp_path / "2", BASE, no_image=["b"]))
+    assert [one.id for one in found.samples] == ["c", "d", "e", "f"]
+    assert found.left_out == 2
+
+
+def test_bounds_of_the_first_are_taken_for_both(tmp_path):
+    first = scoring(tmp_path / "1", BASE)
+    second = scoring(tmp_path / "2", BASE, bounds=Bounds(0.55, 0.65))
+    found = compare_scores(first, second)
+    assert found.agreement.value == 1
+    assert "the bounds of the strata differ: those of the first are taken for both" in found.notes
+
+
+def test_kappa_is_that_of_the_textbook():
+    # Fleiss, Cohen and Everitt's own kind of example, worked out by hand: p_o = 0.7, p_e = 0.5, κ = 0.4
+    found = kappa([[20, 5], [10, 15]])
+    assert found.value == pytest.approx(0.4)
+    assert found.samples == 50
+    assert isnan(kappa([[7, 0], [0, 0]]).value)
+    assert kappa([[5, 0], [0, 5]]).low == pytest.approx(1)
+    with pytest.raises(ValueError, match="empty"):
+        kappa([[0, 0], [0, 0]])
+
+
+def test_the_interval_of_kappa_covers():
+    rng = np.random.default_rng(0)
+    truth = np.array([[0.3, 0.05, 0.02], [0.05, 0.2, 0.08], [0.03, 0.07, 0.2]])
+    rows, columns = truth.sum(1), truth.sum(0)
+    expected = rows @ columns
+    kappa_true = (np.trace(truth) - expected) / (1 - expected)
+    tables = rng.multinomial(200, truth.ravel(), 2000).reshape(-1, 3, 3)
+    inside = [(one := kappa(table.tolist())).low <= kappa_true <= one.high for table in tables]
+    assert 0.93 <= np.mean(inside) <= 0.97
+
+
+def test_the_list_of_moved_samples_is_complete(tmp_path):
+    second = scoring(tmp_path / "2", [("a", 0.3), *BASE[1:]])
+    found = compare_scores(scoring(tmp_path / "1", BASE), second)
+    (line,) = write_moved(found, tmp_path / "moved.jsonl").read_text().splitlines()
+    assert json.loads(line) == {
+        "id": "a",
+        "ability": "x",
+        "moved": "easier",
+        "first": "unsolved",
+        "second": "hard",
+        "first_failure_threshold": 0.0,
+        "second_failure_threshold": 0.3,
+    }
+
+
+def test_the_command_writes_page_and_list(tmp_path, hostile):
+    first = scoring(tmp_path / "1", [*BASE, (hostile, 0.1)])
+    second = scoring(tmp_path / "2", [("a", 0.3), *BASE[1:], (hostile, None)], model=hostile)
+    done = CliRunner().invoke(app, ["compare", str(first), str(second)])
+    assert done.exit_code == 0, done.output
+    assert "agreement  71.4 % (35.9 to 91.8) of 7 samples are in the same stratum" in done.output
+    page = (second / "compare.html").read_text()
+    assert page.count("<script>") == 1 and "&lt;script&gt;" in page
+    assert page.count("data-move=") == len((second / "compare.jsonl").read_text().splitlines()) == 2
+    for name in STRATA:
+        assert f'<th scope="row">{name}</th>' in page
+    done = CliRunner().invoke(app, ["compare", str(first), str(second), "--output", str(tmp_path / "x.txt")])
+    assert done.exit_code == 2
+    done = CliRunner().invoke(app, ["compare", str(first), str(tmp_path)])
+    assert done.exit_code == 1 and "holds no finished run" in done.output
+
+
+def test_where_nothing_varies_there_is_no_correlation(tmp_path):
+    same = [(name, 0.5) for name, _ in BASE]
+    found = compare_scores(scoring(tmp_path / "1", same), scoring(tmp_path / "2", same))
+    assert found.correlation is None
+    assert isnan(found.kappa.value)

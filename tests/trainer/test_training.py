@@ -1,0 +1,260 @@
+"""`hardsample train`, as a user runs it, and training on two processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import Image, List
+from safetensors.numpy import load_file
+
+from hardsample.demo import load_split, model_path
+from hardsample.scoring.config import ScoringConfig
+from hardsample.scoring.score import score
+from hardsample.trainer.data.prompts import keep_short
+from hardsample.trainer.training import TrainingError, _check_run, last_checkpoint, parse, reward
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "train_demo.yaml"
+SMALL = "--dataset_limit 30 --per_device_train_batch_size 8 --max_completion_length 4 --save_steps 2 --logging_steps 1"
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "hardsample.cli.main", "train", *map(str, arguments)]
+
+
+def environment():
+    return os.environ | {"COLUMNS": "120", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
+
+
+def hardsample_train(*arguments):
+    return subprocess.run(command(*arguments), capture_output=True, text=True, env=environment(), check=False)
+
+
+@pytest.fixture(scope="module")
+def scores(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("training") / "scores"
+    score("demo", "demo", folder, ScoringConfig(num_masks=2, limit=30, batch_size=64))
+    return folder
+
+
+def last_weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def test_a_killed_training_goes_on_and_ends_as_an_uninterrupted_one(tmp_path, scores):
+    options = [*SMALL.split(), "--config", EXAMPLE, "--scores", scores, "--max_steps", "6"]
+    whole = hardsample_train(*options, "--output_dir", tmp_path / "a")
+    assert whole.returncode == 0, whole.stderr
+    assert "Policy signal: " in whole.stdout and f"model      {tmp_path / 'a'}" in whole.stdout
+    assert "next: hardsample score" in whole.stdout
+
+    again = [*options, "--output_dir", tmp_path / "b"]
+    with subprocess.Popen(
+        command(*again), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        limit = time.monotonic() + 240
+        while last_checkpoint(tmp_path / "b") is None and process.poll() is None and time.monotonic() < limit:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+    killed_at = last_checkpoint(tmp_path / "b")
+    assert killed_at is not None and not (tmp_path / "b" / "model.safetensors").exists()
+    rest = hardsample_train(*again)
+    assert rest.returncode == 0, rest.stderr
+    assert f"goes on    from {killed_at}" in rest.stdout
+    first, second = last_weights(tmp_path / "a"), last_weights(tmp_path / "b")
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--model_name_or_path", "demo", "--output_dir", "out"], 2, "there is no dataset_name"),
+        (["--dataset_name", "demo", "--model_name_or_path", "demo"], 2, "there is no output_dir"),
+        (["--config", EXAMPLE, "--polcy", "signal"], 2, "did you mean policy"),
+        (["--config", EXAMPLE, "--max_steps", "many"], 2, "invalid int value"),
+        (["--config", EXAMPLE, "--dataset_name", "absent.jsonl", "--output_dir", "out"], 1, "absent.jsonl"),
+        (["--config", EXAMPLE, "--reward_funcs", "nice", "--output_dir", "out"], 1, "no reward function 'nice'"),
+    ],
+)
+def test_bad_options_end_with_a_message(tmp_path, arguments, code, message):
+    done = subprocess.run(
+        command(*arguments), capture_output=True, text=True, env=environment(), check=False, cwd=tmp_path
+    )
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr.replace("\n", " ") and "Traceback" not in done.stderr
+
+
+def test_bad_options_are_refused_before_anything_is_loaded(tmp_path):
+    def of(*arguments):
+        return parse([*map(str, arguments)])
+
+    (tmp_path / "no.yaml").write_text("a: b: c")
+    (tmp_path / "unknown.yaml").write_text("polcy: signal\n")
+    with pytest.raises(TrainingError, match="no YAML"):
+        of("--config", tmp_path / "no.yaml")
+    with pytest.raises(TrainingError, match="no option 'polcy': did you mean policy"):
+        of("--config", tmp_path / "unknown.yaml")
+    with pytest.raises(OSError, match=r"absent\.yaml"):
+        of("--config", "absent.yaml")
+    with pytest.raises(ValueError, match="policy is 'best', must be one of uniform"):
+        of("--config", EXAMPLE, "--policy", "best")
+    with pytest.raises(TrainingError, match="no model_name_or_path"):
+        of("--dataset_name", "demo", "--output_dir", "out")
+    with pytest.raises(TrainingError, match="no options"):
+        of()
+
+
+def test_a_folder_is_not_gone_on_with_by_another_training(tmp_path):
+    options = parse(["--config", str(EXAMPLE), "--output_dir", str(tmp_path)])
+    _check_run(options, tmp_path, resumes=False)
+    _check_run(options, tmp_path, resumes=True)
+    options.training.dataset_name = "other.jsonl"
+    with pytest.raises(TrainingError, match=r"a training with dataset_name 'demo', this one has 'other\.jsonl'"):
+        _check_run(options, tmp_path, resumes=True)
+    _check_run(options, tmp_path, resumes=False)
+
+
+def test_all_options_are_explained():
+    done = hardsample_train("--options")
+    assert done.returncode == 0
+    for name in ("--policy", "--num_generations", "--lora_r", "--dataset_name", "--attention_balance"):
+        assert name in done.stdout
+
+
+def test_both_examples_say_what_they_mean():
+    small = parse(["--config", str(EXAMPLE)])
+    assert small.grpo.generation_batch_size // small.grpo.num_generations == 16
+    large = parse(["--config", str(ROOT / "examples" / "train_qwen2_5_vl_7b.yaml")])
+    prompts = large.grpo.per_device_train_batch_size // large.grpo.num_generations
+    assert (prompts, large.grpo.gradient_accumulation_steps, large.grpo.num_generations) == (4, 2, 8)
+    assert (large.grpo.learning_rate, large.grpo.beta, large.grpo.policy) == (1e-6, 0.001, "strata")
+
+
+def test_rewards_by_name_or_path(tmp_path, monkeypatch):
+    (tmp_path / "my_rewards.py").write_text("def nice(completions, **_):\n    return [1.0] * len(completions)\n")
+    monkeypatch.chdir(tmp_path)
+    assert reward("my_rewards.nice")(completions=["a"]) == [1.0]
+    assert reward("correctness").__name__ == "correctness_reward"
+    with pytest.raises(TrainingError, match="cannot be imported"):
+        reward("my_rewards.mean")
+
+
+def test_the_last_complete_checkpoint_is_taken(tmp_path):
+    for number, state in ((2, "{}"), (10, "{}"), (20, "{"), (30, None)):
+        folder = tmp_path / f"checkpoint-{number}"
+        folder.mkdir()
+        if state is not None:
+            (folder / "trainer_state.json").write_text(state)
+    (tmp_path / "checkpoint-best").mkdir()
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert last_checkpoint(tmp_path / "absent") is None
+
+
+def test_overlong_prompts_are_left_out_with_their_image_tokens(processor):
+    data = load_split("demo", 20).cast_column("images", List(Image()))
+    kept, dropped = keep_short(data, processor, 10_000)
+    assert len(kept) == 20 and not dropped
+    lengths = [one["tokens"] for one in keep_short(data, processor, 1)[1]]
+    assert len(lengths) == 20 and min(lengths) > 64  # the image alone
+    middle = sorted(lengths)[9]
+    kept, dropped = keep_short(data, processor, middle)
+    assert len(kept) == sum(length <= middle for length in lengths)
+    assert {one["id"] for one in dropped} | set(kept["id"]) == set(data["id"])
+
+
+TWO = """
+import json, os, sys
+import torch, torch.distributed as dist
+sys.path.insert(0, TESTS)
+from datasets import Dataset
+from transformers import LlamaForCausalLM
+from hardsample.demo import model_path
+from hardsample.engines.transformers import load_processor
+from hardsample.trainer import DifficultyAwareGRPOConfig, DifficultyAwareGRPOTrainer
+
+torch.set_num_threads(1)
+folder, out, resume, model_folder = sys.argv[1:5]
+words = ["red", "blue", "green", "seven"]
+data = Dataset.from_list(
+    [{"id": f"t{i}", "prompt": [{"role": "user", "content": f"what {words[i % 4]} {i}"}]} for i in range(20)]
+)
+seen = []
+
+
+def by_length(completions, id, **_):
+    seen.append(list(id))
+    return [float(len(str(one)) % 3) for one in completions]
+
+
+args = DifficultyAwareGRPOConfig(
+    output_dir=folder, use_cpu=True, bf16=False, seed=3, learning_rate=1e-3, per_device_train_batch_size=6,
+    num_generations=4, max_completion_length=4, gradient_checkpointing=False, save_strategy="steps", save_steps=3,
+    logging_steps=1, report_to="none", disable_tqdm=True, max_steps=6, policy="signal", steps_per_generation=2,
+    num_iterations=2, restratify_steps=2, monitor_size=3, monitor_steps=1,
+)
+trainer = DifficultyAwareGRPOTrainer(
+    model=LlamaForCausalLM.from_pretrained(model_folder), args=args, reward_funcs=by_length, train_dataset=data,
+    processing_class=load_processor(str(model_path())).tokenizer,
+)
+drawn = []
+choose = trainer.difficulty.next_prompts
+trainer.difficulty.next_prompts = lambda *a: drawn.append(choose(*a).rows.tolist()) or trainer.difficulty.last
+trainer.train(resume_from_checkpoint=None if resume == "none" else resume)
+arrays, header = trainer.difficulty.state()
+rank = trainer.accelerator.process_index
+digest = {name: str(value.double().sum().item()) for name, value in trainer.model.state_dict().items()}
+with open(f"{out}-{rank}.json", "w") as file:
+    json.dump(
+        {"drawn": drawn, "ids": [one for one in seen if len(one) == 12], "weights": digest, "header": header,
+         "arrays": {name: array.tolist() for name, array in arrays.items()},
+         "rewards": [entry.get("reward") for entry in trainer.state.log_history]},
+        file,
+    )
+"""
+
+
+def test_two_processes_draw_one_stream_and_resume_exactly(tmp_path):
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from hardsample.engines.transformers import load_processor
+
+    torch.manual_seed(0)
+    tokenizer = load_processor(str(model_path())).tokenizer
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes))
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.save_pretrained(tmp_path / "model")
+    script = tmp_path / "two.py"
+    script.write_text(f"TESTS = {str(ROOT / 'tests')!r}\n{TWO}")
+
+    def run(folder, resume):
+        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+        arguments = [script, tmp_path / folder, tmp_path / f"{folder}-out", resume, tmp_path / "model"]
+        done = subprocess.run(
+            [*launch[:-2], "--standalone", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            env=environment() | {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"},
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+        return [json.loads((tmp_path / f"{folder}-out-{rank}.json").read_text()) for rank in (0, 1)]
+
+    whole = run("a", "none")
+    for name in ("drawn", "weights", "header", "arrays"):
+        assert whole[0][name] == whole[1][name], name
+    # 2 processes × 6 completions × 2 steps = 24 completions: six prompts of four, the third and fourth... span ranks
+    assert [len(rows) for rows in whole[0]["drawn"]] == [6, 6]
+    for rows, first, second in zip(whole[0]["drawn"], whole[0]["ids"], whole[1]["ids"], strict=True):
+        assert first + second == [f"t{row}" for row in rows for _ in range(4)]
+    rest = run("b", tmp_path / "a" / "checkpoint-3")  # step 3 of 4 of a generation
+    for name in ("weights", "header", "arrays"):
+        assert rest[0][name] == whole[0][name] and rest[1][name] == whole[1][name], name
+    assert rest[0]["drawn"] == whole[0]["drawn"][1:]

@@ -1,0 +1,1 @@
+"""The training dataset by row number: images as scoring saw them, scored samples, batches."""

@@ -1,0 +1,242 @@
+"""The training dataset seen by row number: loaders carry numbers only, rows are read when they are about to be rolled
+out. So no image is decoded that is not used, and none twice for the completions of one group.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from datasets import Dataset, IterableDataset, List
+from datasets import Image as ImageFeature
+from jaxtyping import Bool
+from PIL import Image
+from torch.utils.data import Sampler
+
+from hardsample.data.images import to_rgb
+from hardsample.engines.masking import MaskDraw, mask_images
+from hardsample.kernels.keys import mask_key
+from hardsample.scoring.output import Scores
+from hardsample.trainer.data.decoding import RgbImage
+from hardsample.trainer.data.scored import ScoresError, text_ids
+from hardsample.trainer.selection.sumtree import Rows
+
+_PRINTS = 1024
+"""Rows that the fingerprint of a dataset looks at."""
+
+
+class RowNumbers(torch.utils.data.Dataset):
+    """Stands for a dataset in a loader: item i is i."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+class Places(Sampler[int]):
+    """As many places as an epoch has rollouts; the rows that fill them are chosen when they are generated.
+
+    Args:
+        length: places of an epoch, the same for all epochs.
+    """
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        return iter([0] * self.length)
+
+
+def read_rows(data: Any, rows: Sequence[int], threads: int = 0) -> list[dict[str, Any]]:
+    """Reads rows, each once, and gives each place a record of its own.
+
+    Args:
+        data: dataset with random access.
+        rows: row numbers; one may stand more than once.
+        threads: that read side by side; 0 or 1: none.
+
+    Returns:
+        One record a place. Places of one row share images, and nothing else that could be changed.
+    """
+    unique = list(dict.fromkeys(int(row) for row in rows))
+    if threads > 1 and len(unique) > 1:
+        with ThreadPoolExecutor(threads) as pool:
+            records = list(pool.map(data.__getitem__, unique))
+    elif isinstance(data, Dataset):
+        records = data.__getitems__(unique)
+    else:
+        records = [data[row] for row in unique]
+    found = dict(zip(unique, records, strict=True))
+    return [_own(found[int(row)]) for row in rows]
+
+
+def has_images(data: Any) -> Bool[np.ndarray, "rows"] | None:
+    """Says of each row whether it has an image; None if the rows are all alike, or it cannot be told cheaply.
+
+    Args:
+        data: the training dataset.
+    """
+    if not isinstance(data, Dataset):
+        return None
+    name = next((name for name in ("images", "image") if name in data.column_names), None)
+    if name is None:
+        return None
+    column = data.data.column(name)  # of the table behind any selection: no image's bytes are read
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        found = pc.greater(pc.fill_null(pc.list_value_length(column), 0), 0)
+    else:
+        found = pc.is_valid(column)
+    values = found.to_numpy().astype(bool)
+    if data._indices is not None:
+        values = values[data._indices.column(0).to_numpy()]
+    return None if values.all() or not values.any() else values
+
+
+def fingerprint(data: Any) -> str:
+    """A digest by which a checkpoint knows its dataset again: size, columns, and the texts of up to 1,024 rows.
+
+    Ids alone would not do: they may be line numbers.
+
+    Args:
+        data: dataset with random access.
+    """
+    size = len(data)
+    columns = sorted(data.column_names) if isinstance(data, Dataset) else []
+    parts: list[Any] = [size, columns]
+    names = [name for name in ("id", "prompt", "solution") if name in columns]
+    if names:
+        rows = np.unique(np.linspace(0, size - 1, min(size, _PRINTS)).astype(np.int64)).tolist()
+        stored = data.select_columns(names).with_format("arrow")  # what is stored: decoded images have no fixed text
+        table = stored.select(rows)[:]
+        parts += [table[name].to_pylist() for name in names]
+    digest = blake2b(json.dumps(parts, default=str, ensure_ascii=False).encode(), digest_size=16)
+    return digest.hexdigest()
+
+
+def rows_of_scores(data: Any, scores: Scores, samples: Sequence[str | None] | None = None) -> tuple[Rows, pa.Table]:
+    """Finds the dataset row of each score.
+
+    Args:
+        data: the training dataset.
+        scores: of a finished run.
+        samples: id of the scored sample of each row, see `as_scored`; default the column `id`.
+
+    Returns:
+        (rows, table): the rows that have a score, and their scores, in one order.
+
+    Raises:
+        ScoresError: the dataset has no column `id`, an id stands twice, or none has a score.
+    """
+    if not isinstance(data, Dataset) or "id" not in data.column_names:
+        raise ScoresError(
+            "the training dataset has no column 'id', by which the scores know their samples: train on the dataset "
+            "that was scored (`hardsample.data.loading.load`), or add the ids of scores.parquet as a column"
+        )
+    ids = text_ids(data)
+    if pc.count_distinct(ids, mode="all").as_py() < len(ids):
+        counted = pc.value_counts(ids)
+        twice = next(one["values"].as_py() for one in counted if one["counts"].as_py() > 1)
+        raise ScoresError(f"id {twice!r} stands more than once in the training dataset: make the ids unique")
+    table = scores.table.with_format("arrow")[:]
+    names = ids if samples is None else pa.array(samples, pa.string())
+    place = pc.index_in(names, value_set=table["id"].combine_chunks() if table.num_rows else pa.array([], pa.string()))
+    rows = np.flatnonzero(pc.is_valid(place).to_numpy(zero_copy_only=False))
+    if not len(rows):
+        raise ScoresError(
+            f"none of the {len(ids)} samples has a score in {scores.directory}: give the scores of this dataset (its "
+            f"first id is {ids[0].as_py()!r}, theirs {table['id'][0].as_py() if table.num_rows else None!r})"
+        )
+    return rows.astype(np.int64), table.take(place.take(pa.array(rows)))
+
+
+def masks_of(
+    records: Sequence[Mapping[str, Any]], ratios: Sequence[float], realization: int, seed: int
+) -> list[MaskDraw]:
+    """The masks of the images of some records, in order; a record's images share its ratio.
+
+    Args:
+        records: with `id`, and `images` or `image`.
+        ratios: λ of each record.
+        realization: number of the mask; above the K of the scores a mask is a new one.
+        seed: of the masks.
+    """
+    return [
+        MaskDraw(ratio, realization, mask_key(seed, str(record["id"])), index)
+        for record, ratio in zip(records, ratios, strict=True)
+        for index in range(len(images_of(record)))
+    ]
+
+
+def with_images(data: Any, ours: bool = True) -> Any:
+    """Lets the images of a dataset be read as scoring reads them: upright, on white, 8-bit RGB.
+
+    Args:
+        data: a dataset, a dict of datasets, or anything else, which is given back as it is.
+        ours: also where `datasets` decodes them itself; else only where they lie as bytes and path, as
+            `hardsample.data.loading.load` gives them, which TRL could not read.
+    """
+    if isinstance(data, dict):
+        return type(data)({name: with_images(one, ours) for name, one in data.items()})
+    if not isinstance(data, Dataset | IterableDataset) or data.features is None:
+        return data
+    kinds: dict[str, Any] = {"images": List(RgbImage()), "image": RgbImage()}
+    for name, kind in kinds.items():
+        feature = data.features.get(name)
+        inner = feature.feature if isinstance(feature, List) else feature
+        raw = isinstance(inner, dict) and set(inner) == {"bytes", "path"}
+        decoded = isinstance(inner, ImageFeature) and not isinstance(inner, RgbImage)
+        if (raw or (decoded and (ours or not inner.decode))) and isinstance(feature, List) == (name == "images"):
+            data = data.cast_column(name, kind)
+    return data
+
+
+def images_of(record: Mapping[str, Any]) -> list[Any]:
+    """The images of a record, of either of TRL's columns."""
+    if "images" in record:
+        return list(record["images"] or [])
+    return [record["image"]] if record.get("image") is not None else []
+
+
+def with_masks(records: Sequence[dict[str, Any]], masks: Sequence[MaskDraw], kind: str) -> list[dict[str, Any]]:
+    """Masks the images of some records in their own pixels (`source` space).
+
+    Args:
+        records: with `images` or `image`, of PIL images.
+        masks: one for each image, in order.
+        kind: `pixel`, `patch` or `rectangle`.
+
+    Returns:
+        New records.
+    """
+    images = [to_rgb(image) for record in records for image in images_of(record)]
+    tensors = [torch.from_numpy(np.array(image)) for image in images]
+    masked = iter([Image.fromarray(one.numpy()) for one in mask_images(tensors, masks, kind=kind)])
+    found = []
+    for record in records:
+        if "images" in record:
+            found.append({**record, "images": [next(masked) for _ in images_of(record)]})
+        else:
+            found.append({**record, "image": next(masked) if images_of(record) else None})
+    return found
+
+
+def _own(value: Any) -> Any:
+    """A copy of the containers in a record; what is in them, images among it, is shared."""
+    if isinstance(value, dict):
+        return {key: _own(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_own(one) for one in value]
+    return value

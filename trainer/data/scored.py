@@ -1,0 +1,163 @@
+"""Which scored sample each row of a training dataset is, by id and by digest; rows that scoring rejected are left out.
+
+A digest is made of what `hardsample.load_dataset` would make of the row. Where a dataset lacks columns for that, the
+parts that it has are compared, and it is said once what was not.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+from datasets import Dataset
+
+from hardsample.data.digests import PARTS, ChangedError, changed_parts, match, sample_digest
+from hardsample.data.formats import absent, canonical
+from hardsample.data.images import ImageError, as_ref
+from hardsample.data.records.conversation import RecordError
+from hardsample.files import REJECTED_FILE
+from hardsample.scoring.matching import check_finished, known_digests, rejected_samples
+from hardsample.scoring.output import Scores
+from hardsample.trainer.data.decoding import COLUMNS, undecoded
+
+logger = logging.getLogger(__name__)
+
+LOADED = ("prompt", "images", "solution", "grader", "options", "box_format")
+"""Columns by which a dataset is known to be one that `load` gave."""
+GOLD = ("solution", "answer", "answers", "reward_model", "ground_truth")
+"""Columns one of which holds the answer in a dataset of another format."""
+
+
+class ScoresError(ValueError):
+    """The scores do not fit the dataset."""
+
+
+def as_scored(data: Any, folder: str | None) -> tuple[Any, list[str | None] | None]:
+    """Leave out the rows that scoring rejected, and find the scored sample of each of the others.
+
+    Args:
+        data: the training dataset.
+        folder: of the scores; None without any.
+
+    Returns:
+        (data, samples): the rows that are left, and the id of the scored sample of each, None of one that was not
+        scored; no samples where there are no scores, or no column `id`.
+
+    Raises:
+        OutputError: there are no scores in the folder.
+        ScoresError: a row is not what was scored under its id, or none is left.
+    """
+    if not folder or not isinstance(data, Dataset) or "id" not in data.column_names:
+        return data, None
+    scores = Scores(folder)
+    check_finished(scores)
+    names = samples = ids = text_ids(data).to_pylist()
+    known = known_digests(scores)
+    if any(sample in known for sample in ids):
+        digests = _alike(
+            known, ids, row_digests(data, scores.run["settings"]["grader"], scores.options_template), folder
+        )
+        try:
+            joined = match(known, ids, digests, folder)
+        except ChangedError as error:
+            raise ScoresError(str(error)) from error
+        if joined.note:
+            logger.warning("%s.", joined.note)
+        samples = joined.samples
+        names = samples if joined.note else ids  # where lines moved, an id says nothing of a record that is new
+    rejected = rejected_samples(scores)
+    keep = [row for row, name in enumerate(names) if name not in rejected]
+    if len(keep) < len(data):
+        first = next(own for own, name in zip(ids, names, strict=True) if name in rejected)
+        logger.warning(
+            "%d of %d samples are left out, for scoring rejected them (the first: %r; why: %s).",
+            len(data) - len(keep),
+            len(data),
+            first,
+            scores.directory / REJECTED_FILE,
+        )
+        if not keep:
+            raise ScoresError(f"scoring rejected all samples: see {scores.directory / REJECTED_FILE}")
+        data, samples = data.select(keep), [samples[row] for row in keep]
+    known_ids = set(scores.table["id"])
+    unscored = sum(sample not in known_ids for sample in samples)
+    if 0 < unscored < len(samples):
+        logger.warning("%d of %d samples have no score in %s: they have no stratum.", unscored, len(samples), folder)
+    return data, samples
+
+
+def text_ids(data: Dataset) -> pa.Array:
+    """The column `id` as text."""
+    return data.select_columns(["id"]).with_format("arrow")[:]["id"].combine_chunks().cast(pa.string())
+
+
+def row_digests(data: Dataset, grader: str | None, options_template: str) -> list[str]:
+    """Digest each row as scoring would; "" of one of which scoring could make nothing.
+
+    Args:
+        data: with columns that `hardsample.data.loading.load` reads.
+        grader: that the scores were made with.
+        options_template: likewise.
+    """
+    for column in COLUMNS:
+        if column in data.column_names:
+            data = undecoded(data, column)
+    data = data.with_format(None)
+    loaded = set(LOADED) <= set(data.column_names)
+    digests, problems, ungraded = [], [], 0
+    for number, row in enumerate(data):
+        try:
+            digest = sample_digest(row) if loaded else _digest(row, number, grader, options_template)
+        except (RecordError, ImageError) as error:
+            problems.append(f"row {number}: {error}")
+            digest = ""
+        ungraded += digest.endswith("-")
+        digests.append(digest)
+    if problems:
+        logger.warning(
+            "%d of %d samples cannot be compared with what was scored (%s).", len(problems), len(data), problems[0]
+        )
+    if ungraded:
+        logger.warning(
+            "%d of %d samples have no solution that could be compared with what was scored: only their prompts and "
+            "images were.",
+            ungraded,
+            len(data),
+        )
+    return digests
+
+
+def _digest(row: Mapping[str, Any], number: int, grader: str | None, options_template: str) -> str:
+    graded = True
+    try:
+        record = canonical(row, number, grader, options_template)
+    except RecordError:
+        if any(not absent(row.get(name)) for name in GOLD):
+            raise
+        record, graded = canonical({**row, "solution": "?"}, number, grader, options_template), False
+    return sample_digest(vars(record) | {"images": [as_ref(image) for image in record.images]}, graded)
+
+
+def _alike(known: Mapping[str, str], ids: Sequence[str | None], digests: Sequence[str], folder: str) -> list[str]:
+    """Digests without their prompts where these are another template throughout: images and answers are what counts."""
+    pairs = [
+        (known[name], digest)
+        for name, digest in zip(ids, digests, strict=True)
+        if digest and name is not None and name in known
+    ]
+    prompts = {digest.partition("-")[0] for digest in known.values()}
+    other = pairs and all(
+        changed_parts(scored, digest) == [PARTS[0]] and digest.partition("-")[0] not in prompts
+        for scored, digest in pairs
+    )
+    if not other:
+        return list(digests)
+    logger.warning(
+        "The prompts of all %d samples differ from those that were scored in %s (images and solutions are the same): "
+        "the strata are of the prompts as scored. Score with the template that is trained on.",
+        len(pairs),
+        folder,
+    )
+    return ["-" + digest.partition("-")[2] if digest else "" for digest in digests]

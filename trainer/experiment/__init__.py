@@ -1,0 +1,1 @@
+"""Training recipes side by side: the plan, its cells as processes, results with intervals."""

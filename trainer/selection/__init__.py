@@ -1,0 +1,1 @@
+"""What to draw next, on arrays alone: evidence, levels, strata, policies, the prompt stream."""

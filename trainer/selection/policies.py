@@ -1,0 +1,306 @@
+"""Policies: from the evidence of some samples to the weights by which their prompts are drawn.
+
+A policy is a pure function of a view of the samples and of the state of training. To add one, write the function and
+name it in `POLICIES`. What it gives weight 0 is still drawn by the exploration share of every batch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Float, Integer
+
+from hardsample.metrics.beta import spread_probability
+from hardsample.trainer.selection.evidence import Evidence
+from hardsample.trainer.selection.levels import Rows
+from hardsample.trainer.selection.strata import EASY, HARD, MEDIUM, NAMES, NULL, Strata, chunks
+
+ESTIMATES = ("mean", "thompson")
+CURRICULUM_WIDTH = 0.5
+"""Standard deviation of the curriculum's window, in strata."""
+
+
+@dataclass
+class PolicyConfig:
+    """Which samples are drawn."""
+
+    policy: str = field(
+        default="strata",
+        metadata={
+            "help": "uniform (as TRL), strata (a weight a stratum), signal (chance that the group will have spread), "
+            "target (success rate near a moving target) or curriculum (easy to hard)"
+        },
+    )
+    exploration: float = field(
+        default=0.05, metadata={"help": "share of prompts drawn uniformly, so that none is forgotten, 0 to 1"}
+    )
+    easy_weight: float = field(default=0.0, metadata={"help": "strata: weight of an easy sample, 0 or above"})
+    medium_weight: float = field(default=1.0, metadata={"help": "strata: weight of a medium sample, 0 or above"})
+    hard_weight: float = field(default=1.0, metadata={"help": "strata: weight of a hard sample, 0 or above"})
+    unsolved_weight: float = field(default=0.0, metadata={"help": "strata: weight of an unsolved sample, 0 or above"})
+    unscored_weight: float = field(
+        default=1.0,
+        metadata={
+            "help": "strata, curriculum: weight of a sample without PISM score (no image, not scored) whose success "
+            "rate is at neither end, 0 or above"
+        },
+    )
+    signal_estimate: str = field(
+        default="thompson",
+        metadata={"help": "signal: thompson (take the best by posterior draws) or mean (draw by the posterior mean)"},
+    )
+    signal_sharpness: float = field(
+        default=1.0, metadata={"help": "signal: exponent on the chance of spread, above 0; larger concentrates more"}
+    )
+    target_start: float = field(default=0.7, metadata={"help": "target: success rate aimed at first, 0 to 1"})
+    target_end: float = field(default=0.4, metadata={"help": "target: success rate aimed at in the end, 0 to 1"})
+    target_width: float = field(
+        default=0.15, metadata={"help": "target: standard deviation around the target, in success rate, above 0"}
+    )
+    unsolved_from: float = field(
+        default=0.5,
+        metadata={
+            "help": "curriculum: share of training after which unsolved samples are released, fully at its end, 0 to 1"
+        },
+    )
+
+    def __post_init__(self) -> None:
+        """Checks every field."""
+        if self.policy not in POLICIES:
+            raise ValueError(f"policy is {self.policy!r}, must be one of {', '.join(POLICIES)}: choose one")
+        if self.signal_estimate not in ESTIMATES:
+            raise ValueError(f"signal_estimate is {self.signal_estimate!r}, must be one of {', '.join(ESTIMATES)}")
+        for name in ("exploration", "target_start", "target_end", "unsolved_from"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, must lie in 0 to 1: choose one")
+        for name in ("signal_sharpness", "target_width"):
+            if not 0 < getattr(self, name) < np.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}, must be above 0 and finite: choose one, such as 1")
+        for weight, name in zip(self.stratum_weights, NAMES, strict=True):
+            if not 0 <= weight < np.inf:
+                raise ValueError(f"{name}_weight is {weight}, must be 0 or above and finite: choose one, such as 1")
+        if not sum(self.stratum_weights):
+            raise ValueError("the weights of all strata are 0, must be above 0 for one: set medium_weight to 1")
+
+    @property
+    def stratum_weights(self) -> tuple[float, ...]:
+        """Weights in the order of `strata.NAMES`."""
+        return self.easy_weight, self.medium_weight, self.hard_weight, self.unsolved_weight, self.unscored_weight
+
+    @property
+    def stock_order(self) -> bool:
+        """Whether TRL's own sampler gives the order (`PromptSampler.replay` follows it)."""
+        return self.policy == "uniform"
+
+    @property
+    def pooled(self) -> bool:
+        """Whether batches are the best of a pool (`PromptSampler.next_batch`'s score) instead of drawn by weight."""
+        return self.policy == "signal" and self.signal_estimate == "thompson"
+
+
+@dataclass(frozen=True)
+class View:
+    """What a policy sees of some samples: arrays of one entry a sample."""
+
+    alpha: Float[np.ndarray, "rows"]
+    """α of the posterior Beta(α, β) of the success rate, at this step."""
+    beta: Float[np.ndarray, "rows"]
+    stratum: Integer[np.ndarray, "rows"]
+    """Code, see `strata.NAMES`."""
+    level: Integer[np.ndarray, "rows"]
+    """Index of λ* among the ratios; their number if none fails; −1 without a PISM score."""
+    balance: Float[np.ndarray, "rows"]
+    """Attention balance ρ̄; NaN if not seen."""
+    last_step: Integer[np.ndarray, "rows"]
+    """Step of the last group; −1 if none."""
+
+    @property
+    def mean(self) -> Float[np.ndarray, "rows"]:
+        """Posterior mean of the success rate."""
+        return self.alpha / (self.alpha + self.beta)
+
+
+@dataclass(frozen=True)
+class Context:
+    """The state of training that all samples share."""
+
+    config: PolicyConfig
+    step: int
+    total_steps: int
+    """Of the whole training, in the unit of `step`."""
+    num_generations: int
+    """G, completions of a group."""
+    batch: int
+    """Prompts of a generation batch."""
+    counts: tuple[int, ...]
+    """Samples in each stratum of the whole dataset, in the order of `strata.NAMES`."""
+    rng: np.random.Generator | None = None
+    """For Thompson sampling; None: posterior means."""
+
+    @property
+    def progress(self) -> float:
+        """Share of training that is done, 0 … 1."""
+        return min(max(self.step / max(self.total_steps, 1), 0.0), 1.0)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a policy says."""
+
+    values: Float[np.ndarray, "rows"]
+    """(rows,) 0 or above."""
+    note: str | None = None
+    """What had to be widened; the same for all samples of a context."""
+
+
+Policy = Callable[[View, Context], Weights]
+
+
+def uniform(view: View, context: Context) -> Weights:
+    """Gives every sample weight 1."""
+    return Weights(np.ones(len(view.alpha)))
+
+
+def by_stratum(view: View, context: Context) -> Weights:
+    """Gives each sample its stratum's weight, widened where the strata with weight hold too few, see `widen`."""
+    table, note = widen(context.config.stratum_weights, context.counts, context.batch)
+    return Weights(table[view.stratum], note)
+
+
+def signal(view: View, context: Context) -> Weights:
+    """Weighs by the chance that the next group has both successes and failures, to the power of `signal_sharpness`.
+
+    Mean: 1 − E[p^G] − E[(1−p)^G] over the posterior; Thompson: 1 − p^G − (1−p)^G with p drawn from it.
+    """
+    size = context.num_generations
+    if context.rng is None:
+        chance = spread_probability(view.alpha, view.beta, size)
+    else:
+        rate = context.rng.beta(view.alpha, view.beta)
+        chance = np.maximum(1 - rate**size - (1 - rate) ** size, 0)
+    return Weights(chance**context.config.signal_sharpness)
+
+
+def target(view: View, context: Context) -> Weights:
+    """Weighs by how near the success rate is to the target m, which moves linearly from start to end.
+
+        E[exp(−(p − m)² / 2w²)] ≈ w / √(w² + v) · exp(−(μ − m)² / 2(w² + v))
+
+    with μ and v the posterior's mean and variance: exact for a normal posterior. So what is little known counts less
+    than what is known to be near, and more than what is known to be far.
+    """
+    config = context.config
+    aim = config.target_start + (config.target_end - config.target_start) * context.progress
+    mean = view.mean
+    spread = config.target_width**2 + mean * (1 - mean) / (view.alpha + view.beta + 1)
+    return Weights(config.target_width / np.sqrt(spread) * np.exp(-((mean - aim) ** 2) / (2 * spread)))
+
+
+def curriculum(view: View, context: Context) -> Weights:
+    """Moves a window from easy (0) over medium (1) to hard (2) in the course of training, and releases unsolved ones.
+
+        easy, medium, hard: exp(−(stratum − 2t)² / 2w²);   unsolved: max(0, t − t₀) / (1 − t₀)
+
+    with t the progress, w = ½ and t₀ = `unsolved_from`. A sample without a stratum stands at 2(1 − p), by its
+    posterior mean, times `unscored_weight`. Widened where all of these hold too few samples, see `widen`.
+    """
+    config, progress = context.config, context.progress
+
+    def window(place: Float[np.ndarray, "rows"]) -> Float[np.ndarray, "rows"]:
+        return np.exp(-((place - HARD * progress) ** 2) / (2 * CURRICULUM_WIDTH**2))
+
+    release = 1.0 if progress >= 1 else max(0.0, progress - config.unsolved_from) / (1 - config.unsolved_from or 1)
+    opening = (*window(np.arange(EASY, HARD + 1.0)), release, config.unscored_weight)
+    table, note = widen(opening, context.counts, context.batch)
+    values = table[view.stratum]
+    return Weights(np.where(view.stratum == NULL, values * window(HARD * (1 - view.mean)), values), note)
+
+
+POLICIES: dict[str, Policy] = {
+    "uniform": uniform,
+    "strata": by_stratum,
+    "signal": signal,
+    "target": target,
+    "curriculum": curriculum,
+}
+"""Every policy by its name."""
+
+
+def widen(weights: tuple[float, ...], counts: tuple[int, ...], batch: int) -> tuple[Float[np.ndarray, "5"], str | None]:
+    """Opens the nearest strata where those with weight hold fewer samples than a generation batch.
+
+    Strata are opened by their distance on the way easy, medium, hard, unsolved from one with weight, the easier first,
+    null last. What is opened weighs, all together, no more than the samples that were missing would have: a few wanted
+    samples are not drowned by many others.
+
+    Args:
+        weights: of a sample of each stratum, in the order of `strata.NAMES`.
+        counts: samples in each stratum.
+        batch: prompts of a generation batch.
+
+    Returns:
+        (weights, note): the weights that hold, and what was opened in words; None if nothing.
+    """
+    table, size = np.array(weights, dtype=np.float64), np.array(counts)
+    wanted = np.flatnonzero(table > 0)
+    held = int(size[wanted].sum())
+    if held >= batch:
+        return table, None
+    usual = float((table * size).sum() / held) if held else 1.0
+    real = [int(code) for code in wanted if code != NULL] or [MEDIUM]
+    closed = [code for code in range(len(NAMES)) if table[code] == 0]
+    closed.sort(key=lambda code: (code == NULL, min(abs(code - one) for one in real), code))
+    missing, opened = batch - held, []
+    for code in closed:
+        if missing > 0 and size[code]:
+            table[code] = usual * min(1.0, missing / size[code])
+            missing -= size[code]
+            opened.append(NAMES[code])
+    if not opened:
+        return table, None
+    names = "+".join(NAMES[code] for code in wanted)
+    return table, (
+        f"{names or 'no stratum'} has weight and holds {held or 'no'} samples, fewer than the {batch} prompts of a "
+        f"generation batch: {'+'.join(opened)} was opened"
+    )
+
+
+def view(evidence: Evidence, strata: Strata, rows: Rows | slice, step: int) -> View:
+    """Shows some samples to a policy.
+
+    Args:
+        evidence: of all samples.
+        strata: of all samples, as last refreshed.
+        rows: samples, or a slice of them.
+        step: that the evidence is discounted to.
+
+    Returns:
+        The view.
+    """
+    alpha, beta = evidence.posterior(rows, step)
+    return View(
+        alpha, beta, strata.codes[rows], evidence.levels.level[rows], evidence.balance[rows], evidence.last_step[rows]
+    )
+
+
+def weigh(evidence: Evidence, strata: Strata, context: Context, rows: Rows | None = None) -> Weights:
+    """Weighs samples by the policy of the context.
+
+    Args:
+        evidence: of all samples.
+        strata: of all samples, as last refreshed.
+        context: the state of training.
+        rows: (rows,) samples; all, a chunk at a time, if None.
+
+    Returns:
+        Weights in float32, for `PromptSampler.set_weights`.
+    """
+    policy = POLICIES[context.config.policy]
+    if rows is not None:
+        found = policy(view(evidence, strata, rows, context.step), context)
+        return Weights(found.values.astype(np.float32), found.note)
+    values, note = np.empty(len(evidence), dtype=np.float32), None
+    for part in chunks(len(evidence)):
+        found = policy(view(evidence, strata, part, context.step), context)
+        values[part], note = found.values, found.note
+    return Weights(values, note)

@@ -1,0 +1,132 @@
+"""Strata that move while training: each sample's stratum by the evidence so far, how many each holds, what moved.
+
+With p the posterior mean of a sample's success rate (SPEC.md, "Strata while training"): p < τ unsolved; p > 0.9 easy
+(saturated); otherwise the PISM stratum of its current λ*, and none (null) without a PISM score.
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Integer
+
+from hardsample.metrics.strata import STRATA, Bounds, stratum
+from hardsample.trainer.selection.evidence import Evidence, EvidenceConfig
+from hardsample.trainer.selection.levels import NO_SCORE, Rows
+from hardsample.trainer.selection.states import take_over
+
+NAMES = (*STRATA, "null")
+"""Name of each code: 0 easy, 1 medium, 2 hard, 3 unsolved, 4 null."""
+EASY, MEDIUM, HARD, UNSOLVED, NULL = range(len(NAMES))
+SATURATED = 0.9
+"""Posterior mean above which a sample is easy, whatever its λ*."""
+CHUNK = 1 << 18
+"""Samples that a pass over the whole dataset handles at a time: what it holds beside the arrays stays in megabytes."""
+STATE_VERSION = 1
+
+
+def chunks(size: int) -> Iterator[slice]:
+    """Slices of at most `CHUNK` that cover 0 … size − 1."""
+    for start in range(0, size, CHUNK):
+        yield slice(start, min(start + CHUNK, size))
+
+
+@lru_cache
+def _pism_codes(ratios: tuple[float, ...], bounds: Bounds) -> Integer[np.ndarray, "levels"]:
+    """Code of each λ*: of the ratios, of none failing, and last (index −1) of no score."""
+    names = [stratum(ratio, index == 0, bounds) for index, ratio in enumerate(ratios)]
+    codes = [STRATA.index(name) for name in (*names, stratum(None, False, bounds))]
+    return np.array([*codes, NULL], dtype=np.int8)
+
+
+def stratify(
+    alpha: Float[np.ndarray, "rows"],
+    beta: Float[np.ndarray, "rows"],
+    level: Integer[np.ndarray, "rows"],
+    ratios: tuple[float, ...],
+    config: EvidenceConfig,
+) -> Integer[np.ndarray, "rows"]:
+    """Gives each sample's stratum.
+
+    Args:
+        alpha: α of the success rate's posterior Beta(α, β).
+        beta: β.
+        level: index of λ* in `ratios`; len(ratios) if none fails; −1 without a PISM score.
+        ratios: Λ, mask ratios.
+        config: τ and the bounds on λ*.
+
+    Returns:
+        Codes, int8, see `NAMES`. λ* = 0 is unsolved, as in PISM.
+    """
+    mean = alpha / (alpha + beta)
+    codes = _pism_codes(tuple(ratios), config.bounds)[np.where(level == NO_SCORE, -1, level)]
+    codes = np.where(mean > SATURATED, np.int8(EASY), codes)
+    return np.where(mean < config.tau, np.int8(UNSOLVED), codes)
+
+
+class Strata:
+    """The stratum of every sample as it was last worked out, and the moves since the beginning.
+
+    Args:
+        evidence: what they are worked out from.
+        step: that the evidence is discounted to.
+
+    Attributes:
+        codes: (samples,) int8, see `NAMES`.
+        counts: (5,) samples in each stratum.
+        moves: (5, 5) moves from (row) one stratum to (column) another.
+    """
+
+    def __init__(self, evidence: Evidence, step: int = 0) -> None:
+        self.evidence = evidence
+        self.codes = np.full(len(evidence), NULL, dtype=np.int8)
+        self.moves = np.zeros((len(NAMES), len(NAMES)), dtype=np.int64)
+        self.refresh(step)
+        self.moves[...] = 0
+
+    def refresh(self, step: int, rows: Rows | None = None) -> Integer[np.ndarray, "5 5"]:
+        """Works the strata out anew.
+
+        Args:
+            step: that the evidence is discounted to.
+            rows: samples, one may stand more than once; all if None.
+
+        Returns:
+            (5, 5) moves of this call, also added to `moves`.
+        """
+        found = np.zeros((len(NAMES), len(NAMES)), dtype=np.int64)
+        levels = self.evidence.levels
+        for part in chunks(len(self.codes)) if rows is None else (np.unique(rows),):
+            alpha, beta = self.evidence.posterior(part, step)
+            new = stratify(alpha, beta, levels.level[part], levels.ratios, self.evidence.config)
+            pairs = self.codes[part].astype(np.int64) * len(NAMES) + new
+            found += np.bincount(pairs, minlength=found.size).reshape(found.shape)
+            self.codes[part] = new
+        np.fill_diagonal(found, 0)
+        if rows is None:
+            self.counts = np.bincount(self.codes, minlength=len(NAMES))
+        else:
+            self.counts = self.counts + found.sum(axis=0) - found.sum(axis=1)
+        self.moves += found
+        return found
+
+    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Gives all there is to save: named arrays (not copied), and a header for JSON."""
+        return {"strata": self.codes, "strata_moves": self.moves}, self._header()
+
+    def load_state(self, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> None:
+        """Takes over a saved state; other names among the arrays are passed over.
+
+        Args:
+            arrays: as `state` gave them.
+            header: as `state` gave it.
+
+        Raises:
+            StateError: the version, the dataset, its size, or an array is another.
+        """
+        take_over(self.state()[0], arrays, self._header(), header, "strata")
+        self.counts = np.bincount(self.codes, minlength=len(NAMES))
+
+    def _header(self) -> dict[str, Any]:
+        return {"version": STATE_VERSION, "size": len(self.codes), "fingerprint": self.evidence.fingerprint}
