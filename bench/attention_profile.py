@@ -44,13 +44,13 @@ def write(scores: Scores) -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     table = scores.table.to_dict()
     rows = list(
-        zip(*(table[name] for name in ("stratum", "cmab_stratum", "attention_balance", "ability")), strict=True)
+        zip(*(table[name] for name in ("pism_stratum", "cmab_stratum", "attention_balance", "ability")), strict=True)
     )
     balances = [value for value in table["attention_balance"] if value is not None]
     title = f"Attention balance of {len(balances)} solved demo questions"
     balance_histogram(balances, bands(scores.cmab_config().bounds), title).savefig(RESULTS / "balance.png", dpi=110)
     profiles: dict[str, list[list[float]]] = {name: [] for name in STRATA if name != "unsolved"}
-    for stratum, profile in zip(table["stratum"], table["attention_profile"], strict=True):
+    for stratum, profile in zip(table["pism_stratum"], table["attention_profile"], strict=True):
         if stratum in profiles and profile:
             profiles[stratum].append([math.log(value) if value else math.nan for value in profile])
     layer_profile(profiles, "Attention balance by layer and PISM stratum").savefig(RESULTS / "profile.png", dpi=110)

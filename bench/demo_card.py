@@ -112,7 +112,7 @@ def by_knob(records, right: dict[str, float], bins: int = 6) -> tuple[dict, dict
 
 
 def strata_by_ability(table) -> dict[str, dict[str, int]]:
-    counts = Counter(zip(table["ability"], table["stratum"], strict=True))
+    counts = Counter(zip(table["ability"], table["pism_stratum"], strict=True))
     rows = {name: {stratum: counts[name, stratum] for stratum in STRATA} for name in ABILITIES}
     return rows | {"all": {stratum: sum(row[stratum] for row in rows.values()) for stratum in STRATA}}
 
@@ -151,7 +151,7 @@ def measure(model: str, runs: Path, limit: int | None) -> dict:
 
     curves, correlation = by_knob(records, accuracy)
     plot_knobs(curves, RESULTS / "knobs.png")
-    first = list(demo.table["stratum"])[:120]
+    first = list(demo.table["pism_stratum"])[:120]
     return {
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
         "splits": SIZES,

@@ -27,7 +27,8 @@ def main() -> None:
             for search in ("lossless", "exhaustive")
         }
         labels = [
-            list(zip(*(run.table[c] for c in ("stratum", "failure_threshold")), strict=True)) for run in runs.values()
+            list(zip(*(run.table[c] for c in ("pism_stratum", "failure_threshold")), strict=True))
+            for run in runs.values()
         ]
         rollouts = {search: run.run["counts"]["rollouts"] for search, run in runs.items()}
         seconds = {search: run.run["seconds"]["total"] for search, run in runs.items()}

@@ -91,7 +91,7 @@ def measure() -> dict:
     assert all(list(run.table["id"]) == ids for run in runs)
     abilities = list(data["ability"])
     first = runs[0]
-    labels = [list(run.table["stratum"]) for run in runs]
+    labels = [list(run.table["pism_stratum"]) for run in runs]
     rows = list(range(len(ids)))
     ratios = first.config().ratios
     successes = np.array(first.table["successes"][:])

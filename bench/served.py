@@ -114,7 +114,7 @@ def agreement(folder: Path, url: str, limit: int | None) -> dict:
     here = [score("demo", "demo", folder / f"local{seed}", seed=seed, batch_size=256, **options) for seed in SEEDS]
 
     def same(one: Scores, other: Scores) -> np.ndarray:
-        return np.array([a == b for a, b in zip(one.table["stratum"], other.table["stratum"], strict=True)])
+        return np.array([a == b for a, b in zip(one.table["pism_stratum"], other.table["pism_stratum"], strict=True)])
 
     served = np.mean([same(there, one) for one in here], axis=0)
     local = np.mean([same(one, other) for one, other in combinations(here, 2)], axis=0)

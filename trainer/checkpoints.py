@@ -84,7 +84,7 @@ def load_json(folder: Path, rank: int) -> dict[str, Any]:
 
 
 def load_own(folder: Path, rank: int, layout: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
-    """Reads the header that `save_rank` wrote, and checks that this run can go on from it.
+    """Reads the header that `save_rank` wrote, and checks that this run can resume from it.
 
     Args:
         folder: `difficulty/` of a checkpoint.

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from trl import GRPOConfig
 
+from hardsample.errors import ConfigError
 from hardsample.trainer.selection.evidence import EvidenceConfig
 from hardsample.trainer.selection.policies import PolicyConfig
 
@@ -65,13 +66,13 @@ class DifficultyOptions:
         """Checks every field."""
         for name in ("restratify_steps", "monitor_steps"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, must be at least 1 step: choose one, such as 10")
+                raise ConfigError(f"{name} is {getattr(self, name)}, must be at least 1 step: choose one, such as 10")
         if not 0 <= self.probe_fraction <= 1:
-            raise ValueError(f"probe_fraction is {self.probe_fraction}, must lie in 0 to 1: choose one, such as 0.1")
+            raise ConfigError(f"probe_fraction is {self.probe_fraction}, must lie in 0 to 1: choose one, such as 0.1")
         if self.monitor_size < 0:
-            raise ValueError(f"monitor_size is {self.monitor_size}, must be 0 or above: choose one, such as 64")
+            raise ConfigError(f"monitor_size is {self.monitor_size}, must be 0 or above: choose one, such as 64")
         if self.probe_fraction and not self.scores:
-            raise ValueError(
+            raise ConfigError(
                 f"probe_fraction is {self.probe_fraction}, and there are no scores whose λ* it could probe: give "
                 "scores, or leave it at 0"
             )

@@ -12,6 +12,7 @@ from jaxtyping import Bool
 
 from hardsample.attention.interface import why_not_attention_mass
 from hardsample.engines.masking import MaskDraw
+from hardsample.errors import ConfigError
 from hardsample.metrics.cmab import CmabConfig
 from hardsample.metrics.pism import PismConfig
 from hardsample.scoring.output import Scores
@@ -126,9 +127,11 @@ def set_up(trainer: Any, samples: Sequence[str | None] | None = None) -> Setup |
         if reason is None and model.config.get_text_config(decoder=True).num_hidden_layers < 3:
             reason = "it has fewer than three layers, and the first and the last take no part in ρ̄"
         if reason is not None:
-            raise ValueError(f"attention_balance cannot be read from this model: {reason}. Set attention_balance=False")
+            raise ConfigError(
+                f"attention_balance cannot be read from this model: {reason}. Set attention_balance=False"
+            )
     if options.monitor_size and (trainer.environment_factories is not None or trainer.rollout_func is not None):
-        raise ValueError(
+        raise ConfigError(
             f"monitor_size is {options.monitor_size}, but rollouts of environments or of a rollout_func cannot be "
             "made apart: "
             "set monitor_size=0"
@@ -177,4 +180,4 @@ def _check_probes(trainer: Any, data: Any, scores: Scores | None) -> None:
     elif trainer.args.remove_unused_columns:
         found = "remove_unused_columns takes away the ids that masks are made by: set remove_unused_columns=False"
     if found is not None:
-        raise ValueError(f"probe_fraction is {trainer.args.probe_fraction}, but {found}; or set probe_fraction=0")
+        raise ConfigError(f"probe_fraction is {trainer.args.probe_fraction}, but {found}; or set probe_fraction=0")

@@ -1,7 +1,7 @@
 """The job behind `hardsample train`: data, scores, model and options of one file → a trained model.
 
 The options are TRL's own, in TRL's YAML conventions (`TrlParser`), and a few for what TRL leaves to a script. A run
-that was stopped goes on from its last complete checkpoint when the same command is given again.
+that was stopped resumes from its last complete checkpoint when the same command is given again.
 """
 
 import difflib
@@ -23,6 +23,7 @@ from trl.rewards import accuracy_reward, get_soft_overlong_punishment, reasoning
 from hardsample.data.loading import Loaded, load
 from hardsample.data.records.option_text import DEFAULT_TEMPLATE
 from hardsample.engines.transformers import load_processor
+from hardsample.errors import HardsampleError
 from hardsample.files import OVERLONG_FILE, RUN_FILE, TRAINING_FILE
 from hardsample.grading.grader import correctness_reward
 from hardsample.scoring.config import ScoringConfig, help_of
@@ -45,7 +46,7 @@ REWARDS = {
 """Reward functions by name: ours, and those of `trl grpo`."""
 
 
-class TrainingError(ValueError):
+class TrainingError(HardsampleError, ValueError):
     """The options do not make a training; says what to change."""
 
 
@@ -156,7 +157,7 @@ def _refuse_unknown(unknown: list[str], reader: TrlParser) -> None:
 
 
 def train(options: Options) -> DifficultyAwareGRPOTrainer:
-    """Trains; goes on from the last complete checkpoint in `output_dir`.
+    """Train; resume from the last complete checkpoint in `output_dir`.
 
     Args:
         options: see `parse`.
@@ -222,7 +223,7 @@ def train(options: Options) -> DifficultyAwareGRPOTrainer:
     size = len(trainer.train_dataset)
     _say(args, f"data       {size:,} samples; a generation takes {prompts} prompts × {args.num_generations}")
     if checkpoint is not None:
-        _say(args, f"goes on    from {checkpoint}")
+        _say(args, f"resuming   from {checkpoint}")
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(args.output_dir)
     trainer.save_state()  # the logs to the last step, for `hardsample report`
@@ -275,7 +276,7 @@ def last_checkpoint(output: Path) -> str | None:
 
 
 def _check_run(options: Options, output: Path, resumes: bool) -> None:
-    """Keeps what a folder's training is of beside its checkpoints, so that no other one goes on in it."""
+    """Keeps what a folder's training is of beside its checkpoints, so that no other one resumes in it."""
     training, args = options.training, options.grpo
     about = {
         "dataset_name": training.dataset_name,
@@ -309,7 +310,7 @@ def _load(training: TrainingArguments, name: str, output: Path | None) -> Loaded
     )
     if output is not None and loaded.rejected:
         write_rejected(output, loaded.rejected)
-        print(f"set aside  {len(loaded.rejected)} records that cannot be used: {output / 'rejected.jsonl'}")
+        print(f"rejected   {len(loaded.rejected)} records that cannot be used: {output / 'rejected.jsonl'}")
     return loaded
 
 

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Int, Int8, Int64
 from torch import Tensor
 
+from hardsample.errors import HardsampleError
 from hardsample.kernels.ops import IMAGE, OTHER, TEXT
 from hardsample.kernels.reference_attention import visible_keys
 from hardsample.metrics.cmab import TEXTS
@@ -14,7 +15,7 @@ from hardsample.metrics.cmab import TEXTS
 _CHUNK_BYTES = 16 * 2**20
 
 
-class AttentionMassError(ValueError):
+class AttentionMassError(HardsampleError, ValueError):
     """The model or the forward does not give the masses asked for; the message says what to do."""
 
 

@@ -20,7 +20,7 @@ from hardsample.scoring.config import help_of
 
 DONE, FAILED, USAGE, NOTHING, INTERRUPTED = 0, 1, 2, 3, 130
 
-EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 usage, 3 nothing to score, 130 interrupted (the same command goes on)."
+EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 usage, 3 nothing to score, 130 interrupted (the same command resumes)."
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -60,7 +60,7 @@ def template_of(text: str | None) -> str:
 
 @contextmanager
 def running(output: str) -> Iterator[None]:
-    """Lets a job be stopped and gone on with; every known failure ends with its exit code."""
+    """Let a job be stopped and resumed; end every known failure with its exit code."""
     say_loading()
     import datasets
     import transformers
@@ -82,7 +82,7 @@ def running(output: str) -> Iterator[None]:
         with failing(EngineError, StoreError, DataError, OutputError, ValueError, nothing=(NothingToScoreError,)):
             yield
     except KeyboardInterrupt:
-        say(f"\nstopped; every finished batch is in {output}. To go on, type the same command again:", err=True)
+        say(f"\nstopped; every finished batch is in {output}. To resume, give the same command again:", err=True)
         say(f"  {' '.join(['hardsample', *sys.argv[1:]])}", err=True)
         raise typer.Exit(INTERRUPTED) from None
 

@@ -72,7 +72,7 @@ def score(
         str,
         typer.Option(help="Folder or hub id of a vision-language model, or `demo`; for a server, its name there."),
     ],
-    output: Annotated[Path, typer.Option(help="Folder of the results; an unfinished run in it goes on.")],
+    output: Annotated[Path, typer.Option(help="Folder of the results; an unfinished run in it is resumed.")],
     metric: Annotated[str, typer.Option(help=help_of("metric") + ": pism or pism,cmab")] = "pism",
     cmab_variant: Annotated[
         CmabVariant,
@@ -90,7 +90,7 @@ def score(
     retries: Annotated[int, option("retries", min=0)] = ScoringConfig.retries,
     server_timeout: Annotated[float, option("server_timeout_s")] = ScoringConfig.server_timeout_s,
     search: Annotated[Search, option("search")] = Search.lossless,
-    mask: Annotated[MaskKind, option("kind")] = MaskKind.pixel,
+    mask_kind: Annotated[MaskKind, option("mask_kind")] = MaskKind.pixel,
     mask_space: Annotated[MaskSpace, option("mask_space")] = MaskSpace.source,
     num_masks: Annotated[int, option("num_masks", min=1)] = 10,
     ratios: Annotated[str, typer.Option(help=help_of("ratios") + ": a,b,c or first:last:step")] = "0:0.9:0.1",
@@ -110,9 +110,9 @@ def score(
     """Score how hard each sample is for a model, with PISM: mask random pixels until the model fails.
 
     With `--metric pism,cmab` also with CMAB: where the attention of its answers goes. The same command with the other
-    metric added goes on in the same folder.
+    metric added resumes in the same folder.
 
-    Try it: `hardsample score demo --model demo --output out`. Stop it whenever you like: the same command goes on.
+    Try it: `hardsample score demo --model demo --output out`. Stop it whenever you like: the same command resumes.
     A model behind vLLM, SGLang or another server with OpenAI's interface: `--engine openai --base-url
     http://localhost:8000/v1 --model NAME_THERE`.
     """
@@ -133,7 +133,7 @@ def score(
         "retries": retries,
         "server_timeout_s": server_timeout,
         "search": search.value,
-        "kind": mask.value,
+        "mask_kind": mask_kind.value,
         "mask_space": mask_space.value,
         "num_masks": num_masks,
         "ratios": parse_ratios(ratios),
@@ -279,7 +279,7 @@ def _cmab_strata(scores: Any, spec: str) -> list[str | None]:
         for balance, label in zip(balances, old, strict=True)
     ]
     values = f"{bounds.easy_below:.3g}, {bounds.hard_min:.3g}, {bounds.hard_max:.3g}, {bounds.easy_above:.3g}"
-    OUT.print(cross_table(list(scores.table["stratum"]), labels, f"PISM and CMAB, bounds on ρ̄: {values}"))
+    OUT.print(cross_table(list(scores.table["pism_stratum"]), labels, f"PISM and CMAB, bounds on ρ̄: {values}"))
     return labels
 
 
@@ -316,7 +316,7 @@ from hardsample.cli import training as cli_training  # noqa: E402, F401 - their 
 
 @app.command(epilog=EXIT_CODES)
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder of the results; an unfinished run in it goes on.")] = Path(
+    output: Annotated[Path, typer.Option(help="Folder of the results; an unfinished run in it is resumed.")] = Path(
         "runs/demo"
     ),
     limit: Annotated[int | None, option("limit", min=1)] = None,

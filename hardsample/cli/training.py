@@ -36,7 +36,9 @@ from hardsample.scoring.config import ScoringConfig, help_of
 def evaluate(
     data: Annotated[str | None, typer.Argument(help="Data as for `hardsample score`, such as demo:test.")] = None,
     model: Annotated[str | None, typer.Option(help="Folder or hub id of a vision-language model, or `demo`.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder of the results; an unfinished run in it goes on.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the results; an unfinished run in it is resumed.")
+    ] = None,
     rollouts: Annotated[int, typer.Option(min=1, help="rollouts of each sample; over 1 needs a temperature")] = 1,
     temperature: Annotated[float, typer.Option(min=0, help="0 (greedy) or above")] = 0.0,
     strata_of: Annotated[
@@ -131,8 +133,8 @@ def evaluate(
             OUT.print(note)
     else:
         OUT.print(accuracy_table(found))
-    if found.set_aside:
-        say(f"set aside  {found.set_aside} records that could not be used: {output}/rejected.jsonl")
+    if found.rejected:
+        say(f"rejected   {found.rejected} records that could not be used: {output}/rejected.jsonl")
     say(f"results    {output} (evaluation.json)")
     say(f"next: hardsample evaluate --compare {output} ANOTHER_EVALUATION")
 
@@ -210,7 +212,7 @@ def train(
                 raise typer.BadParameter(str(error)) from error
             training.train(wanted)
     except KeyboardInterrupt:
-        kept = "the same command goes on from the last checkpoint"
+        kept = "the same command resumes from the last checkpoint"
         if config is not None or context.args:
             say(f"\nstopped; {kept} in output_dir:", err=True)
             say(f"  {' '.join(['hardsample', *sys.argv[1:]])}", err=True)
@@ -269,7 +271,7 @@ def experiment(
     for key, problem in found.failed.items():
         say(f"failed     {key}: {problem}  (see {found.folder}/trainings/{key}/log.txt)")
     if found.failed:
-        say("next: mend what failed and give the same command again; what is done is not trained again")
+        say("next: fix what failed and give the same command again; what is done is not trained again")
         raise typer.Exit(FAILED)
     say(f"models     {found.folder}/trainings/*/model; which cell is which: {found.folder}/cells")
     say(f"look:      hardsample report {found.folder}")

@@ -21,7 +21,7 @@ Header = tuple[int, int, str]
 def check_images(
     dataset: Dataset, processor: Any, *, max_pixels: int = DEFAULT_MAX_PIXELS
 ) -> tuple[Dataset, list[Rejection]]:
-    """Set aside the records with an image that the processor refuses; it is asked once for each (width, height, mode).
+    """Reject the records with an image that the processor refuses; it is asked once for each (width, height, mode).
 
     It is given a blank image of that size and mode, made RGB as `open_image` does. What only shows in the pixels
     themselves shows when the image is prepared.
@@ -33,7 +33,7 @@ def check_images(
         max_pixels: width × height above which an image is refused, in pixels.
 
     Returns:
-        The records that are left, and those set aside under their number in the file (`record_number`).
+        The records that are left, and those rejected under their number in the file (`record_number`).
     """
     _say_once()
     prepare = getattr(processor, "image_processor", None) or processor
@@ -52,7 +52,7 @@ def check_images(
             kept.append(index)
         else:
             rejected.append(Rejection(row["record_number"], row["id"], f"column 'images': {reason}"))
-    logger.info("%d kinds of image tried with the processor, %d records set aside", len(verdicts), len(rejected))
+    logger.info("%d kinds of image tried with the processor, %d records rejected", len(verdicts), len(rejected))
     return (dataset.select(kept) if rejected else dataset), rejected
 
 

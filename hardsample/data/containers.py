@@ -23,6 +23,7 @@ from hardsample.data.columns import decode_json, holds_json
 from hardsample.data.records.conversation import RecordError
 from hardsample.data.shards import find_splits
 from hardsample.data.vlmevalkit import TableError, read_table, table_features
+from hardsample.errors import HardsampleError
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ MOST_LINE = 64 << 20
 Row = dict[str, Any] | RecordError
 
 
-class DataError(ValueError):
+class DataError(HardsampleError, ValueError):
     """Data that cannot be used; the message names the file, the line or record, and the fix."""
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hardsample.data.images import ImageError
+from hardsample.errors import HardsampleError
 
 PARTS = ("prompt", "images", "solution, options or grader")
 """What the parts of a digest are of, in their order."""
@@ -27,7 +28,7 @@ SHOWN = 3
 """Records that a message names one by one."""
 
 
-class ChangedError(ValueError):
+class ChangedError(HardsampleError, ValueError):
     """The data is not what was scored; says which records differ, and how."""
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from hardsample.data.png_exif import png_exif
+from hardsample.errors import HardsampleError
 
 LEAST_BASE64_CHARS = 60
 _BASE64_OF_IMAGES = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "Qk0", "SUkq", "TU0A")
@@ -37,7 +38,7 @@ class ImageRef(TypedDict):
     path: str | None
 
 
-class ImageError(ValueError):
+class ImageError(HardsampleError, ValueError):
     """An image that cannot be used; the message names the value, the bound and the fix."""
 
 

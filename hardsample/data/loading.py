@@ -25,6 +25,7 @@ from hardsample.data.images import DEFAULT_MAX_PIXELS, ImageError, ImageRef, as_
 from hardsample.data.records.conversation import RecordError
 from hardsample.data.records.option_text import DEFAULT_TEMPLATE, check_template
 from hardsample.data.records.solutions import GRADERS
+from hardsample.errors import ConfigError
 from hardsample.grading.grader import Grader
 
 __all__ = ["DataError", "Loaded", "NoRecordsError", "Rejection", "load", "unchecked"]
@@ -43,7 +44,7 @@ Header = dict[str, int | str]
 
 @dataclass(frozen=True)
 class Rejection:
-    """A record that is set aside: its number in the file (from 0), its id if it has one, and why."""
+    """A record that is rejected: its number in the file (from 0), its id if it has one, and why."""
 
     number: int
     id: str | None
@@ -56,7 +57,7 @@ class Rejection:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A dataset of canonical records, what was set aside, and what the data turned out to be.
+    """A dataset of canonical records, what was rejected, and what the data turned out to be.
 
     Columns: `record_number` (its number in the file, from 0), `id`, `prompt`, `images`, `solution`, `answers` (all that
     are accepted, null where it is one), `ability`, `grader`, `options`, `box_format`, `image_headers` (each image's
@@ -129,9 +130,9 @@ def load(
         ValueError: an argument is out of range.
     """
     if grader is not None and grader not in GRADERS:
-        raise ValueError(f"grader {grader!r} is unknown; use one of {', '.join(GRADERS)}")
+        raise ConfigError(f"grader {grader!r} is unknown; use one of {', '.join(GRADERS)}")
     if limit is not None and limit < 1:
-        raise ValueError(f"limit is {limit}; it must be at least 1")
+        raise ConfigError(f"limit is {limit}; it must be at least 1")
     check_template(options_template)
     if image_root is not None and not Path(image_root).is_dir():
         raise DataError(f"image root {str(image_root)!r} is not a folder; fix --image-root")
@@ -153,7 +154,7 @@ def load(
     dataset = dataset.remove_columns([name for name in features if name not in FEATURES and name not in seen.travelled])
     name = seen.formats.most_common(1)[0][0]
     counts = ", ".join(f"{format_name} {count}" for format_name, count in seen.formats.most_common())
-    logger.info("%s: format %s (%s), %d records set aside", source.name, name, counts, len(seen.rejected))
+    logger.info("%s: format %s (%s), %d records rejected", source.name, name, counts, len(seen.rejected))
     said = _warnings(seen)
     for warning in said:
         logger.warning("%s: %s", source.name, warning)

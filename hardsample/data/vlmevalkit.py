@@ -20,6 +20,7 @@ from datasets import Features, Value
 
 from hardsample.data.records.conversation import RecordError
 from hardsample.data.records.solutions import read_literal
+from hardsample.errors import HardsampleError
 
 MOST_REFERENCE_CHARS = 64
 """Longer texts in `image` are images, shorter ones the index of another row; that is VLMEvalKit's own bound."""
@@ -33,7 +34,7 @@ _YES_NO = ("Yes", "No")
 Row = dict[str, str]
 
 
-class TableError(ValueError):
+class TableError(HardsampleError, ValueError):
     """The file is no table of VLMEvalKit's; the message names it and the fix."""
 
 
@@ -95,7 +96,7 @@ def write_predictions(
             text = completion(sample) if sample and sample not in seen else None
             if isinstance(row, dict) and text is not None:
                 writer.writerow([*(row[name] for name in names), text])
-                seen.add(sample)  # a second row of the same index was set aside
+                seen.add(sample)  # a second row of the same index was rejected
     if not seen:
         partial.unlink()
         raise TableError(f"no row of {str(table)!r} has a completion: give the data that was evaluated")
@@ -226,7 +227,7 @@ def _rows(path: Path, place: int | None = None) -> Iterator[Row | RecordError]:
 
 
 def _places(path: Path) -> dict[str, int]:
-    """Where each index's row begins, in bytes; the first row of an index counts, a later one is set aside."""
+    """Where each index's row begins, in bytes; the first row of an index counts, a later one is rejected."""
     names = _header(path)
     places: dict[str, int] = {}
     if "index" in names:

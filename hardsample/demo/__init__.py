@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hardsample.errors import ConfigError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -47,7 +49,7 @@ def load_split(name: str, limit: int | None = None) -> Dataset:
     from hardsample.demo.generator import DEMO_SIZE, SIZES
 
     if name not in NAMES:
-        raise ValueError(f"there is no demo data {name!r}: choose one of {', '.join(NAMES)}")
+        raise ConfigError(f"there is no demo data {name!r}: choose one of {', '.join(NAMES)}")
     split = name.partition(":")[2] or "pool"
     count = DEMO_SIZE if name == "demo" else SIZES[split]
     count = min(count, limit or count)

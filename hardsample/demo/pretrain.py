@@ -348,7 +348,7 @@ def main(arguments: Sequence[str] | None = None, material: Material = DEMO) -> N
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line, with one share of the steps for each stage."""
-    parser = argparse.ArgumentParser(prog="pretrain", description="Train a small model; go on where it was stopped.")
+    parser = argparse.ArgumentParser(prog="pretrain", description="Train a small model; resume where it was stopped.")
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="its checkpoints, pretrain.json and model/")
     parser.add_argument("--family", choices=build.SPECIAL, default="llava")
     parser.add_argument("--scale", choices=build.SCALES, default="one", help="of the 3.4 million parameters of one")

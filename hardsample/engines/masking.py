@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
+from hardsample.errors import HardsampleError
 from hardsample.kernels.keys import Key
 from hardsample.kernels.ops import mask_pixels
 
@@ -36,7 +37,7 @@ _PADDING_OUTPUTS = ("pixel_attention_mask", "pixel_mask", "image_attention_mask"
 _PATCHIFIED = ("Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast", "Qwen2VLImageProcessorPil")
 
 
-class MaskSpaceError(ValueError):
+class MaskSpaceError(HardsampleError, ValueError):
     """The processor's output cannot be masked in `model` space."""
 
 

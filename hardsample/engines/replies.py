@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hardsample.engines.results import Completion, finish_state
+from hardsample.errors import HardsampleError
 
 ENDED = {
     "length": ("length", "max_tokens", "model_length", "max_output_tokens"),
@@ -33,7 +34,7 @@ _WORDS = (
 """HTTP status → words in an error's code or type, for errors that tell no number."""
 
 
-class UnreadableError(ValueError):
+class UnreadableError(HardsampleError, ValueError):
     """The reply is none of a chat completion."""
 
 

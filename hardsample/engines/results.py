@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hardsample.errors import HardsampleError
 from hardsample.grading.parsing.answers import is_only_thinking
 
 
-class EngineError(RuntimeError):
+class EngineError(HardsampleError, RuntimeError):
     """The model cannot be loaded or does not run; the message says what to do."""
 
 

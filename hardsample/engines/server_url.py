@@ -6,6 +6,8 @@ import os
 import re
 from urllib.parse import urlsplit
 
+from hardsample.errors import ConfigError
+
 KEY_VARIABLE = "OPENAI_API_KEY"
 """Holds the key; without one, `none` is sent, which servers without keys take."""
 LEAST_ANYWHERE, LEAST_WORD = 8, 4
@@ -24,9 +26,9 @@ def checked_url(url: str, name: str) -> str:
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"{name} is no web address: give one such as http://localhost:8000/v1")
+        raise ConfigError(f"{name} is no web address: give one such as http://localhost:8000/v1")
     if parts.username or parts.password or parts.query:
-        raise ValueError(f"{name} holds a user, password or query: leave it out, and set {KEY_VARIABLE}")
+        raise ConfigError(f"{name} holds a user, password or query: leave it out, and set {KEY_VARIABLE}")
     return url.rstrip("/")
 
 

@@ -231,7 +231,7 @@ class TransformersEngine:
             torch.cuda.empty_cache()
         if size > 1:
             self.batch_size = max(1, size // 2)
-            self.notice(f"out of memory with {size} rollouts in a batch: going on with {self.batch_size}")
+            self.notice(f"out of memory with {size} rollouts in a batch: continuing with {self.batch_size}")
         return f"does not fit into memory alone: {reason}"
 
     @torch.inference_mode()

@@ -18,6 +18,7 @@ from datasets import Dataset
 
 from hardsample.data.records.conversation import user_text
 from hardsample.data.vlmevalkit import as_list
+from hardsample.errors import HardsampleError
 from hardsample.evaluation.judge import Case, Judge
 from hardsample.files import BENCHMARK_FILE
 from hardsample.grading.graders import grade_choice
@@ -36,7 +37,7 @@ _NUMBER = re.compile(r"[-−]?\d[\d,]*(?:\.\d+)?")
 Row = Mapping[str, Any]
 
 
-class BenchmarkError(ValueError):
+class BenchmarkError(HardsampleError, ValueError):
     """The data is not the benchmark's, or its score cannot be had; the message says what to do."""
 
 

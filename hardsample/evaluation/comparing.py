@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from hardsample.data.digests import ChangedError, is_old, match, same
+from hardsample.errors import HardsampleError
 from hardsample.files import RUN_FILE
 from hardsample.metrics.intervals import Interval, accuracy_interval, mean_interval, normal_quantile, rank_correlation
 from hardsample.metrics.strata import STRATA, UNFINISHED
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 SAME = {
     "mask_space": "mask space",
-    "kind": "mask kind",
+    "mask_kind": "mask kind",
     "ratios": "mask ratios",
     "num_masks": "number of masks K",
     "tau": "τ",
@@ -45,7 +46,7 @@ SAID = {
 MIN_CORRELATED = 4
 
 
-class ComparisonError(ValueError):
+class ComparisonError(HardsampleError, ValueError):
     """The scorings cannot be compared; says what differs."""
 
 
@@ -295,7 +296,7 @@ def by_ability(moves: Sequence[Move]) -> dict[str, tuple[int, Interval, Interval
 def _columns(scores: Scores, bounds_of: Scores | None = None) -> dict[str, tuple[str | None, float | None, str | None]]:
     """Stratum, λ* and ability by id; the stratum by another run's bounds, if it has others."""
     column = scores.table.data.column
-    strata = column("stratum").to_pylist()
+    strata = column("pism_stratum").to_pylist()
     if bounds_of is not None and bounds_of.config().bounds != scores.config().bounds:
         strata = [label.stratum for label in scores.labels(bounds_of.config().bounds)]
     others = (column(name).to_pylist() for name in ("failure_threshold", "ability"))

@@ -17,6 +17,7 @@ from datasets import Dataset
 
 from hardsample.data.digests import sample_digest
 from hardsample.data.loading import NoRecordsError, load
+from hardsample.errors import ConfigError, HardsampleError
 from hardsample.files import EVALUATION_FILE
 from hardsample.metrics.intervals import Interval, accuracy_interval, mean_interval, p_value
 from hardsample.metrics.signatures import cut_off, no_answer
@@ -32,12 +33,12 @@ GROUPS = {
     "level": ("level", "difficulty"),
 }
 """What samples are grouped by, and the columns of the data that may hold it, the first there is."""
-_FIXED = ("ratios", "num_masks", "search", "metric", "blind", "tau", "kind", "mask_space", "hard_max", "easy_min")
+_FIXED = ("ratios", "num_masks", "search", "metric", "blind", "tau", "mask_kind", "mask_space", "hard_max", "easy_min")
 MOST_VALUES = 40
 """Groups of more values than this are no groups: a column of numbers or ids."""
 
 
-class EvaluationError(ValueError):
+class EvaluationError(HardsampleError, ValueError):
     """The folders do not hold what is asked of them."""
 
 
@@ -51,7 +52,7 @@ class Evaluation:
     """By what (ability, source, level, stratum), then by its value."""
     rollouts: int
     """Rollouts of each sample."""
-    set_aside: int
+    rejected: int
     finish: dict[str, int]
     """How the rollouts at λ = 0 ended: finish state → number; empty if an older version made them. One that was cut off
     counts as wrong, if it was not right before."""
@@ -85,7 +86,7 @@ def evaluate(
     progress: bool = True,
     **settings: Any,
 ) -> Evaluation:
-    """Rolls every sample out and gives accuracies with 95 % intervals; goes on where an earlier call stopped.
+    """Rolls every sample out and gives accuracies with 95 % intervals; resumes where an earlier call stopped.
 
     Args:
         data: as for `hardsample.scoring.score.score`.
@@ -150,13 +151,13 @@ def evaluation_config(rollouts: int = 1, temperature: float = 0.0, **settings: A
         ValueError: a setting is out of range or does not go with an evaluation.
     """
     if rollouts > 1 and not temperature:
-        raise ValueError(
+        raise ConfigError(
             f"rollouts is {rollouts} at temperature 0, where all rollouts of a sample are the same: set rollouts to 1, "
             "or a temperature such as 0.7"
         )
     wrong = [name for name in settings if name in _FIXED or name not in {one.name for one in fields(ScoringConfig)}]
     if wrong:
-        raise ValueError(f"{wrong[0]} is no setting of an evaluation: leave it out")
+        raise ConfigError(f"{wrong[0]} is no setting of an evaluation: leave it out")
     return ScoringConfig(
         **settings, ratios=(0.0,), num_masks=rollouts, search="exhaustive", temperature=temperature, metric=("pism",)
     )
@@ -259,7 +260,7 @@ def as_json(found: Evaluation) -> dict[str, Any]:
         "overall": plain(found.overall),
         "groups": {name: {key: plain(one) for key, one in values.items()} for name, values in found.groups.items()},
         "rollouts": found.rollouts,
-        "set_aside": found.set_aside,
+        "rejected": found.rejected,
         "finish": found.finish,
         "level": 0.95,
     }
@@ -277,7 +278,7 @@ def _groups_of(scores: Scores, records: Dataset, strata: str | Path | None) -> d
     if strata is not None:
         known = Scores(strata)
         check_finished(known)
-        stratum = dict(zip(known.table["id"], known.table["stratum"], strict=True))
+        stratum = dict(zip(known.table["id"], known.table["pism_stratum"], strict=True))
         if not any(one in stratum for one in ids):
             raise OutputError(f"{strata} has none of these samples: give the scores of the same data")
         samples = matched(known, ids, table_digests(scores)).samples

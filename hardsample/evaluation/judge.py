@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hardsample.engines.server_url import KEY_VARIABLE, checked_url, server_key
+from hardsample.errors import HardsampleError
 from hardsample.files import VERDICTS_FILE
 
 MOST_FAILURES = 20
@@ -38,7 +39,7 @@ _ASKS = {
 """What the judge is told, by the kind of verdict; the texts are our own."""
 
 
-class JudgeError(ValueError):
+class JudgeError(HardsampleError, ValueError):
     """The judge cannot be asked; the message says what to do."""
 
 

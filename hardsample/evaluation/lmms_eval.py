@@ -15,6 +15,7 @@ from hardsample.data.images import DEFAULT_MAX_PIXELS
 from hardsample.data.records.conversation import RecordError, Turn, read_conversation
 from hardsample.engines.preparing import Request
 from hardsample.engines.transformers import Completion, TransformersEngine, load_model, load_processor
+from hardsample.errors import ConfigError
 from hardsample.scoring.score import demo_model
 
 logger = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ class Answering:
         super().__init__()
         size = 16 if str(batch_size).startswith("auto") else int(batch_size)
         if size < 1:
-            raise ValueError(f"batch_size is {batch_size}, must be at least 1: give one, such as 16")
+            raise ConfigError(f"batch_size is {batch_size}, must be at least 1: give one, such as 16")
         name = demo_model(pretrained)
         processor = load_processor(name, trust_remote_code)
         self.engine = TransformersEngine(
@@ -157,14 +158,14 @@ def read_settings(settings: Mapping[str, Any]) -> Settings:
         ValueError: they ask for beams, or to sample with top_p or top_k, which the engine does not do.
     """
     if (settings.get("num_beams") or 1) > 1:
-        raise ValueError(f"num_beams is {settings['num_beams']}, must be 1: the engine has no beam search")
+        raise ConfigError(f"num_beams is {settings['num_beams']}, must be 1: the engine has no beam search")
     temperature = float(settings.get("temperature") or 0)
     if settings.get("do_sample") is False:
         temperature = 0.0
     elif settings.get("do_sample") and settings.get("temperature") is None:
         temperature = 1.0
     if temperature and ((settings.get("top_p") or 1) < 1 or settings.get("top_k")):
-        raise ValueError(
+        raise ConfigError(
             "top_p or top_k is set, the engine samples from all tokens: leave them out, or use temperature 0"
         )
     tokens = settings.get("max_new_tokens") or settings.get("max_gen_toks")

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray
 
+from hardsample.errors import ConfigError, HardsampleError
 from hardsample.metrics.signatures import MIN_SOLVED, NEARLY_ALL
 from hardsample.metrics.strata import StrataError
 
@@ -39,7 +40,7 @@ _MASS_FLOOR = 2.0**-24  # half a unit of fp32 at 1: a text mass that is 1 minus 
 _RELEASED_DEPTH = 20 / 28
 
 
-class CmabError(ValueError):
+class CmabError(HardsampleError, ValueError):
     """The masses do not give an attention balance, or the request does not fit them; the message says why."""
 
 
@@ -62,7 +63,7 @@ class BalanceBounds:
         """Checks that they ascend from 0."""
         values = (self.easy_below, self.hard_min, self.hard_max, self.easy_above)
         if not all(isfinite(value) for value in values) or not 0 <= values[0] <= values[1] <= values[2] <= values[3]:
-            raise ValueError(
+            raise ConfigError(
                 f"easy_below, hard_min, hard_max, easy_above are {', '.join(map(str, values))}, must ascend from 0: "
                 "sort them, such as 0.1, 0.4, 1.6, 1.9"
             )
@@ -103,7 +104,7 @@ class CmabConfig:
         for name, choices in (("variant", VARIANTS), ("heads", HEADS), ("text", (*TEXTS, None))):
             if getattr(self, name) not in choices:
                 names = ", ".join(one for one in choices if one)
-                raise ValueError(f"{name} is {getattr(self, name)!r}, must be one of {names}: choose one")
+                raise ConfigError(f"{name} is {getattr(self, name)!r}, must be one of {names}: choose one")
         released = self.variant == "released"
         if self.text is None:
             object.__setattr__(self, "text", "before_image" if released else "all")
@@ -114,16 +115,16 @@ class CmabConfig:
             "heads": released and self.heads != "mean",
         }
         for name in (name for name, is_wrong in wrong.items() if is_wrong):
-            raise ValueError(
+            raise ConfigError(
                 f"{name} is {getattr(self, name)!r}, which variant {self.variant!r} does not know: leave it out, or "
                 "choose the other variant"
             )
         if self.layer is not None and self.layer < 0:
-            raise ValueError(f"layer is {self.layer}, must be at least 0: layers of variant released count from 0")
+            raise ConfigError(f"layer is {self.layer}, must be at least 0: layers of variant released count from 0")
         if self.layers is not None:
             object.__setattr__(self, "layers", tuple(self.layers))
             if not self.layers or min(self.layers) < 1 or len(set(self.layers)) < len(self.layers):
-                raise ValueError(f"layers are {self.layers}, must be different numbers from 1: such as 2, 3, 4")
+                raise ConfigError(f"layers are {self.layers}, must be different numbers from 1: such as 2, 3, 4")
 
 
 @dataclass(frozen=True)

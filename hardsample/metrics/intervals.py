@@ -201,6 +201,6 @@ def _check(wins: np.ndarray, tries: np.ndarray, level: float) -> None:
     if not len(wins) or len(wins) != len(tries):
         raise ValueError(f"{len(wins)} successes for {len(tries)} attempts, must be one pair a sample, at least one")
     if (tries < 1).any() or (wins < 0).any() or (wins > tries).any():
-        raise ValueError("a sample has no rollout, or more right ones than rollouts: leave it out, or mend the counts")
+        raise ValueError("a sample has no rollout, or more right ones than rollouts: leave it out, or fix the counts")
     if not 0 < level < 1:
         raise ValueError(f"level is {level}, must be above 0 and below 1: choose one, such as 0.95")

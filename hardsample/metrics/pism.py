@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
 
+from hardsample.errors import ConfigError
 from hardsample.kernels.keys import FULL_RATIO, KINDS, ratio_units
 from hardsample.metrics.strata import SOLVED, UNFINISHED, Bounds, Verdict, count_verdict, level_passes
 
@@ -29,9 +30,9 @@ __all__ = [
     "counts",
     "empty_grades",
     "is_done",
-    "luck",
     "max_rollouts",
     "next_rollouts",
+    "solved_blind",
     "verdict",
 ]
 
@@ -59,7 +60,7 @@ class PismConfig:
         default="lossless",
         metadata={"help": "lossless (as few rollouts as decide the stratum) or exhaustive (the whole accuracy curve)"},
     )
-    kind: str = field(default="pixel", metadata={"help": "mask kind: pixel, patch (14 × 14 pixels) or rectangle"})
+    mask_kind: str = field(default="pixel", metadata={"help": "mask kind: pixel, patch (14 × 14 pixels) or rectangle"})
     mask_space: str = field(
         default="source",
         metadata={
@@ -79,28 +80,28 @@ class PismConfig:
         object.__setattr__(self, "ratios", tuple(self.ratios))
         units = [ratio_units(ratio) for ratio in self.ratios]
         if not units or units[0] != 0:
-            raise ValueError(
+            raise ConfigError(
                 f"ratios are {self.ratios}, must start with 0.0, which decides what is unsolved: put 0.0 in front"
             )
         if any(a >= b for a, b in pairwise(units)):
-            raise ValueError(
+            raise ConfigError(
                 f"ratios are {self.ratios}, must ascend by at least 1/65536: sort them and drop repeated ones"
             )
         if units[-1] == FULL_RATIO:
-            raise ValueError(
+            raise ConfigError(
                 f"ratios end at {self.ratios[-1]}, must stay below 1.0: ask for the blind level with blind"
             )
         if isinstance(self.num_masks, bool) or not isinstance(self.num_masks, int) or not 1 <= self.num_masks <= 2**32:
-            raise ValueError(
+            raise ConfigError(
                 f"num_masks is {self.num_masks}, must be an integer from 1 to 2**32: choose one, such as 10"
             )
         if not 0 < Fraction(str(self.tau)) <= 1:
-            raise ValueError(
+            raise ConfigError(
                 f"tau is {self.tau}, must be above 0 and at most 1: give a share of successes, such as 0.1"
             )
-        for name, choices in (("search", SEARCHES), ("kind", KINDS), ("mask_space", MASK_SPACES)):
+        for name, choices in (("search", SEARCHES), ("mask_kind", KINDS), ("mask_space", MASK_SPACES)):
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, must be one of {', '.join(choices)}: choose one")
+                raise ConfigError(f"{name} is {getattr(self, name)!r}, must be one of {', '.join(choices)}: choose one")
         _ = self.bounds
 
     @property
@@ -263,7 +264,7 @@ def max_rollouts(config: PismConfig, has_image: bool = True) -> int:
     return config.num_masks * (len(config.ratios) if has_image else 1)
 
 
-def luck(blind_successes: int, blind_attempts: int, stratum: str | None, config: PismConfig) -> bool | None:
+def solved_blind(blind_successes: int, blind_attempts: int, stratum: str | None, config: PismConfig) -> bool | None:
     """Says whether luck explains a sample's stratum.
 
     The rule: a solved sample whose blind level passes, P_c(1.0) ≥ τ, is explained by luck. Its answer is reached,

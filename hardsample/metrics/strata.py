@@ -10,6 +10,7 @@ from fractions import Fraction
 from functools import lru_cache
 from math import ceil
 
+from hardsample.errors import ConfigError, HardsampleError
 from hardsample.kernels.keys import mask_key, ratio_units
 
 STRATA = ("easy", "medium", "hard", "unsolved")
@@ -31,7 +32,7 @@ def shown_labels(labels: Container[str | None]) -> list[str | None]:
     return [*STRATA, *(name for name in (UNFINISHED, None) if name in labels)]
 
 
-class StrataError(ValueError):
+class StrataError(HardsampleError, ValueError):
     """The recorded rollouts or the request do not give the strata asked for."""
 
 
@@ -51,9 +52,11 @@ class Bounds:
         for name in ("hard_max", "easy_min"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
-                raise ValueError(f"{name} is {value}, must be a mask ratio from 0 to 1: choose one, such as 0.4 or 0.7")
+                raise ConfigError(
+                    f"{name} is {value}, must be a mask ratio from 0 to 1: choose one, such as 0.4 or 0.7"
+                )
         if ratio_units(self.hard_max) >= ratio_units(self.easy_min):
-            raise ValueError(
+            raise ConfigError(
                 f"hard_max is {self.hard_max}, must be below easy_min {self.easy_min}: lower hard_max or raise easy_min"
             )
 

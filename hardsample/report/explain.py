@@ -209,10 +209,10 @@ def _story(record: Mapping[str, Any], row: Mapping[str, Any], rollouts: Sequence
 
 def _verdict(row: Mapping[str, Any]) -> str:
     """Stratum and λ* in words."""
-    if row["stratum"] == UNFINISHED:
+    if row["pism_stratum"] == UNFINISHED:
         return f"{UNFINISHED}: no completion at λ = 0 came to an answer"
     threshold = "no ratio fails" if row["failure_threshold"] is None else f"λ* = {row['failure_threshold']:g}"
-    return f"{row['stratum'] or 'no stratum'}: {threshold}"
+    return f"{row['pism_stratum'] or 'no stratum'}: {threshold}"
 
 
 def _ended(rollout: Rollout) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from hardsample import __version__
+from hardsample.errors import HardsampleError
 from hardsample.files import REPORT_FILE
 from hardsample.report.parts.document import Page
 from hardsample.report.parts.folders import kind_of
@@ -20,7 +21,7 @@ HERE = Path(__file__).parent
 PER_STRATUM = 24
 
 
-class ReportError(RuntimeError):
+class ReportError(HardsampleError, RuntimeError):
     """jinja2 is not installed."""
 
 

@@ -109,7 +109,7 @@ def facts(scored: Scored) -> list[tuple[str, str]]:
         ("model", run["model"]),
         ("samples", f"{len(scored.ids):,}"),
         ("mask space", run["mask_space"]),
-        ("mask", settings["kind"]),
+        ("mask", settings["mask_kind"]),
         ("mask ratios λ", f"{ratios[0]:g} … {ratios[-1]:g} ({len(ratios)})"),
         ("rollouts a ratio K", str(settings["num_masks"])),
         ("τ", f"{settings['tau']:g}"),

@@ -126,7 +126,7 @@ def comparison_table(found: Comparison, first: str, second: str) -> RenderableTy
 
 
 def summary(scores: Scores) -> RenderableType:
-    """Table, rollouts against an exhaustive search, time, what was set aside, and warnings."""
+    """Table, rollouts against an exhaustive search, time, what was rejected, and warnings."""
     run, counts = scores.run, scores.run["counts"]
     seconds = run["seconds"]
     title = f"Strata of {run['data']} for {run['model']}, by ability (mask space: {run['mask_space']})"
@@ -142,14 +142,14 @@ def summary(scores: Scores) -> RenderableType:
         f"{_seconds(seconds['mask'])} masking ({run['backends']['mask_pixels']}), {_seconds(seconds['processor'])} "
         + ("writing PNG" if served else f"in the processor ({run['backends']['image_processor']})"),
         *([_requests(counts)] if served else []),
-        f"set aside  {counts['rejected']} records"
+        f"rejected   {counts['rejected']} records"
         + (f": see {scores.directory / REJECTED_FILE}" * bool(counts["rejected"])),
     ]
     lines += finish_lines(counts)
     if counts["rollouts_blind"]:
         lines.append(
-            f"blind      {counts['luck']} samples are solved with no image left (λ = 1.0), so their stratum may be "
-            f"luck (column luck); {counts['rollouts_blind']:,} more rollouts"
+            f"blind      {counts['solved_blind']} samples are solved with no image left (λ = 1.0), so their stratum may "
+            f"be luck (column solved_blind); {counts['rollouts_blind']:,} more rollouts"
         )
     if counts["grading_timeouts"]:
         lines.append(f"grading    {counts['grading_timeouts']} answers ran into the time-out and count as wrong")
@@ -169,9 +169,11 @@ def summary(scores: Scores) -> RenderableType:
             f"attention  {middle}{len(balances):,} solved samples; {cmab['completions']:,} completions in "
             f"{_seconds(cmab['seconds'])} ({cmab['settings']['variant']}{share})"
         )
-        parts.append(cross_table(list(scores.table["stratum"]), list(scores.table["cmab_stratum"]), "PISM and CMAB"))
+        parts.append(
+            cross_table(list(scores.table["pism_stratum"]), list(scores.table["cmab_stratum"]), "PISM and CMAB")
+        )
     warnings = [Text(f"! {sentence}", style="bold yellow") for sentence in run["signatures"]]
-    table = strata_table(list(scores.table["ability"]), list(scores.table["stratum"]), title)
+    table = strata_table(list(scores.table["ability"]), list(scores.table["pism_stratum"]), title)
     first = [Text(f"! {sentence}", style="bold yellow") for sentence in run.get("warnings", [])]
     return Group(*first, table, *parts, *map(Text, lines), *warnings, Text(f"results    {scores.directory}"))
 

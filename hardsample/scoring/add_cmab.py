@@ -38,7 +38,7 @@ def attend_run(
     trust_remote_code: bool = False,
     progress: bool = True,
 ) -> Scores:
-    """Compute the attention balances of a finished run's completions at λ = 0; goes on where it was stopped.
+    """Compute the attention balances of a finished run's completions at λ = 0; resumes where it was stopped.
 
     Args:
         directory: output folder of the run.
@@ -68,7 +68,7 @@ def attend_run(
     ids = list(scores.table["id"])
     records = source_records(scores, ids, decode=False) if data is None else _in_memory(scores, data, ids)
     config = ScoringConfig(
-        **{key: settings[key] for key in ("seed", "temperature", "max_new_tokens", "kind", "max_pixels")},
+        **{key: settings[key] for key in ("seed", "temperature", "max_new_tokens", "mask_kind", "max_pixels")},
         batch_size=batch_size,
     )
     processor = load_processor(name, trust_remote_code)

@@ -1,7 +1,7 @@
 """CMAB as a job: the stored completions at λ = 0, run through the model once more, no new generation.
 
 A sample's completions share one run of its prompt where the model's cache allows it (`attention.shared_prefill`), and
-equal ones are run once. A batch's balances are one transaction in the store, so a run that was stopped goes on, and
+equal ones are run once. A batch's balances are one transaction in the store, so a run that was stopped resumes, and
 balances of another variant stay beside them.
 """
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 
 from hardsample.data.images import DEFAULT_MAX_PIXELS
 from hardsample.data.records.option_text import DEFAULT_TEMPLATE, check_template
+from hardsample.errors import ConfigError
 from hardsample.metrics.cmab import CmabConfig
 from hardsample.metrics.pism import PismConfig
 
@@ -97,7 +98,7 @@ class ScoringConfig(PismConfig):
     max_pixels: int = field(
         default=DEFAULT_MAX_PIXELS, metadata={"help": "images of more pixels than this are refused, at least 1"}
     )
-    strict: bool = field(default=False, metadata={"help": "stop at the first bad record instead of setting it aside"})
+    strict: bool = field(default=False, metadata={"help": "stop at the first bad record instead of rejecting it"})
     trust_remote_code: bool = field(
         default=False, metadata={"help": "run Python code that the checkpoint brings (only if you trust its authors)"}
     )
@@ -111,44 +112,46 @@ class ScoringConfig(PismConfig):
             or not set(self.metric) <= set(METRICS)
             or len(set(self.metric)) < len(self.metric)
         ):
-            raise ValueError(
+            raise ConfigError(
                 f"metric is {','.join(self.metric)!r}, must be pism or pism,cmab: cmab reads the completions that pism "
                 "makes"
             )
         for name in ("limit", "max_new_tokens", "batch_size", "max_pixels", "concurrency"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} is {value}, must be an integer of at least 1: choose one, or leave it out")
+                raise ConfigError(f"{name} is {value}, must be an integer of at least 1: choose one, or leave it out")
         if not self.temperature >= 0 or self.temperature == float("inf"):
-            raise ValueError(f"temperature is {self.temperature}, must be 0 (greedy) or above: choose one, such as 0.7")
+            raise ConfigError(
+                f"temperature is {self.temperature}, must be 0 (greedy) or above: choose one, such as 0.7"
+            )
         if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed is {self.seed}, must lie in 0 to 2**63 - 1: choose one, such as 0")
+            raise ConfigError(f"seed is {self.seed}, must lie in 0 to 2**63 - 1: choose one, such as 0")
         if not isinstance(self.retries, int) or self.retries < 0:
-            raise ValueError(f"retries is {self.retries}, must be an integer from 0: choose one, such as 12")
+            raise ConfigError(f"retries is {self.retries}, must be an integer from 0: choose one, such as 12")
         for name in ("request_timeout_s", "server_timeout_s"):
             if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)}, must be a number of seconds above 0: choose one")
+                raise ConfigError(f"{name} is {getattr(self, name)}, must be a number of seconds above 0: choose one")
         check_template(self.options_template)
         self._check_engine()
         for name, choices in (("engine", ENGINES), ("dtype", DTYPES), ("answer_boxes", BOX_FORMATS)):
             if getattr(self, name) not in (*choices, None):
-                raise ValueError(f"{name} is {getattr(self, name)!r}, must be one of {', '.join(choices)}: choose one")
+                raise ConfigError(f"{name} is {getattr(self, name)!r}, must be one of {', '.join(choices)}: choose one")
 
     def _check_engine(self) -> None:
         """Find what does not go with the engine."""
         if self.engine != "openai":
             if self.base_url is not None:
-                raise ValueError("base_url is given, but the engine runs on this machine: add --engine openai")
+                raise ConfigError("base_url is given, but the engine runs on this machine: add --engine openai")
             return
         if self.base_url is None:
-            raise ValueError("the engine openai needs the server's address: give --base-url http://localhost:8000/v1")
+            raise ConfigError("the engine openai needs the server's address: give --base-url http://localhost:8000/v1")
         if self.mask_space == "model":
-            raise ValueError(
+            raise ConfigError(
                 "mask_space is 'model', but a server makes the model's inputs itself: use --mask-space source"
             )
         for name in ("device", "dtype", "attn_implementation"):
             if getattr(self, name) is not None:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, but the server has the model: leave it out")
+                raise ConfigError(f"{name} is {getattr(self, name)!r}, but the server has the model: leave it out")
 
 
 def help_of(name: str) -> str:

@@ -17,6 +17,7 @@ from datasets.table import InMemoryTable
 
 from hardsample import __version__
 from hardsample.data.records.option_text import DEFAULT_TEMPLATE
+from hardsample.errors import HardsampleError
 from hardsample.files import REJECTED_FILE, RUN_FILE, SCORES_FILE, STRATA_FILE
 from hardsample.metrics import pism, strata
 from hardsample.metrics.cmab import BalanceBounds, CmabConfig, SampleAttention, balance_stratum, piled_up
@@ -34,7 +35,7 @@ IN_MEMORY = "datasets.Dataset"
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
-        ("stratum", pa.string()),
+        ("pism_stratum", pa.string()),
         ("failure_threshold", pa.float64()),
         ("successes", pa.list_(pa.int32())),
         ("attempts", pa.list_(pa.int32())),
@@ -42,7 +43,7 @@ SCHEMA = pa.schema(
         ("ability", pa.string()),
         ("blind_successes", pa.int32()),
         ("blind_attempts", pa.int32()),
-        ("luck", pa.bool_()),
+        ("solved_blind", pa.bool_()),
         ("unanswered", pa.int32()),
         ("attention_balance", pa.float64()),
         ("attention_balance_wrong", pa.float64()),
@@ -61,7 +62,7 @@ scored (`hardsample.data.digests`)."""
 _OPTIONS = {
     "limit": "--limit",
     "num_masks": "--num-masks",
-    "kind": "--mask",
+    "mask_kind": "--mask-kind",
     "mask_space": "--mask-space",
     "seed": "--seed",
     "temperature": "--temperature",
@@ -73,7 +74,7 @@ _OPTIONS = {
 _PACKAGES = ("torch", "transformers", "datasets", "accelerate", "numpy", "pillow", "math-verify")
 
 
-class OutputError(ValueError):
+class OutputError(HardsampleError, ValueError):
     """The folder holds no finished run."""
 
 
@@ -146,7 +147,7 @@ class Scores:
             given += f" --ratios {','.join(map(str, config.ratios))}"
         root = f" --image-root {run['image_root']}" if run["image_root"] else ""
         return strata.relabel(
-            list(self.table["stratum"]),
+            list(self.table["pism_stratum"]),
             list(self.table["successes"]),
             list(self.table["attempts"]),
             config.ratios,
@@ -158,11 +159,13 @@ class Scores:
 
     def subset(self, spec: str) -> Dataset:
         """The rows of the strata in `spec`, such as `medium+hard`."""
-        return self.table.select(strata.subset_rows(list(self.table["stratum"]), spec))
+        return self.table.select(strata.subset_rows(list(self.table["pism_stratum"]), spec))
 
     def control(self, spec: str, seed: int = 0) -> Dataset:
         """As many rows as `subset(spec)` has, drawn at random from all in the four strata."""
-        return self.table.select(strata.control_rows(list(self.table["id"]), list(self.table["stratum"]), spec, seed))
+        return self.table.select(
+            strata.control_rows(list(self.table["id"]), list(self.table["pism_stratum"]), spec, seed)
+        )
 
 
 def write_scores(
@@ -187,9 +190,11 @@ def write_scores(
     for ladder in sorted(ladders, key=lambda one: one.row):
         verdict = pism.verdict(ladder.grades, config, ladder.has_image, ladder.answered)
         counted = ladder.counts()
-        luck = None
+        solved_blind = None
         if counted.blind_attempts:
-            luck = pism.luck(counted.blind_successes or 0, counted.blind_attempts, verdict.stratum, config)
+            solved_blind = pism.solved_blind(
+                counted.blind_successes or 0, counted.blind_attempts, verdict.stratum, config
+            )
         values = (
             ladder.record["id"],
             verdict.stratum,
@@ -200,7 +205,7 @@ def write_scores(
             ladder.record["ability"],
             counted.blind_successes,
             counted.blind_attempts,
-            luck,
+            solved_blind,
             ladder.unanswered,
             *_cmab_columns(attention, ladder, bounds or BalanceBounds()),
             (digests or {}).get(ladder.record["id"]),
@@ -245,7 +250,7 @@ def write_labels(
     """
     columns = {
         "id": pa.array(scores.table["id"], pa.string()),
-        "stratum": pa.array([label.stratum for label in labels], pa.string()),
+        "pism_stratum": pa.array([label.stratum for label in labels], pa.string()),
         "failure_threshold": pa.array([label.failure_threshold for label in labels], pa.float64()),
         "cmab_stratum": pa.array(list(scores.table["cmab_stratum"]) if cmab is None else cmab, pa.string()),
     }
@@ -268,7 +273,7 @@ def write_run(directory: Path, content: Mapping[str, object]) -> None:
 
 
 def write_rejected(directory: Path, rejected: Sequence[Rejection]) -> None:
-    """Write rejected.jsonl: number, id and reason of every record that was set aside."""
+    """Write rejected.jsonl: number, id and reason of every record that was rejected."""
     path = directory / REJECTED_FILE
     lines = [json.dumps(rejection.as_dict(), ensure_ascii=False) + "\n" for rejection in rejected]
     path.with_suffix(".new").write_text("".join(lines))
@@ -278,15 +283,15 @@ def write_rejected(directory: Path, rejected: Sequence[Rejection]) -> None:
 def _outcome(directory: Path, content: Mapping[str, Any]) -> dict[str, object]:
     table = pq.read_table(directory / SCORES_FILE).to_pydict()
     counts = dict(content["counts"])
-    counts["strata"] = {name: table["stratum"].count(name) for name in strata.STRATA}
-    counts["unfinished"] = table["stratum"].count(strata.UNFINISHED)
-    counts["without_stratum"] = table["stratum"].count(None)
+    counts["strata"] = {name: table["pism_stratum"].count(name) for name in strata.STRATA}
+    counts["unfinished"] = table["pism_stratum"].count(strata.UNFINISHED)
+    counts["without_stratum"] = table["pism_stratum"].count(None)
     blind = sum(attempts or 0 for attempts in table["blind_attempts"])
     counts["rollouts"] = sum(table["rollouts"]) - blind
     counts["rollouts_blind"] = blind
-    counts["luck"] = sum(luck is True for luck in table["luck"]) if blind else None
+    counts["solved_blind"] = sum(solved_blind is True for solved_blind in table["solved_blind"]) if blind else None
     flat = flat_curve(
-        table["stratum"],
+        table["pism_stratum"],
         table["failure_threshold"],
         table["successes"],
         table["attempts"],

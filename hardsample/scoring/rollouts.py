@@ -20,6 +20,7 @@ from hardsample.engines.openai import OpenAIEngine
 from hardsample.engines.preparing import Request, preparing_thread
 from hardsample.engines.results import Completion, EngineError, Failure
 from hardsample.engines.transformers import Prepared, TransformersEngine
+from hardsample.errors import HardsampleError
 from hardsample.grading.grader import Grader
 from hardsample.metrics.finishes import unanswered
 from hardsample.metrics.ladders import Ask, Ladder, Queue
@@ -30,7 +31,7 @@ from hardsample.scoring.progress import RunProgress
 from hardsample.scoring.store import Rollout, Store
 
 
-class RejectedError(ValueError):
+class RejectedError(HardsampleError, ValueError):
     """`strict` met a record that cannot be scored."""
 
 
@@ -178,5 +179,5 @@ def gradable(record: Mapping[str, Any], answer_boxes: str | None) -> Mapping[str
 
 
 def sentence(rejection: Rejection) -> str:
-    """A record that was set aside, as an error says it."""
+    """A record that was rejected, as an error says it."""
     return f"record {rejection.number} (id {rejection.id!r}): {rejection.reason}"

@@ -21,6 +21,7 @@ from hardsample.data.loading import Data, Loaded, NoRecordsError, load
 from hardsample.engines.openai import OpenAIEngine
 from hardsample.engines.results import EngineError
 from hardsample.engines.transformers import TransformersEngine, load_model, load_processor, model_fingerprint
+from hardsample.errors import HardsampleError
 from hardsample.grading.grader import Grader
 from hardsample.metrics.pism import max_rollouts
 from hardsample.scoring.attention_pass import attend_to, attention_backend
@@ -36,8 +37,8 @@ UPGRADES = {"search": ("lossless", "exhaustive"), "blind": (False, True)}
 """Settings that may change in one direction when a folder is continued: they ask for more of the same rollouts."""
 
 
-class NothingToScoreError(ValueError):
-    """Every record was set aside, or there was none."""
+class NothingToScoreError(HardsampleError, ValueError):
+    """Every record was rejected, or there was none."""
 
 
 def score(
@@ -49,7 +50,7 @@ def score(
     progress: bool = True,
     **settings: Any,
 ) -> Scores:
-    """Score the difficulty of every sample for a model with PISM, or go on where an earlier run into `output` stopped.
+    """Score the difficulty of every sample for a model with PISM, or resume where an earlier run into `output` stopped.
 
     P_c(λ) = (1/K) Σ_k 1[the answer under mask k of ratio λ is correct];  λ* = min{λ : P_c(λ) < τ}.
 
@@ -85,7 +86,7 @@ def score(
         raise RejectedError(sentence(refused[0]))
     write_rejected(output, rejected)
     if not len(dataset):
-        raise NothingToScoreError(f"all {len(rejected)} records were set aside: see {output / 'rejected.jsonl'}")
+        raise NothingToScoreError(f"all {len(rejected)} records were rejected: see {output / 'rejected.jsonl'}")
     with Store(output) as store:
         engine = open_engine(name, processor, config)
         store.agree(result_settings(config, engine, name), UPGRADES)
@@ -138,7 +139,7 @@ def score(
         }
         write_run(output, info | done)
     if not job.finished:
-        raise NothingToScoreError(f"all {len(job.rejected)} records were set aside: see {output / 'rejected.jsonl'}")
+        raise NothingToScoreError(f"all {len(job.rejected)} records were rejected: see {output / 'rejected.jsonl'}")
     return Scores(output)
 
 
@@ -207,7 +208,7 @@ def open_engine(name: str, processor: Any, config: ScoringConfig) -> Engine:
         seed=config.seed,
         temperature=config.temperature,
         max_new_tokens=config.max_new_tokens,
-        kind=config.kind,
+        kind=config.mask_kind,
         max_pixels=config.max_pixels,
         concurrency=config.concurrency,
         request_timeout_s=config.request_timeout_s,
@@ -238,7 +239,10 @@ def reopened_engine(scores: Scores, model: str | None = None, device: str | None
         raise EngineError(f"a server made these rollouts: give --model, a copy of {scores.run['model']!r} to load here")
     name = demo_model(model or scores.run["model"])
     config = ScoringConfig(
-        **{key: settings[key] for key in ("seed", "temperature", "max_new_tokens", "kind", "mask_space", "max_pixels")}
+        **{
+            key: settings[key]
+            for key in ("seed", "temperature", "max_new_tokens", "mask_kind", "mask_space", "max_pixels")
+        }
     )
     processor = load_processor(name, settings["trust_remote_code"])
     network = load_model(name, device, scores.run["dtype"], None, settings["trust_remote_code"])
@@ -253,7 +257,7 @@ def make_engine(network: Any, processor: Any, config: ScoringConfig) -> Transfor
         seed=config.seed,
         temperature=config.temperature,
         max_new_tokens=config.max_new_tokens,
-        kind=config.kind,
+        kind=config.mask_kind,
         mask_space=config.mask_space,
         max_pixels=config.max_pixels,
         batch_size=config.batch_size,
@@ -284,7 +288,7 @@ def result_settings(config: ScoringConfig, engine: Engine, model: str) -> dict[s
         "ratios": list(config.ratios),
         "num_masks": config.num_masks,
         "tau": config.tau,
-        "mask": config.kind,
+        "mask_kind": config.mask_kind,
         "mask_space": config.mask_space,
         "answer_boxes": config.answer_boxes,
         "search": config.search,

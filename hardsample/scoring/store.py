@@ -18,6 +18,7 @@ from urllib.parse import quote
 from filelock import FileLock, Timeout
 
 from hardsample.data.digests import differences, is_old
+from hardsample.errors import HardsampleError
 from hardsample.files import ROLLOUTS_FILE
 from hardsample.metrics.finishes import UNKNOWN, unanswered
 
@@ -49,7 +50,7 @@ CREATE TABLE IF NOT EXISTS attention (
 _COLUMNS = "sample, ratio, realization, completion, grade, tokens, finish"
 
 
-class StoreError(ValueError):
+class StoreError(HardsampleError, ValueError):
     """The folder cannot be used as asked; the message names what differs and what to do."""
 
 

@@ -40,7 +40,7 @@ def write_subsets(scores: Scores, labels: list[Verdict], specs: list[str], seeds
         for seed in seeds:
             wanted[f"random-like-{name}-seed{seed}"] = control_rows(ids, names, spec, seed)
     records = source_records(scores, ids)
-    records = records.add_column("stratum", names)
+    records = records.add_column("pism_stratum", names)
     records = records.add_column("failure_threshold", [label.failure_threshold for label in labels])
     written = {}
     for name, rows in wanted.items():
@@ -69,6 +69,6 @@ def source_records(scores: Scores, ids: list[str], decode: bool = True) -> Datas
         options_template=scores.options_template,
     )
     records = scored_records(scores, loaded.dataset, ids, data)
-    clashing = [name for name in ("stratum", "failure_threshold") if name in records.column_names]
+    clashing = [name for name in ("pism_stratum", "failure_threshold") if name in records.column_names]
     records = records.rename_columns({name: f"source_{name}" for name in clashing})
     return records.cast_column("images", List(Image())) if decode else records

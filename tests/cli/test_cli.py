@@ -32,7 +32,7 @@ def scored(tmp_path_factory):
 
 def test_score_ends_with_the_table_and_the_next_command(scored):
     directory, printed = scored
-    for word in ("ability", "reading", "unsolved", "of the 108 of an exhaustive search", "set aside  0 records"):
+    for word in ("ability", "reading", "unsolved", "of the 108 of an exhaustive search", "rejected   0 records"):
         assert word in printed
     assert f"next: hardsample strata {directory} --subset medium+hard --control" in printed
 
@@ -56,7 +56,7 @@ def test_strata_relabels_and_writes_subsets(scored):
     subset = load_from_disk(directory / "subsets" / "easy+medium+hard")
     control = load_from_disk(directory / "subsets" / "random-like-easy+medium+hard-seed3")
     assert len(subset) == len(control) > 0
-    assert set(subset["stratum"]) <= {"easy", "medium", "hard"}
+    assert set(subset["pism_stratum"]) <= {"easy", "medium", "hard"}
     assert subset[0]["images"][0].size == (96, 96)
     assert {"prompt", "images", "solution", "ability", "grader", "shift"} <= set(subset.column_names)
     assert (directory / "strata.parquet").exists()
@@ -122,7 +122,7 @@ def test_an_interrupt_ends_tidily_and_says_how_to_go_on(tmp_path, how):
     child.send_signal(how)
     _, said = child.communicate(timeout=60)
     assert child.returncode == 130
-    assert "To go on, type the same command again" in said
+    assert "To resume, give the same command again" in said
     assert "Traceback" not in said
 
 
@@ -163,7 +163,7 @@ def test_the_real_questions_run(tmp_path):
         "0.5",
     )
     assert done.returncode == 0, done.stderr
-    assert "set aside  0 records" in done.stdout
+    assert "rejected   0 records" in done.stdout
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["score", "--help"], ["score", "--no-such-option"]])

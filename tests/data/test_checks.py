@@ -1,4 +1,4 @@
-"""What a processor refuses is set aside from headers alone, asked once for each kind of image."""
+"""What a processor refuses is rejected from headers alone, asked once for each kind of image."""
 
 import json
 import logging

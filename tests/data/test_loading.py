@@ -83,7 +83,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_record_is_set_aside_and_the_others_go_on(root, name):
+def test_a_bad_record_is_rejected_and_the_others_go_on(root, name):
     bad, reason = BAD[name]
     (root / "link.png").symlink_to(root.parent / "outside.png")
     (root / "bomb.png").write_bytes(claimed_png(60000, 60000))
@@ -200,7 +200,7 @@ def test_it_is_removed_when_the_process_ends(root, tmp_path):
 def test_the_log_names_the_format(root, caplog):
     with caplog.at_level("INFO", logger="hardsample.data.loading"):
         load(jsonl(root, record(), {"problem": "Q", "answer": "5"}, record(), {"foo": 1}))
-    assert "format ms-swift (ms-swift 2, easyr1 1), 1 records set aside" in caplog.text
+    assert "format ms-swift (ms-swift 2, easyr1 1), 1 records rejected" in caplog.text
 
 
 def test_what_pillow_warns_of_names_the_file_once(root, caplog):

@@ -108,7 +108,7 @@ def test_choices_in_their_own_column_keep_their_order(tmp_path):
     assert record["options"] == ["No", "Yes"] and record["grader"] == "choice" and text(record).endswith("(B) Yes")
 
 
-def test_bad_rows_are_set_aside_with_their_reason(tmp_path):
+def test_bad_rows_are_rejected_with_their_reason(tmp_path):
     path = tmp_path / "data.tsv"
     good = f"\t{png_bytes()}\tq?\tA text\t\t\tA\n"
     head = "index\timage\tquestion\tA\tB\tC\tanswer\n"

@@ -1,4 +1,4 @@
-"""Pretraining by family and scale: what is built, what each stage teaches, and that a stopped run goes on exactly."""
+"""Pretraining by family and scale: what is built, what each stage teaches, and that a stopped run resumes exactly."""
 
 import copy
 import json

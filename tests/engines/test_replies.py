@@ -163,7 +163,7 @@ needs_client = pytest.mark.skipif(find_spec("openai") is None, reason="needs pip
 )
 def test_samples_without_an_answer_from_a_server_are_unfinished(asked, body, finish):
     scores = asked(body)
-    assert list(scores.table["stratum"]) == ["unfinished"] * 3
+    assert list(scores.table["pism_stratum"]) == ["unfinished"] * 3
     assert list(scores.table["failure_threshold"]) == [None] * 3
     assert scores.run["counts"]["finish"] == {"unmasked": {finish: 6}, "all": {finish: 6}}
 
@@ -171,7 +171,7 @@ def test_samples_without_an_answer_from_a_server_are_unfinished(asked, body, fin
 @needs_client
 def test_content_in_parts_is_read_and_graded(asked):
     scores = asked(reply([{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "certainly wrong"}]))
-    assert list(scores.table["stratum"]) == ["unsolved"] * 3
+    assert list(scores.table["pism_stratum"]) == ["unsolved"] * 3
     assert scores.run["counts"]["finish"]["all"] == {"stop": 6}
 
 
@@ -180,7 +180,7 @@ def test_an_error_with_status_200_is_tried_again(asked):
     busy = {"error": {"message": "busy", "type": "overloaded_error"}}
     scores = asked(busy, reply("certainly wrong"))
     assert scores.run["counts"]["retries"] == {"the server answers 200 with an error (503)": 1}
-    assert list(scores.table["stratum"]) == ["unsolved"] * 3 and scores.run["counts"]["rejected"] == 0
+    assert list(scores.table["pism_stratum"]) == ["unsolved"] * 3 and scores.run["counts"]["rejected"] == 0
 
 
 @needs_client
@@ -194,9 +194,9 @@ def test_an_error_with_status_200_that_stays_rejects_the_sample_and_is_said(aske
 def test_a_refusal_with_status_200_rejects_that_sample_alone(asked, tmp_path):
     refusal = {"object": "error", "message": "image too large", "type": "BadRequestError", "code": 400}
     scores = asked(refusal, reply("certainly wrong"), concurrency=1)
-    (aside,) = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
+    (rejected,) = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
     said = "column images or prompt: the server answers 200 with an error (400): image too large"
-    assert aside["reason"] == said and len(scores) == 2
+    assert rejected["reason"] == said and len(scores) == 2
 
 
 @needs_client

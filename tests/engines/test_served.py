@@ -123,9 +123,9 @@ def greedy(server, tmp_path_factory):
 def test_greedy_scores_are_those_of_the_local_engine(greedy):
     there, here = greedy
     assert rollouts(there.directory) == rollouts(here.directory) and len(rollouts(there.directory)) > 50
-    for name in ("id", "stratum", "failure_threshold", "successes", "attempts"):
+    for name in ("id", "pism_stratum", "failure_threshold", "successes", "attempts"):
         assert there.table[name][:] == here.table[name][:], name
-    assert set(there.table["stratum"]) > {"unsolved"}
+    assert set(there.table["pism_stratum"]) > {"unsolved"}
     run = there.run
     assert run["sampling"] == {"sent": ["seed", "top_p"], "refused": ["top_k", "repetition_penalty"]}
     assert run["counts"]["requests_this_run"] == run["counts"]["rollouts_this_run"] == len(rollouts(there.directory))
@@ -167,8 +167,8 @@ def test_completions_that_are_cut_off_are_told_as_on_this_machine(server, tmp_pa
     settings = {"limit": 6, "temperature": 0.0, "max_new_tokens": 2}
     there = served(f"{server}/v1", tmp_path / "there", **settings)
     here = score("demo", "demo", tmp_path / "here", progress=False, **SMALL | settings)
-    assert "unfinished" in set(here.table["stratum"])
-    for name in ("stratum", "unanswered"):
+    assert "unfinished" in set(here.table["pism_stratum"])
+    for name in ("pism_stratum", "unanswered"):
         assert there.table[name][:] == here.table[name][:]
     assert there.run["counts"]["finish"] == here.run["counts"]["finish"]
 
@@ -248,13 +248,13 @@ def test_a_server_that_stays_away_ends_the_job(tmp_path):
     assert json.loads((tmp_path / "run.json").read_text())["status"] == "running"
 
 
-def test_a_request_that_the_server_refuses_is_set_aside(proxy, tmp_path):
+def test_a_request_that_the_server_refuses_is_rejected(proxy, tmp_path):
     question = load_split("demo", limit=3)[1]["prompt"][0]["content"][1]["text"]
     scores = served(proxy("--refuse", json.dumps(question)[1:-1]).url, tmp_path, limit=6)
-    aside = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
-    assert aside and len(scores) + len(aside) == 6
+    rejected = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
+    assert rejected and len(scores) + len(rejected) == 6
     reason = "column images or prompt: the server answers 400: this image is too large (Bearer none)"
-    assert {one["reason"] for one in aside} == {reason}
+    assert {one["reason"] for one in rejected} == {reason}
 
 
 def test_the_key_is_nowhere(proxy, tmp_path, monkeypatch, capfd):

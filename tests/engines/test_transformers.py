@@ -92,7 +92,7 @@ def test_tokens_have_no_end_of_sequence(model, processor, questions):
     assert len(short[0].tokens) <= 1
 
 
-def test_a_bad_image_is_set_aside_alone(model, processor, questions):
+def test_a_bad_image_is_rejected_alone(model, processor, questions):
     bad = dict(questions[1]) | {
         "id": "bad",
         "images": [{"bytes": questions[1]["images"][0]["bytes"][:300], "path": None}],
@@ -105,7 +105,7 @@ def test_a_bad_image_is_set_aside_alone(model, processor, questions):
     assert [results[0], results[2]] == run(engine, [requests[0], requests[2]], 2)
 
 
-def test_too_many_placeholders_are_set_aside_alone(model, processor, questions):
+def test_too_many_placeholders_are_rejected_alone(model, processor, questions):
     bad = copy.deepcopy(questions[1]) | {"id": "bad"}
     bad["prompt"][0]["content"].append({"type": "text", "text": "<image>"})
     results = run(engine_of(model, processor), [Request(q, 0.0, 0) for q in (questions[0], bad, questions[2])], 3)
@@ -138,7 +138,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(model, processor, requests):
     engine.notice = said.append
     assert run(engine, requests[:16], 16) == run(engine_of(model, processor), requests[:16], 16)
     assert engine.batch_size == 4
-    assert "going on with 4" in said[-1]
+    assert "continuing with 4" in said[-1]
 
 
 def test_a_model_that_fails_on_everything_ends_the_job(model, processor, requests):

@@ -31,7 +31,7 @@ def scoring(folder, thresholds, bounds=CONFIG.bounds, digests=None, no_image=(),
         failed = [threshold is not None and ratio >= threshold for ratio in CONFIG.ratios]
         row = dict.fromkeys(SCHEMA.names) | {
             "id": sample,
-            "stratum": None if sample in no_image else stratum(threshold, threshold == 0, bounds),
+            "pism_stratum": None if sample in no_image else stratum(threshold, threshold == 0, bounds),
             "failure_threshold": threshold,
             "successes": [0 if one else 1 for one in failed],
             "attempts": [10 if one else 1 for one in failed],
@@ -86,7 +86,7 @@ def test_a_scoring_agrees_with_itself(tmp_path):
     ("settings", "said"),
     [
         ({"mask_space": "model"}, "mask space source, .* with model"),
-        ({"kind": "patch"}, "mask kind pixel, .* with patch"),
+        ({"mask_kind": "patch"}, "mask kind pixel, .* with patch"),
         ({"num_masks": 4}, "number of masks K 10, .* with 4"),
         ({"tau": 0.2}, "τ 0.1, .* with 0.2"),
         ({"ratios": [0.0, 0.5]}, r"mask ratios 0, 0\.1, .* with 0, 0\.5"),

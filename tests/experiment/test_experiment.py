@@ -1,4 +1,4 @@
-"""`hardsample experiment` on the demo model: killed it goes on, what fails is told, what is there is not redone."""
+"""`hardsample experiment` on the demo model: killed it resumes, what fails is told, what is there is not redone."""
 
 import io
 import json
@@ -120,7 +120,7 @@ def test_a_killed_experiment_goes_on(tmp_path):
     assert again.returncode == 0
     assert before == {file: file.stat().st_mtime_ns for file in out.glob("trainings/*/done.json")}
 
-    # another experiment does not go on in this folder
+    # another experiment does not resume in this folder
     refused = start(write(tmp_path / "a", freeze=[]))
     _, errors = refused.communicate(timeout=200)
     assert refused.returncode == 1 and "holds an experiment with freeze" in errors
@@ -140,7 +140,7 @@ def test_a_failed_training_is_told_and_the_others_run(tmp_path):
         2,
         lambda steps, running: moves.append(steps),
     )
-    assert failed == {"broken": "KeyError: 'model'", "child": "broken, which it goes on from, failed"}
+    assert failed == {"broken": "KeyError: 'model'", "child": "broken, which it continues from, failed"}
     assert sum(moves) == 10
 
 
@@ -183,7 +183,7 @@ def test_scores_that_do_not_fit_are_refused(tmp_path, small_scores):
     plan, strata = laid_out(config)
     notes = summed_up(config, plan, strata, {}).notes
     assert f"the strata are those of demo, not of {tmp_path / 'other'}: score it, unless that is wanted" in notes
-    labels = list(Scores(config.scores_folder).table["stratum"])
+    labels = list(Scores(config.scores_folder).table["pism_stratum"])
     counted = {name: labels.count(name) for name in STRATA if name in labels}
     assert "strata by pism: " + ", ".join(f"{name} {count:,}" for name, count in counted.items()) in notes
 

@@ -13,9 +13,9 @@ from hardsample.metrics.pism import (
     blind_rollouts,
     empty_grades,
     is_done,
-    luck,
     max_rollouts,
     next_rollouts,
+    solved_blind,
     verdict,
 )
 
@@ -234,14 +234,14 @@ def test_blind_level_is_asked_in_full_and_takes_no_part(search):
 
 
 def test_luck_is_a_solved_sample_whose_blind_level_passes():
-    assert luck(1, 10, "hard", PAPER) is True
-    assert luck(10, 10, "easy", PAPER) is True
-    assert luck(0, 10, "easy", PAPER) is False
-    assert luck(3, 10, "unsolved", PAPER) is False
-    assert luck(3, 10, None, PAPER) is None
-    assert luck(0, 9, "hard", PAPER) is None
-    assert luck(4, 10, "hard", PismConfig(tau=0.5)) is False
-    assert luck(5, 10, "hard", PismConfig(tau=0.5)) is True
+    assert solved_blind(1, 10, "hard", PAPER) is True
+    assert solved_blind(10, 10, "easy", PAPER) is True
+    assert solved_blind(0, 10, "easy", PAPER) is False
+    assert solved_blind(3, 10, "unsolved", PAPER) is False
+    assert solved_blind(3, 10, None, PAPER) is None
+    assert solved_blind(0, 9, "hard", PAPER) is None
+    assert solved_blind(4, 10, "hard", PismConfig(tau=0.5)) is False
+    assert solved_blind(5, 10, "hard", PismConfig(tau=0.5)) is True
 
 
 @pytest.mark.parametrize(

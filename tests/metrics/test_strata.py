@@ -177,8 +177,8 @@ def test_controls_draw_every_row_alike_and_independently():
 
 def test_rows_select_from_a_dataset():
     datasets = pytest.importorskip("datasets")
-    table = datasets.Dataset.from_dict({"id": IDS, "stratum": LABELS})
-    subset = table.select(subset_rows(table["stratum"], "hard"))
-    assert set(subset["stratum"]) == {"hard"}
-    control = table.select(control_rows(table["id"], table["stratum"], "hard", 3))
+    table = datasets.Dataset.from_dict({"id": IDS, "pism_stratum": LABELS})
+    subset = table.select(subset_rows(table["pism_stratum"], "hard"))
+    assert set(subset["pism_stratum"]) == {"hard"}
+    control = table.select(control_rows(table["id"], table["pism_stratum"], "hard", 3))
     assert len(control) == len(subset) == 200

@@ -41,10 +41,14 @@ def pages(scored_folder, experiment_folder, tmp_path_factory):
     first, other = (shutil.copytree(scored_folder, folder / name) for name in ("first", "other"))
     table = pq.read_table(first / "scores.parquet")
     # the hostile sample's completions are empty, and a comparison leaves unfinished samples out
-    solved_not = ["unsolved" if stratum == "unfinished" else stratum for stratum in table.column("stratum").to_pylist()]
-    table = table.set_column(table.schema.get_field_index("stratum"), table.schema.field("stratum"), [solved_not])
+    solved_not = [
+        "unsolved" if stratum == "unfinished" else stratum for stratum in table.column("pism_stratum").to_pylist()
+    ]
+    table = table.set_column(
+        table.schema.get_field_index("pism_stratum"), table.schema.field("pism_stratum"), [solved_not]
+    )
     pq.write_table(table, first / "scores.parquet")
-    for name in ("stratum", "failure_threshold"):
+    for name in ("pism_stratum", "failure_threshold"):
         column = table.column(name).to_pylist()
         table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), [column[::-1]])
     pq.write_table(table, other / "scores.parquet")

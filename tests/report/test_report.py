@@ -72,7 +72,7 @@ def html(scored_folder, tmp_path_factory):
 
 def test_the_report_says_what_the_scores_say(scored_folder, html):
     page, scores = Parsed(html), Scores(scored_folder)
-    strata = list(scores.table["stratum"])
+    strata = list(scores.table["pism_stratum"])
     for name in STRATA:
         shown = [one for one in page.named("li") if one.get("data-stratum") == name]
         assert len(shown) == strata.count(name), "24 a stratum are shown, and there are no more"
@@ -135,7 +135,7 @@ def test_the_gallery_is_drawn_evenly_and_by_its_seed():
 
 def test_samples_per_stratum_is_a_bound(scored_folder, tmp_path):
     page = Parsed(made(scored_folder, tmp_path / "few.html", samples_per_stratum=1))
-    present = {one for one in Scores(scored_folder).table["stratum"] if one}
+    present = {one for one in Scores(scored_folder).table["pism_stratum"] if one}
     assert len([one for one in page.named("li") if "data-id" in one]) == len(present)
 
 

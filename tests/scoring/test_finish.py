@@ -97,7 +97,7 @@ def test_the_engine_says_how_completions_ended(model, processor, questions):
 
 def test_cut_off_samples_are_unfinished_and_not_unsolved(tmp_path):
     scores = score("demo", "demo", tmp_path, max_new_tokens=1, **SMALL)
-    assert set(scores.table["stratum"]) == {"unfinished"}
+    assert set(scores.table["pism_stratum"]) == {"unfinished"}
     assert set(scores.table["failure_threshold"]) == {None}
     assert list(scores.table["unanswered"]) == [4] * 24 == [tries[0] for tries in scores.table["attempts"]]
     counts = scores.run["counts"]
@@ -106,11 +106,14 @@ def test_cut_off_samples_are_unfinished_and_not_unsolved(tmp_path):
     with Store(tmp_path) as store:
         assert {one.finish for one in store.rollouts()} == {"length"}
     again = score("demo", "demo", tmp_path, max_new_tokens=1, **SMALL)
-    assert again.run["counts"]["rollouts_this_run"] == 0 and again.table["stratum"][:] == scores.table["stratum"][:]
+    assert (
+        again.run["counts"]["rollouts_this_run"] == 0
+        and again.table["pism_stratum"][:] == scores.table["pism_stratum"][:]
+    )
 
 
 def test_a_right_answer_that_was_cut_off_is_right(cut):
-    labels, unanswered_of = list(cut.table["stratum"]), list(cut.table["unanswered"])
+    labels, unanswered_of = list(cut.table["pism_stratum"]), list(cut.table["unanswered"])
     assert {"unfinished"} < set(labels) and set(labels) - {"unfinished"} <= {"easy", "medium", "hard"}
     for label, wins, tries, without in zip(
         labels, cut.table["successes"], cut.table["attempts"], unanswered_of, strict=True
@@ -120,7 +123,7 @@ def test_a_right_answer_that_was_cut_off_is_right(cut):
 
 
 def test_cmab_says_unfinished_too(cut):
-    pairs = set(zip(cut.table["stratum"], cut.table["cmab_stratum"], strict=True))
+    pairs = set(zip(cut.table["pism_stratum"], cut.table["cmab_stratum"], strict=True))
     assert {one for pair in pairs if "unfinished" in pair for one in pair} == {"unfinished"}
     assert cut.run["counts"]["cmab_unfinished"] == cut.run["counts"]["unfinished"] > 0
 
@@ -128,7 +131,7 @@ def test_cmab_says_unfinished_too(cut):
 def test_attending_keeps_unfinished(cut, tmp_path):
     folder = shutil.copytree(cut.directory, tmp_path / "run")
     again = attend_run(folder, progress=False, device="cpu")
-    for name in ("stratum", "cmab_stratum", "unanswered"):
+    for name in ("pism_stratum", "cmab_stratum", "unanswered"):
         assert again.table[name][:] == cut.table[name][:]
 
 
@@ -198,7 +201,9 @@ def test_a_folder_of_an_older_version_is_read_and_continued(tmp_path):
     with StoreReader(folder) as reader:
         assert [one.finish for one in reader.rollouts(sample)] == [None] * 4
     scores = score("demo", "demo", folder, **settings)
-    assert list(scores.table["stratum"]) == ["unsolved"] * 4 + ["unfinished"] * 4, "what is not known is not told apart"
+    assert list(scores.table["pism_stratum"]) == ["unsolved"] * 4 + ["unfinished"] * 4, (
+        "what is not known is not told apart"
+    )
     assert scores.run["counts"]["finish"]["unmasked"] == {"length": 16, "unknown": 16}
     assert scores.run["counts"]["rollouts_this_run"] == 16
     with Store(folder) as store:
@@ -218,7 +223,7 @@ def test_the_results_of_an_older_version_are_shown_as_ever(cut, tmp_path):
     assert "at λ = 0:" not in printed(summary(Scores(folder)))
     assert "How completions ended" not in write_report(folder, tmp_path / "old.html").read_text()
     attended = attend_run(folder, progress=False, device="cpu")
-    assert set(attended.table["unanswered"]) == {0} and "unfinished" not in attended.table["stratum"]
+    assert set(attended.table["unanswered"]) == {0} and "unfinished" not in attended.table["pism_stratum"]
 
 
 def test_the_warning_names_the_remedy_over_five_per_cent():
@@ -238,7 +243,7 @@ def test_the_warning_names_the_remedy_over_five_per_cent():
 
 def test_the_summary_shows_shares_warning_and_unfinished(cut):
     said = printed(summary(cut))
-    number = list(cut.table["stratum"]).count("unfinished")
+    number = list(cut.table["pism_stratum"]).count("unfinished")
     assert "at λ = 0: 100 % cut off" in said
     assert f"unfinished {number} samples have no rollout at λ = 0 that came to an answer" in said
     assert "! Cut off: 100 % of the rollouts at λ = 0" in said and "--max-new-tokens 8" in said
@@ -247,7 +252,7 @@ def test_the_summary_shows_shares_warning_and_unfinished(cut):
 
 
 def test_relabelling_keeps_unfinished(cut):
-    unfinished = [label == "unfinished" for label in cut.table["stratum"]]
+    unfinished = [label == "unfinished" for label in cut.table["pism_stratum"]]
     for tau in (0.05, 0.25):
         labels = cut.labels(tau=tau)
         assert [label.stratum == "unfinished" for label in labels] == unfinished
@@ -280,18 +285,20 @@ def test_subsets_and_controls(cut, tmp_path):
     assert done.exit_code == 0, done.output
     from datasets import load_from_disk
 
-    assert set(load_from_disk(folder / "subsets" / "unfinished")["stratum"]) == {"unfinished"}
+    assert set(load_from_disk(folder / "subsets" / "unfinished")["pism_stratum"]) == {"unfinished"}
     control = load_from_disk(folder / "subsets" / "random-like-easy+medium+hard-seed0")
-    assert len(control) == sum(one != "unfinished" for one in cut.table["stratum"])
-    assert "unfinished" not in set(control["stratum"])
+    assert len(control) == sum(one != "unfinished" for one in cut.table["pism_stratum"])
+    assert "unfinished" not in set(control["pism_stratum"])
     table = pq.read_table(folder / "strata.parquet").to_pydict()
-    assert table["stratum"] == list(cut.table["stratum"])
-    assert [one == "unfinished" for one in table["cmab_stratum"]] == [one == "unfinished" for one in table["stratum"]]
+    assert table["pism_stratum"] == list(cut.table["pism_stratum"])
+    assert [one == "unfinished" for one in table["cmab_stratum"]] == [
+        one == "unfinished" for one in table["pism_stratum"]
+    ]
 
 
 def test_the_report_counts_unfinished_apart(cut, tmp_path):
     html = write_report(cut.directory, tmp_path / "report.html").read_text().replace("\u00a0", " ")
-    number = list(cut.table["stratum"]).count("unfinished")
+    number = list(cut.table["pism_stratum"]).count("unfinished")
     assert html.count('data-stratum="unfinished"') == number
     assert f"{number} more samples are unfinished" in html
     assert f"{number} samples are unfinished: none of their rollouts at λ = 0 came to an answer" in html
@@ -314,7 +321,7 @@ def test_explain_says_it(cut, tmp_path, monkeypatch):
         return save(figure, *args, **more)
 
     monkeypatch.setattr(Figure, "savefig", keep)
-    row = list(cut.table["stratum"]).index("unfinished")
+    row = list(cut.table["pism_stratum"]).index("unfinished")
     assert explain(folder, cut.table["id"][row], device="cpu").exists()
     assert "unfinished: no completion at λ = 0 came to an answer" in said
     assert any("(cut off)" in text for text in said)
@@ -322,7 +329,7 @@ def test_explain_says_it(cut, tmp_path, monkeypatch):
 
 def test_comparisons_leave_unfinished_out_and_say_so(cut, tmp_path):
     whole = score("demo", "demo", tmp_path / "whole", max_new_tokens=16, **SMALL)
-    number = list(cut.table["stratum"]).count("unfinished")
+    number = list(cut.table["pism_stratum"]).count("unfinished")
     for one, other, side in ((cut, whole, "first"), (whole, cut, "second")):
         found = compare_scores(one.directory, other.directory)
         assert len(found.samples) == 24 - number and found.unfinished == number and found.left_out == 0
@@ -352,7 +359,7 @@ def test_training_takes_no_evidence_from_what_was_cut_off(cut):
     table = cut.table.with_format("arrow")[:]
     evidence = Evidence(24, ratios=SMALL["ratios"])
     evidence.seed(np.arange(24), table)
-    unfinished = np.array([label == "unfinished" for label in cut.table["stratum"]])
+    unfinished = np.array([label == "unfinished" for label in cut.table["pism_stratum"]])
     assert not evidence.successes[unfinished].any() and not evidence.failures[unfinished].any()
     assert (evidence.levels.level[unfinished] == -1).all() and (evidence.levels.level[~unfinished] > 0).all()
     alpha, beta = evidence.posterior(slice(None), 0)
@@ -361,10 +368,10 @@ def test_training_takes_no_evidence_from_what_was_cut_off(cut):
 
 
 def test_training_takes_no_evidence_from_cut_off_text_only_samples():
-    columns = {"stratum": [None, None, "unsolved", "unfinished"], "failure_threshold": [None, None, 0.0, None]}
+    columns = {"pism_stratum": [None, None, "unsolved", "unfinished"], "failure_threshold": [None, None, 0.0, None]}
     columns |= {"successes": [[0, 0]] * 4, "attempts": [[4, 0]] * 4, "unanswered": [4, 3, 4, 4]}
     columns["unanswered"][2] = 0
-    types = {"stratum": pa.string(), "failure_threshold": pa.float64(), "unanswered": pa.int32()}
+    types = {"pism_stratum": pa.string(), "failure_threshold": pa.float64(), "unanswered": pa.int32()}
     table = pa.table({name: pa.array(values, types.get(name)) for name, values in columns.items()})
     for scores, wanted in ((table, [0, 4, 4, 0]), (table.drop_columns("unanswered"), [4, 4, 4, 0])):
         evidence = Evidence(4, ratios=(0.0, 0.5))

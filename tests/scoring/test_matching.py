@@ -80,7 +80,7 @@ def moved(whole, tmp_path):
 
 def strata_of(run):
     table = Scores(run).table
-    return dict(zip(table["id"], table["stratum"], strict=True))
+    return dict(zip(table["id"], table["pism_stratum"], strict=True))
 
 
 def test_the_table_holds_the_digest_of_each_sample(whole):
@@ -132,7 +132,7 @@ def test_subsets_hold_the_samples_that_were_scored(moved, caplog):
     raw = subset.with_format("arrow")["images"][:].to_pylist()
     for record, images in zip(subset.remove_columns("images"), raw, strict=True):
         assert sample_digest(record | {"images": images}) == original[record["id"]]
-        assert record["stratum"] == strata_of(run)[record["id"]]
+        assert record["pism_stratum"] == strata_of(run)[record["id"]]
     assert "18 of 18 records are not where they were" in caplog.text
 
 

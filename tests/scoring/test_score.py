@@ -60,7 +60,7 @@ def test_the_summary_shows_mask_processor_and_model_apart(plain):
 def test_the_folder_holds_what_is_documented(plain):
     table = pq.read_table(plain.directory / "scores.parquet").to_pydict()
     assert table["id"] == [f"pool-{index:06d}" for index in range(12)]
-    assert set(table["stratum"]) <= {"easy", "medium", "hard", "unsolved"}
+    assert set(table["pism_stratum"]) <= {"easy", "medium", "hard", "unsolved"}
     with sqlite3.connect(plain.directory / "rollouts.sqlite") as database:
         for row, name in enumerate(table["id"]):
             stored = database.execute(
@@ -105,7 +105,7 @@ def test_exhaustive_gives_the_same_strata_and_may_continue_a_lossless_folder(pla
     exhaustive = score("demo", "demo", tmp_path / "copy", **FAST, search="exhaustive")
     assert exhaustive.run["counts"]["rollouts"] == 12 * 9
     assert exhaustive.run["counts"]["rollouts_this_run"] == 12 * 9 - plain.run["counts"]["rollouts"]
-    for column in ("stratum", "failure_threshold"):
+    for column in ("pism_stratum", "failure_threshold"):
         assert list(exhaustive.table[column]) == list(plain.table[column])
     with pytest.raises(StoreError, match="search: 'exhaustive' there, 'lossless' now"):
         score("demo", "demo", tmp_path / "copy", **FAST)
@@ -139,12 +139,12 @@ def test_changed_data_is_refused(plain, tmp_path):
 
 def test_blind_level_and_strata_are_independent(plain, tmp_path):
     blind = score("demo", "demo", tmp_path, **FAST, blind=True)
-    assert list(blind.table["stratum"]) == list(plain.table["stratum"])
+    assert list(blind.table["pism_stratum"]) == list(plain.table["pism_stratum"])
     assert list(blind.table["blind_attempts"]) == [3] * 12
     assert blind.run["counts"]["rollouts_blind"] == 36
     assert blind.run["counts"]["rollouts"] == plain.run["counts"]["rollouts"]
-    assert all(luck in (True, False) for luck in blind.table["luck"])
-    assert set(plain.table["luck"]) == {None}
+    assert all(solved_blind in (True, False) for solved_blind in blind.table["solved_blind"])
+    assert set(plain.table["solved_blind"]) == {None}
 
 
 CHILD = """
@@ -218,7 +218,7 @@ def mixed(tmp_path):
     return path
 
 
-def test_bad_records_are_set_aside_and_listed(mixed, tmp_path):
+def test_bad_records_are_rejected_and_listed(mixed, tmp_path):
     scores = score(mixed, "demo", tmp_path / "out", num_masks=2, tau=0.5, ratios=(0.0, 0.5), progress=False)
     rejected = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
     assert [(one["number"], one["id"]) for one in rejected] == [(1, "torn"), (2, "missing")]
@@ -227,7 +227,7 @@ def test_bad_records_are_set_aside_and_listed(mixed, tmp_path):
     assert scores.run["counts"]["rejected"] == 2
     assert sorted(scores.table["id"]) == ["good-0", "good-1", "good-2", "good-3", "text"]
     text = next(row for row in scores.table if row["id"] == "text")
-    assert text["stratum"] is None
+    assert text["pism_stratum"] is None
     assert text["attempts"] == [2, 0]
     assert scores.run["counts"]["without_stratum"] == 1
 

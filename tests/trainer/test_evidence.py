@@ -21,7 +21,7 @@ LEVELS = 10
 def scores(*records):
     """scores.parquet of (stratum, λ*, successes at ratio 0, attempts at ratio 0)."""
     columns = {name: [None] * len(records) for name in SCHEMA.names}
-    columns["stratum"] = [stratum for stratum, *_ in records]
+    columns["pism_stratum"] = [stratum for stratum, *_ in records]
     columns["failure_threshold"] = [threshold for _, threshold, *_ in records]
     columns["successes"] = [[wins, *[0] * 9] for *_, wins, _ in records]
     columns["attempts"] = [[tries, *[0] * 9] for *_, tries in records]

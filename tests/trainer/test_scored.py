@@ -94,7 +94,7 @@ def test_samples_that_were_not_scored_are_counted(scored, caplog):
 def test_every_row_has_the_score_of_its_own_content(scored, tmp_path, caplog, order):
     data = load(write(scored, order)).dataset
     trainer = trainer_of(data, tmp_path, scored / "run")
-    strata = dict(zip(*(Scores(scored / "run").table[name] for name in ("id", "stratum")), strict=True))
+    strata = dict(zip(*(Scores(scored / "run").table[name] for name in ("id", "pism_stratum")), strict=True))
     kept = [row for row in order if row != TORN]
     assert [NAMES[code] for code in trainer.difficulty.strata.codes] == [strata[str(row)] for row in kept]
     assert [strata[str(row)] for row in kept] != [strata.get(one) for one in trainer.train_dataset["id"]]
@@ -176,9 +176,9 @@ def test_the_command_trains_on_what_was_scored(scored, tmp_path, capfd):
     arguments += ["4000", "--scores", scored / "run"]
     arguments += [part for name, value in OPTIONS.items() for part in (f"--{name}", str(value))]
     trainer = train(parse([str(one) for one in arguments]))
-    strata = dict(zip(*(Scores(scored / "run").table[name] for name in ("id", "stratum")), strict=True))
+    strata = dict(zip(*(Scores(scored / "run").table[name] for name in ("id", "pism_stratum")), strict=True))
     kept = [row for row in SHORTER if row != TORN]
-    levels = trainer._setup.scored[1]["stratum"].to_pylist()
+    levels = trainer._setup.scored[1]["pism_stratum"].to_pylist()
     assert levels == [strata[str(row)] for row in kept]
     np.testing.assert_array_equal(trainer._setup.scored[0], range(len(kept)))
     assert f"data       {len(kept)} samples" in capfd.readouterr().out

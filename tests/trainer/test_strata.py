@@ -21,7 +21,7 @@ RATIOS = tuple(step / 10 for step in range(10))
 def seeded(*records, **config):
     """Evidence of (stratum, λ*, successes at ratio 0, attempts at ratio 0)."""
     columns = {name: [None] * len(records) for name in SCHEMA.names}
-    columns["stratum"], columns["failure_threshold"] = [one[0] for one in records], [one[1] for one in records]
+    columns["pism_stratum"], columns["failure_threshold"] = [one[0] for one in records], [one[1] for one in records]
     columns["successes"], columns["attempts"] = [[one[2]] for one in records], [[one[3]] for one in records]
     evidence = Evidence(len(records), EvidenceConfig(**config))
     evidence.seed(np.arange(len(records)), pa.table(columns, schema=SCHEMA))

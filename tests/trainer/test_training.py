@@ -66,7 +66,7 @@ def test_a_killed_training_goes_on_and_ends_as_an_uninterrupted_one(tmp_path, sc
     assert killed_at is not None and not (tmp_path / "b" / "model.safetensors").exists()
     rest = hardsample_train(*again)
     assert rest.returncode == 0, rest.stderr
-    assert f"goes on    from {killed_at}" in rest.stdout
+    assert f"resuming   from {killed_at}" in rest.stdout
     first, second = last_weights(tmp_path / "a"), last_weights(tmp_path / "b")
     assert all(np.array_equal(first[name], second[name]) for name in first)
 

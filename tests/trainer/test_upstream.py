@@ -421,6 +421,6 @@ def test_the_best_model_is_really_loaded(tmp_path, images, trainer):
     now = made.model.state_dict()
     is_of = [all(torch.equal(keeps.weights[step][name], one) for name, one in now.items()) for step in (1, 2)]
     if trainer is GRPOTrainer:
-        assert is_of == [False, True], "if this fails TRL has mended it: weights.py can go"
+        assert is_of == [False, True], "if this fails TRL has fixed it: weights.py can go"
     else:
         assert is_of == [True, False]

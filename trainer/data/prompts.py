@@ -6,6 +6,8 @@ from datasets import Dataset
 from tqdm import tqdm
 from trl.data_utils import prepare_multimodal_messages
 
+from hardsample.errors import ConfigError
+
 BATCH = 16
 
 
@@ -24,7 +26,7 @@ def keep_short(data: Dataset, processor: Any, limit: int) -> tuple[Dataset, list
         ValueError: the limit is below 1.
     """
     if limit < 1:
-        raise ValueError(f"max_prompt_length is {limit}, must be at least 1 token: choose one, such as 2048")
+        raise ConfigError(f"max_prompt_length is {limit}, must be at least 1 token: choose one, such as 2048")
     keep, dropped = [], []
     with tqdm(total=len(data), desc="prompt lengths", unit="sample", delay=2) as bar:
         for start in range(0, len(data), BATCH):

@@ -17,6 +17,7 @@ from hardsample.data.digests import PARTS, ChangedError, changed_parts, match, s
 from hardsample.data.formats import absent, canonical
 from hardsample.data.images import ImageError, as_ref
 from hardsample.data.records.conversation import RecordError
+from hardsample.errors import HardsampleError
 from hardsample.files import REJECTED_FILE
 from hardsample.scoring.matching import check_finished, known_digests, rejected_samples
 from hardsample.scoring.output import Scores
@@ -30,7 +31,7 @@ GOLD = ("solution", "answer", "answers", "reward_model", "ground_truth")
 """Columns one of which holds the answer in a dataset of another format."""
 
 
-class ScoresError(ValueError):
+class ScoresError(HardsampleError, ValueError):
     """The scores do not fit the dataset."""
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from hardsample.errors import HardsampleError
 from hardsample.scoring.config import METRICS
 from hardsample.trainer.experiment.paradigms import PAPER, Recipe, parse_recipe
 
@@ -28,7 +29,7 @@ OURS = ("output_dir", "seed", "max_steps", "num_train_epochs", "scores", "policy
 """Options of a stage that the experiment sets itself."""
 
 
-class ExperimentError(ValueError):
+class ExperimentError(HardsampleError, ValueError):
     """The file does not make an experiment, or the folder is another's; says what to change."""
 
 

@@ -1,4 +1,4 @@
-"""Runs trainings side by side, each in a process of its own, each after the one that it goes on from.
+"""Runs trainings side by side, each in a process of its own, each after the one that it continues from.
 
 A training that fails is told, those that build on it are left out, the others run. Interrupting ends all processes;
 so does killing this one, since each of them ends when its standard input does.
@@ -65,7 +65,7 @@ def run_jobs(
                     failed[key] = last_words(job.folder / LOG_FILE) or f"exit code {code}"
             for job in list(waiting):
                 if job.after in failed:
-                    failed[job.key] = f"{job.after}, which it goes on from, failed"
+                    failed[job.key] = f"{job.after}, which it continues from, failed"
                     waiting.remove(job)
                 elif places and job.after not in running and all(job.after != other.key for other in waiting):
                     waiting.remove(job)

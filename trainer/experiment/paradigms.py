@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hardsample.errors import HardsampleError
 from hardsample.metrics.cmab import BalanceBounds, balance_stratum, parse_bounds
 from hardsample.metrics.strata import (
     SOLVED,
@@ -28,7 +29,7 @@ TERCILES = "quantile:0.16667,0.33333,0.66667,0.83333"
 """Of the attention balance: a third hard in the middle, a sixth medium on either side, the rest easy."""
 
 
-class RecipeError(ValueError):
+class RecipeError(HardsampleError, ValueError):
     """A recipe cannot be read, or names samples that there are none of."""
 
 

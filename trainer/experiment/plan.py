@@ -39,7 +39,7 @@ class Training:
 
     key: str
     parent: str
-    """Key of the training that it goes on from, or `BASE`."""
+    """Key of the training that it continues from, or `BASE`."""
     method: str
     part: str
     seed: int
@@ -77,7 +77,7 @@ class Plan:
     """All trainings and cells of an experiment."""
 
     trainings: dict[str, Training]
-    """Each after those that it goes on from."""
+    """Each after those that it continues from."""
     cells: tuple[Cell, ...]
 
 

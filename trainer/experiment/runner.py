@@ -38,7 +38,7 @@ from hardsample.trainer.experiment.summary import Results, summed_up
 from hardsample.trainer.training import reward
 
 SAME = ("data", "test", "model", "limit", "image_root", "grader", "freeze", "model_config", "scores", "scoring")
-"""What may not change when a folder is gone on with; recipes, seeds, budgets and variants may be added."""
+"""What may not change when a folder is resumed; recipes, seeds, budgets and variants may be added."""
 
 PASSED_ON = (
     "data",
@@ -221,7 +221,7 @@ def score_first(config: ExperimentConfig) -> None:
     finally:
         process.terminate()
     if code:
-        raise ExperimentError(f"scoring into {config.scores_folder} failed: see above; the same command goes on")
+        raise ExperimentError(f"scoring into {config.scores_folder} failed: see above; the same command resumes")
 
 
 def _scoring_options(config: ExperimentConfig) -> dict[str, Any]:
@@ -256,7 +256,7 @@ def laid_out(config: ExperimentConfig) -> tuple[Plan, list[Strata]]:
     ids, balances = list(table["id"]), list(table["attention_balance"])
     found = []
     for metric in config.metrics:
-        labels = list(table["stratum"] if metric == "pism" else table["cmab_stratum"])
+        labels = list(table["pism_stratum"] if metric == "pism" else table["cmab_stratum"])
         thresholds, ratios = list(table["failure_threshold"]), scores.config().ratios
         found.append(strata_of(metric, ids, labels, thresholds, balances, ratios, config.min_stratum))
     return make_plan(config, found, prompts_a_step(config), grpo_options(config).num_generations), found
@@ -287,7 +287,7 @@ def check_data(config: ExperimentConfig, samples: Sequence[str]) -> None:
 def _to_do(config: ExperimentConfig, plan: Plan, ids: Sequence[str]) -> list[Job]:
     """Writes what each training's process needs to know, of those that are not done."""
     jobs: list[Job] = []
-    wanted: set[str] = set()  # whose models are gone on from
+    wanted: set[str] = set()  # whose models others continue from
     for key, training in reversed(plan.trainings.items()):
         folder = training_folder(config, key)
         last = any(cell.trainings and cell.trainings[-1] == key for cell in plan.cells)

@@ -1,6 +1,6 @@
 """One training of an experiment, in a process of its own: `python -m hardsample.trainer.experiment.stage FOLDER`.
 
-The folder's stage.json says what to train; it goes on from its last checkpoint, writes the model, then evaluates it.
+The folder's stage.json says what to train; it resumes from its last checkpoint, writes the model, then evaluates it.
 The process ends when the one that started it does: it reads its standard input, which ends then.
 """
 
@@ -25,6 +25,7 @@ from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
 
 from hardsample.data.loading import load
 from hardsample.engines.transformers import load_model, load_processor
+from hardsample.errors import ConfigError
 from hardsample.evaluation.evaluate import evaluate
 from hardsample.files import DONE_FILE, EVALUATION_FILE, PROGRESS_FILE, ROLLOUTS_FILE, SECONDS_FILE, STAGE_FILE
 from hardsample.scoring.config import ScoringConfig
@@ -153,7 +154,7 @@ def _load(wanted: Mapping[str, Any], options: ModelConfig) -> tuple[Any, Any]:
             values.requires_grad_(False)
             frozen += 1
     if wanted["freeze"] and not frozen:
-        raise ValueError(f"freeze names {wanted['freeze']}, and no parameter of {name} has that in its name")
+        raise ConfigError(f"freeze names {wanted['freeze']}, and no parameter of {name} has that in its name")
     return network, load_processor(name, trust)
 
 

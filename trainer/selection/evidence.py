@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Float, Integer
 
+from hardsample.errors import ConfigError
 from hardsample.metrics.beta import PRIOR
 from hardsample.metrics.pism import PismConfig
 from hardsample.metrics.strata import STRATA, UNFINISHED, Bounds
@@ -51,15 +52,15 @@ class EvidenceConfig:
     def __post_init__(self) -> None:
         """Checks every field."""
         if not self.half_life_steps > 0:
-            raise ValueError(
+            raise ConfigError(
                 f"half_life_steps is {self.half_life_steps}, must be above 0: choose a number such as 100, or inf"
             )
         if not np.isfinite(self.success_threshold):
-            raise ValueError(f"success_threshold is {self.success_threshold}, must be finite: choose one, such as 0.5")
+            raise ConfigError(f"success_threshold is {self.success_threshold}, must be finite: choose one, such as 0.5")
         if not 0 <= self.reward_tolerance < np.inf:
-            raise ValueError(f"reward_tolerance is {self.reward_tolerance}, must be 0 or above: choose one, as 1e-6")
+            raise ConfigError(f"reward_tolerance is {self.reward_tolerance}, must be 0 or above: choose one, as 1e-6")
         if not 0 < self.tau <= 1:
-            raise ValueError(f"tau is {self.tau}, must be above 0 and at most 1: give a rate, such as 0.1")
+            raise ConfigError(f"tau is {self.tau}, must be above 0 and at most 1: give a rate, such as 0.1")
         _ = self.bounds
 
     @property
@@ -175,7 +176,7 @@ class Evidence:
         weight = STORED_WEIGHT / np.maximum(tries, STORED_WEIGHT)
         self.successes[rows] = wins * weight
         self.failures[rows] = (tries - wins) * weight
-        scored = pc.is_in(table["stratum"], pa.array(STRATA)).to_numpy()
+        scored = pc.is_in(table["pism_stratum"], pa.array(STRATA)).to_numpy()
         self.levels.seed(rows, table["failure_threshold"].to_numpy(), scored)
 
     def observe(self, rows: Rows, rewards: Float[np.ndarray, "groups G"], step: int) -> Outcomes:
@@ -274,7 +275,7 @@ class Evidence:
 
 def _without_answers(table: pa.Table, tries: Float[np.ndarray, "rows"]) -> Bool[np.ndarray, "rows"]:
     """Which samples have no rollout at ratio 0 that came to an answer; tables of older versions do not say."""
-    unfinished = pc.fill_null(pc.equal(table["stratum"], UNFINISHED), False).to_numpy()
+    unfinished = pc.fill_null(pc.equal(table["pism_stratum"], UNFINISHED), False).to_numpy()
     if "unanswered" not in table.column_names:
         return unfinished
     return unfinished | (pc.fill_null(table["unanswered"], 0).to_numpy() >= np.maximum(tries, 1))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float, Integer
 
+from hardsample.errors import ConfigError
 from hardsample.metrics.beta import spread_probability
 from hardsample.trainer.selection.evidence import Evidence
 from hardsample.trainer.selection.levels import Rows
@@ -67,20 +68,20 @@ class PolicyConfig:
     def __post_init__(self) -> None:
         """Checks every field."""
         if self.policy not in POLICIES:
-            raise ValueError(f"policy is {self.policy!r}, must be one of {', '.join(POLICIES)}: choose one")
+            raise ConfigError(f"policy is {self.policy!r}, must be one of {', '.join(POLICIES)}: choose one")
         if self.signal_estimate not in ESTIMATES:
-            raise ValueError(f"signal_estimate is {self.signal_estimate!r}, must be one of {', '.join(ESTIMATES)}")
+            raise ConfigError(f"signal_estimate is {self.signal_estimate!r}, must be one of {', '.join(ESTIMATES)}")
         for name in ("exploration", "target_start", "target_end", "unsolved_from"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, must lie in 0 to 1: choose one")
+                raise ConfigError(f"{name} is {getattr(self, name)}, must lie in 0 to 1: choose one")
         for name in ("signal_sharpness", "target_width"):
             if not 0 < getattr(self, name) < np.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}, must be above 0 and finite: choose one, such as 1")
+                raise ConfigError(f"{name} is {getattr(self, name)}, must be above 0 and finite: choose one, such as 1")
         for weight, name in zip(self.stratum_weights, NAMES, strict=True):
             if not 0 <= weight < np.inf:
-                raise ValueError(f"{name}_weight is {weight}, must be 0 or above and finite: choose one, such as 1")
+                raise ConfigError(f"{name}_weight is {weight}, must be 0 or above and finite: choose one, such as 1")
         if not sum(self.stratum_weights):
-            raise ValueError("the weights of all strata are 0, must be above 0 for one: set medium_weight to 1")
+            raise ConfigError("the weights of all strata are 0, must be above 0 for one: set medium_weight to 1")
 
     @property
     def stratum_weights(self) -> tuple[float, ...]:

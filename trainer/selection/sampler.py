@@ -128,7 +128,7 @@ class PromptSampler:
         if weights.shape != (wanted,):
             raise ValueError(f"weights have shape {weights.shape}, must be ({wanted},): give one for each sample")
         if weights.size and not (weights.min() >= 0 and weights.max() < np.inf):
-            raise ValueError("a weight is negative or not finite, must be 0 or above: mend the policy")
+            raise ValueError("a weight is negative or not finite, must be 0 or above: fix the policy")
         self.tree.set(weights, rows)
 
     def next_batch(self, size: int, score: Score | None = None) -> Batch:

@@ -1,13 +1,15 @@
 """Saved states: named arrays and a header, checked before they are taken over.
 
 The trainer writes the arrays as safetensors and the headers as JSON; here is what makes an old or a foreign one a
-clear error instead of a run that goes on with wrong numbers.
+clear error instead of a run that continues with wrong numbers.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
+from hardsample.errors import HardsampleError
 
 _REMEDIES = {
     "version": "resume with the hardsample that saved it, or start anew",
@@ -18,7 +20,7 @@ _REMEDIES = {
 }
 
 
-class StateError(ValueError):
+class StateError(HardsampleError, ValueError):
     """A saved state is of another version, another size or other data."""
 
 

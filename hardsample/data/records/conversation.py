@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hardsample.errors import HardsampleError
+
 Block = dict[str, str | None]
 """{"type": "image", "text": None} or {"type": "text", "text": …}."""
 
@@ -37,7 +39,7 @@ _LEFTOVER = re.compile(
 """Placeholders that nothing has filled; a model would be asked about them as if they were words."""
 
 
-class RecordError(ValueError):
+class RecordError(HardsampleError, ValueError):
     """A record that does not fit; the message names the column, the value and the fix.
 
     Attributes:

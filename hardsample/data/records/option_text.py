@@ -10,6 +10,7 @@ from typing import Any
 
 from hardsample.data.records.conversation import RecordError
 from hardsample.data.records.solutions import given_options, read_literal, unwrap, written_options
+from hardsample.errors import ConfigError
 from hardsample.grading.parsing.answers import find_answer
 
 OPTION_COLUMNS = ("options", "choices", "option", "choice")
@@ -53,7 +54,7 @@ def check_template(template: str) -> None:
         ValueError: it is not "none" and no line of it, or more than one, has {option}.
     """
     if template != NO_TEMPLATE and sum("{option}" in line for line in template.split("\n")) != 1:
-        raise ValueError(
+        raise ConfigError(
             f"options_template is {template!r}: one of its lines must have {{option}}, and may have {{letter}}, as in "
             f"{DEFAULT_TEMPLATE!r}; or give none"
         )

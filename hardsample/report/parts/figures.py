@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hardsample.errors import HardsampleError
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -25,7 +27,7 @@ STRATUM_COLOURS = {
 _ATTENTION_MAP = "magma"
 
 
-class FiguresError(RuntimeError):
+class FiguresError(HardsampleError, RuntimeError):
     """matplotlib is not installed."""
 
 

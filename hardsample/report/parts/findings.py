@@ -103,12 +103,12 @@ def scoring_findings(scored: Scored) -> list[Finding]:
                 f"hardsample strata {folder} --subset unfinished",
             )
         )
-    if counts.get("luck"):
+    if counts.get("solved_blind"):
         found.append(
             Finding(
-                f"{counts['luck']:,} samples are solved with nothing of the image left (λ = 1.0): luck, or the text "
-                "alone, explains their stratum.",
-                "Leave them out (column luck of scores.parquet), or ask them without options to choose from.",
+                f"{counts['solved_blind']:,} samples are solved with nothing of the image left (λ = 1.0): luck, or the "
+                "text alone, explains their stratum.",
+                "Leave them out (column solved_blind of scores.parquet), or ask them without options to choose from.",
             )
         )
     if counts["rejected"]:

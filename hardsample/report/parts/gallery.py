@@ -71,7 +71,7 @@ def _item(scored: Scored, row: int, rollouts: Sequence[Rollout], room: int, labe
         ("ρ̄", f"{balance:.3g}" if balance is not None else ""),
         ("CMAB", scored.cmab[row] or ""),
         ("rollouts", f"{scored.rollouts[row]:,}"),
-        ("luck", "solved with no image left" if scored.luck[row] else ""),
+        ("solved_blind", "solved with no image left" if scored.solved_blind[row] else ""),
         ("options", "; ".join((record.options if record else None) or [])),
         ("image", problem),
     ]

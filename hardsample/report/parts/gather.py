@@ -62,7 +62,7 @@ class Scored:
     rollouts: list[int]
     balances: list[float | None]
     cmab: list[str | None]
-    luck: list[bool | None]
+    solved_blind: list[bool | None]
     drawn: list[int]
     """Rows of the samples that are shown, stratum by stratum."""
     source: Source
@@ -115,7 +115,7 @@ def gather(directory: Path, each: int, seed: int, data: str | None = None, image
     column = {name: scores.table.data.column(name) for name in scores.table.column_names if name != "attention_profile"}
     counts = [column[name].combine_chunks().flatten().to_numpy() for name in ("successes", "attempts")]
     successes, attempts = (one.astype(np.int64).reshape(len(scores), -1) for one in counts)
-    ids, strata = column["id"].to_pylist(), column["stratum"].to_pylist()
+    ids, strata = column["id"].to_pylist(), column["pism_stratum"].to_pylist()
     rows = drawn(ids, strata, each, seed)
     return Scored(
         scores,
@@ -128,7 +128,7 @@ def gather(directory: Path, each: int, seed: int, data: str | None = None, image
         column["rollouts"].to_pylist(),
         column["attention_balance"].to_pylist(),
         column["cmab_stratum"].to_pylist(),
-        column["luck"].to_pylist(),
+        column["solved_blind"].to_pylist(),
         rows,
         _source(scores, ids, {ids[row] for row in rows}, data, image_root),
     )

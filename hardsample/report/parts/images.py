@@ -54,7 +54,7 @@ def masked_images(
     key = mask_key(settings["seed"], sample)
     pixels = torch.from_numpy(np.array(image))
     for ratio in ratios:
-        (masked,) = mask_images([pixels], [MaskDraw(ratio, 0, key)], kind=settings["kind"])
+        (masked,) = mask_images([pixels], [MaskDraw(ratio, 0, key)], kind=settings["mask_kind"])
         yield packed(Image.fromarray(masked.numpy()), f"λ {ratio:g}", most_bytes, ratio == threshold)
 
 

@@ -1,0 +1,12 @@
+"""What a user can fix: every error of ours whose message says what is wrong and what to do about it.
+
+The command line shows these as one line and ends with exit code 1. Anything else is a bug, and shows its traceback.
+"""
+
+
+class HardsampleError(Exception):
+    """Base of all errors that a user can fix: bad data, settings, folders, servers, missing packages."""
+
+
+class ConfigError(HardsampleError, ValueError):
+    """A setting has a value that it cannot have; the message names the setting, its value, the bound and the fix."""
