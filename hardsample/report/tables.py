@@ -148,8 +148,8 @@ def summary(scores: Scores) -> RenderableType:
     lines += finish_lines(counts)
     if counts["rollouts_blind"]:
         lines.append(
-            f"blind      {counts['solved_blind']} samples are solved with no image left (λ = 1.0), so their stratum may "
-            f"be luck (column solved_blind); {counts['rollouts_blind']:,} more rollouts"
+            f"blind      {counts['solved_blind']} samples are solved with no image left (λ = 1.0), so their stratum "
+            f"may be luck (column solved_blind); {counts['rollouts_blind']:,} more rollouts"
         )
     if counts["grading_timeouts"]:
         lines.append(f"grading    {counts['grading_timeouts']} answers ran into the time-out and count as wrong")
