@@ -87,13 +87,13 @@ class Patience:
 
     Attributes:
         retries: tries after the first, of a request that fails while the server answers others.
-        server_timeout_s: how long a server that answers nothing is waited for, in seconds.
+        server_timeout: how long a server that answers nothing is waited for, in seconds.
         answers: whether the server answers at all, asked when in doubt.
         notice: is told when the server goes and comes.
     """
 
     retries: int
-    server_timeout_s: float
+    server_timeout: float
     answers: Callable[[], Awaitable[bool]]
     notice: Callable[[str], None]
     window: Window
@@ -117,7 +117,7 @@ class Patience:
             What the try gave, or why it is given up.
 
         Raises:
-            EngineError: the server is gone for longer than `server_timeout_s`, or refuses everything.
+            EngineError: the server is gone for longer than `server_timeout`, or refuses everything.
         """
         tries = 0
         while True:
@@ -135,10 +135,10 @@ class Patience:
             if setback.overload:
                 self.window.overloaded(sent_at, now)
             if setback.wait_s:
-                if setback.wait_s > self.server_timeout_s:
+                if setback.wait_s > self.server_timeout:
                     raise EngineError(
                         f"{setback.reason} and asks to wait {setback.wait_s:.0f} s, more than "
-                        f"{self.server_timeout_s:.0f}: give the same command later, or a longer --server-timeout"
+                        f"{self.server_timeout:.0f}: give the same command later, or a longer --server-timeout"
                     )
                 self._closed_until = max(self._closed_until, now + setback.wait_s)
             there = True
@@ -148,10 +148,10 @@ class Patience:
                 said = f": {setback.said}" if setback.said else ""
                 self.refused(setback.reason + said)
                 return f"{setback.reason}, {tries} times{said}"
-            if not setback.counts and now - self._answered_at > self.server_timeout_s:
+            if not setback.counts and now - self._answered_at > self.server_timeout:
                 raise self._gone(setback.reason)
             self.tried_again[setback.reason] = self.tried_again.get(setback.reason, 0) + 1
-            longest = min(LONGEST_WAIT_S, self.server_timeout_s / 4, SHORTEST_WAIT_S * 2 ** min(tries, 10))
+            longest = min(LONGEST_WAIT_S, self.server_timeout / 4, SHORTEST_WAIT_S * 2 ** min(tries, 10))
             await asyncio.sleep(max(setback.wait_s or 0.0, random.uniform(longest / 2, longest)))
 
     def refused(self, reason: str) -> None:
@@ -178,14 +178,14 @@ class Patience:
             return True
         if self._gone_since is None:
             self._gone_since = self._answered_at
-            self.notice(f"the server does not answer ({reason}): waiting for it, up to {self.server_timeout_s:.0f} s")
-        if time.monotonic() - self._answered_at > self.server_timeout_s:
+            self.notice(f"the server does not answer ({reason}): waiting for it, up to {self.server_timeout:.0f} s")
+        if time.monotonic() - self._answered_at > self.server_timeout:
             raise self._gone(reason)
         return False
 
     def _gone(self, reason: str) -> EngineError:
         return EngineError(
-            f"the server answered nothing for {self.server_timeout_s:.0f} s ({reason}): see that it runs, then give "
+            f"the server answered nothing for {self.server_timeout:.0f} s ({reason}): see that it runs, then give "
             "the same command; what came back is kept"
         )
 

@@ -56,9 +56,9 @@ class OpenAIEngine:
         kind: `pixel`, `patch` or `rectangle`.
         max_pixels: images beyond it are refused.
         concurrency: the most requests in flight.
-        request_timeout_s: how long one reply may take.
+        request_timeout: how long one reply may take.
         retries: tries after the first, while the server answers other requests.
-        server_timeout_s: how long a server that answers nothing is waited for.
+        server_timeout: how long a server that answers nothing is waited for.
         notice: is told what went another way than planned.
 
     Raises:
@@ -74,9 +74,9 @@ class OpenAIEngine:
     kind: str
     max_pixels: int
     concurrency: int
-    request_timeout_s: float
+    request_timeout: float
     retries: int
-    server_timeout_s: float
+    server_timeout: float
     seconds: Seconds = field(default_factory=Seconds)
     notice: Callable[[str], None] = print
 
@@ -124,11 +124,11 @@ class OpenAIEngine:
     def flight(self) -> Flight[Any, Completion | Failure]:
         """Where requests are started and their results come back; a context manager."""
         self._client = self._openai.AsyncOpenAI(
-            base_url=self.base_url, api_key=server_key(), timeout=self.request_timeout_s, max_retries=0
+            base_url=self.base_url, api_key=server_key(), timeout=self.request_timeout, max_retries=0
         )
         window = Window(self.concurrency)
         self._patience = Patience(
-            self.retries, self.server_timeout_s, self._answers, lambda text: self.notice(text), window
+            self.retries, self.server_timeout, self._answers, lambda text: self.notice(text), window
         )
         return Flight(self.rollout, window, self._client.close)
 

@@ -68,14 +68,12 @@ class ScoringConfig(PismConfig):
     concurrency: int = field(
         default=64, metadata={"help": "the most requests in flight to a server; fewer while it is overloaded"}
     )
-    request_timeout_s: float = field(
-        default=600.0, metadata={"help": "seconds that a server's reply may take, above 0"}
-    )
+    request_timeout: float = field(default=600.0, metadata={"help": "seconds that a server's reply may take, above 0"})
     retries: int = field(
         default=12,
         metadata={"help": "tries after the first, of a request that fails while the server answers others"},
     )
-    server_timeout_s: float = field(
+    server_timeout: float = field(
         default=600.0, metadata={"help": "seconds to wait for a server that answers nothing, before the job ends"}
     )
     temperature: float = field(default=0.7, metadata={"help": "sampling temperature T, 0 (greedy) or above"})
@@ -128,7 +126,7 @@ class ScoringConfig(PismConfig):
             raise ConfigError(f"seed is {self.seed}, must lie in 0 to 2**63 - 1: choose one, such as 0")
         if not isinstance(self.retries, int) or self.retries < 0:
             raise ConfigError(f"retries is {self.retries}, must be an integer from 0: choose one, such as 12")
-        for name in ("request_timeout_s", "server_timeout_s"):
+        for name in ("request_timeout", "server_timeout"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name} is {getattr(self, name)}, must be a number of seconds above 0: choose one")
         check_template(self.options_template)

@@ -211,9 +211,9 @@ def open_engine(name: str, processor: Any, config: ScoringConfig) -> Engine:
         kind=config.mask_kind,
         max_pixels=config.max_pixels,
         concurrency=config.concurrency,
-        request_timeout_s=config.request_timeout_s,
+        request_timeout=config.request_timeout,
         retries=config.retries,
-        server_timeout_s=config.server_timeout_s,
+        server_timeout=config.server_timeout,
         notice=tqdm.write,
     )
 

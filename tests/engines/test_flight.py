@@ -37,13 +37,13 @@ def test_the_window_doubles_then_adds_one_and_is_cut_once_a_round():
     assert window.size == 100 and Window(3).size == 3
 
 
-def patience(there: bool = True, retries: int = 3, server_timeout_s: float = 0.3) -> tuple[Patience, list[str]]:
+def patience(there: bool = True, retries: int = 3, server_timeout: float = 0.3) -> tuple[Patience, list[str]]:
     said: list[str] = []
 
     async def answers() -> bool:
         return there
 
-    return Patience(retries, server_timeout_s, answers, said.append, Window(8)), said
+    return Patience(retries, server_timeout, answers, said.append, Window(8)), said
 
 
 @pytest.fixture(autouse=True)
@@ -72,15 +72,15 @@ def test_a_request_is_tried_again_and_its_retries_are_counted():
 
 
 def test_too_many_requests_are_no_fault_of_the_record():
-    one, _ = patience(server_timeout_s=60)
+    one, _ = patience(server_timeout=60)
     assert asyncio.run(one.insist(failing(9, Setback("429", True, counts=False), []))) == "reply"
-    two, _ = patience(server_timeout_s=0.05)
+    two, _ = patience(server_timeout=0.05)
     with pytest.raises(EngineError, match=r"the server answered nothing for 0 s \(429\)"):
         asyncio.run(two.insist(failing(10**9, Setback("429", True, counts=False), [])))
 
 
 def test_the_server_says_how_long_to_wait_to_every_request():
-    one, _ = patience(server_timeout_s=10)
+    one, _ = patience(server_timeout=10)
     asked: list[float] = []
     began = time.monotonic()
 
@@ -138,7 +138,7 @@ def engine(**changes) -> OpenAIEngine:
     config = ScoringConfig(engine="openai", base_url="http://localhost:1/v1", **changes)
     names = ("base_url", "seed", "temperature", "max_new_tokens", "kind", "max_pixels", "concurrency", "retries")
     options = {name: getattr(config, name) for name in names}
-    return OpenAIEngine(model="m", request_timeout_s=1.0, server_timeout_s=1.0, notice=lambda text: None, **options)
+    return OpenAIEngine(model="m", request_timeout=1.0, server_timeout=1.0, notice=lambda text: None, **options)
 
 
 def test_settings_that_the_server_refuses_by_name_are_left_out():
@@ -210,7 +210,7 @@ def test_what_a_server_says_is_shown_without_the_key(monkeypatch):
         ({"engine": "openai", "base_url": "http://x/v1", "mask_space": "model"}, "use --mask-space source"),
         ({"engine": "openai", "base_url": "http://x/v1", "dtype": "float32"}, "the server has the model"),
         ({"retries": -1}, "retries is -1"),
-        ({"server_timeout_s": 0.0}, "server_timeout_s is 0.0"),
+        ({"server_timeout": 0.0}, "server_timeout is 0.0"),
         ({"concurrency": 0}, "concurrency is 0"),
     ],
 )

@@ -137,7 +137,7 @@ def asked(tmp_path):
         servers.append(Server(bodies))
         url = f"http://127.0.0.1:{servers[-1].server_address[1]}/v1"
         settings = {"limit": 3, "num_masks": 2, "tau": 0.5, "ratios": (0.0, 0.5), "retries": 1} | settings
-        options = {"engine": "openai", "base_url": url, "max_new_tokens": LIMIT, "server_timeout_s": 4.0}
+        options = {"engine": "openai", "base_url": url, "max_new_tokens": LIMIT, "server_timeout": 4.0}
         return score("demo", "m", tmp_path, progress=False, **options, **settings)
 
     yield run

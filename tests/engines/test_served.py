@@ -176,7 +176,7 @@ def test_completions_that_are_cut_off_are_told_as_on_this_machine(server, tmp_pa
 @pytest.mark.slow
 def test_faults_cost_retries_and_nothing_else(proxy, tmp_path, greedy):
     spoiled = proxy("--share", "0.3", "--late", "3")
-    scores = served(spoiled.url, tmp_path / "out", limit=16, temperature=0.0, request_timeout_s=2.0)
+    scores = served(spoiled.url, tmp_path / "out", limit=16, temperature=0.0, request_timeout=2.0)
     assert rollouts(tmp_path / "out") == rollouts(greedy[0].directory)  # all samples, and the same
     counts, log = scores.run["counts"], requests(spoiled.log)
     outcomes = [one["outcome"] for one in log]
@@ -244,7 +244,7 @@ def test_a_server_that_goes_away_is_waited_for(proxy, tmp_path, greedy):
 
 def test_a_server_that_stays_away_ends_the_job(tmp_path):
     with pytest.raises(EngineError, match=r"the server answered nothing for 1 s \(no connection\)"):
-        served(f"http://127.0.0.1:{free_port()}/v1", tmp_path, limit=6, server_timeout_s=1.0)
+        served(f"http://127.0.0.1:{free_port()}/v1", tmp_path, limit=6, server_timeout=1.0)
     assert json.loads((tmp_path / "run.json").read_text())["status"] == "running"
 
 
@@ -275,7 +275,7 @@ def test_the_key_is_nowhere(proxy, tmp_path, monkeypatch, capfd):
 
 def test_an_address_with_a_password_is_not_repeated():
     options = dict.fromkeys(("seed", "temperature", "max_new_tokens", "kind", "max_pixels", "retries"))
-    more = {"concurrency": 1, "request_timeout_s": 1.0, "server_timeout_s": 1.0, "model": "m"}
+    more = {"concurrency": 1, "request_timeout": 1.0, "server_timeout": 1.0, "model": "m"}
     with pytest.raises(ValueError, match="--base-url holds a user") as caught:
         OpenAIEngine(base_url="http://me:hidden@localhost/v1", **options, **more)
     assert "hidden" not in str(caught.value)
