@@ -53,7 +53,7 @@ class OpenAIEngine:
         seed: of masks and rollouts.
         temperature: T ≥ 0; 0 is greedy.
         max_new_tokens: longest completion; None is 1,024.
-        kind: `pixel`, `patch` or `rectangle`.
+        mask_kind: `pixel`, `patch` or `rectangle`.
         max_pixels: images beyond it are refused.
         concurrency: the most requests in flight.
         request_timeout: how long one reply may take.
@@ -71,7 +71,7 @@ class OpenAIEngine:
     seed: int
     temperature: float
     max_new_tokens: int | None
-    kind: str
+    mask_kind: str
     max_pixels: int
     concurrency: int
     request_timeout: float
@@ -161,7 +161,7 @@ class OpenAIEngine:
         key = mask_key(self.seed, sample)
         draws = [MaskDraw(request.ratio, request.realization, key, index) for index in range(len(images))]
         with self.seconds.timed("mask"):
-            masked = images if whole else mask_images(list(images), draws, kind=self.kind)
+            masked = images if whole else mask_images(list(images), draws, kind=self.mask_kind)
         with self.seconds.timed("processor"):
             made = chat_messages(request.record["prompt"], [png_uri(one) for one in masked])
         if whole:  # an unsolved sample is asked K times with the same image

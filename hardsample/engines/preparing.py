@@ -73,7 +73,7 @@ class Preparation:
         processor: from `load_processor`; not changed.
         device: of the model.
         seed: of the masks.
-        kind: `pixel`, `patch` or `rectangle`.
+        mask_kind: `pixel`, `patch` or `rectangle`.
         mask_space: `source` or `model`.
         max_pixels: images beyond it are refused.
         seconds: to which the time of each step is added.
@@ -86,14 +86,14 @@ class Preparation:
         device: torch.device,
         *,
         seed: int,
-        kind: str,
+        mask_kind: str,
         mask_space: str,
         max_pixels: int,
         seconds: Seconds,
         notice: Callable[[str], None],
     ) -> None:
         self._given, self._processor = processor, processor
-        self._seed, self._kind, self._mask_space = seed, kind, mask_space
+        self._seed, self._mask_kind, self._mask_space = seed, mask_kind, mask_space
         self._seconds, self._notice = seconds, notice
         self._images = ImageCache(max_pixels)
         self._buffer: Tensor | None = None
@@ -150,12 +150,12 @@ class Preparation:
         flat = [moved[id(image)] for images in decoded for image in images]
         if self._mask_space == "source":
             with self._seconds.timed("mask"):
-                flat = mask_images(flat, draws, kind=self._kind, buffer=self._room(flat))
+                flat = mask_images(flat, draws, kind=self._mask_kind, buffer=self._room(flat))
         with self._seconds.timed("processor"):
             inputs = self._processed(requests, flat)
         if self._mask_space == "model" and flat:
             with self._seconds.timed("mask"):
-                inputs = mask_model_inputs(inputs, draws, self._given, kind=self._kind)
+                inputs = mask_model_inputs(inputs, draws, self._given, kind=self._mask_kind)
         if self._buffer is not None and (len(self._buffer) > _BUFFER_BYTES or _shares(inputs, self._buffer)):
             self._buffer = None
         return inputs

@@ -124,7 +124,7 @@ class TransformersEngine:
         seed: of masks and sampling noise.
         temperature: T ≥ 0; 0 is greedy.
         max_new_tokens: None takes the model's generation config, else 1,024.
-        kind: `pixel`, `patch` or `rectangle`.
+        mask_kind: `pixel`, `patch` or `rectangle`.
         mask_space: `source` or `model`.
         max_pixels: images beyond it are refused.
         batch_size: rollouts in one `generate` call; halved when memory runs out.
@@ -135,7 +135,7 @@ class TransformersEngine:
     seed: int
     temperature: float
     max_new_tokens: int | None
-    kind: str
+    mask_kind: str
     mask_space: str
     max_pixels: int
     batch_size: int
@@ -163,7 +163,7 @@ class TransformersEngine:
             self.processor,
             self.model.device,
             seed=self.seed,
-            kind=self.kind,
+            mask_kind=self.mask_kind,
             mask_space=self.mask_space,
             max_pixels=self.max_pixels,
             seconds=self.seconds,

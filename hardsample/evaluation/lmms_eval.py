@@ -87,7 +87,7 @@ class Answering:
             seed=int(seed),
             temperature=0.0,
             max_new_tokens=None,
-            kind="pixel",
+            mask_kind="pixel",
             mask_space="source",
             max_pixels=int(max_pixels),
             batch_size=size,

@@ -78,7 +78,7 @@ def test_strata_refuses_a_tau_that_is_not_decided(scored):
         (["score", "demo", "--model", "demo", "--output", "out", "--tau", "2"], 2, "tau is 2"),
         (["score", "demo", "--model", "demo", "--output", "out", "--ratios", "0,x"], 2, "no list of ratios"),
         (["score", "demo", "--model", "demo", "--output", "out", "--ratios", "0.1,0.2"], 2, "must start with 0.0"),
-        (["score", "demo", "--model", "demo", "--output", "out", "--mask", "blur"], 2, "blur"),
+        (["score", "demo", "--model", "demo", "--output", "out", "--mask-kind", "blur"], 2, "blur"),
         (["score", "demo", "--output", "out"], 2, "--model"),
         (["score", "none.jsonl", "--model", "demo", "--output", "out"], 1, "none.jsonl"),
         (["score", "demo", "--model", "no/such/model/here", "--output", "out"], 1, "no/such/model/here"),

@@ -136,7 +136,7 @@ def test_what_landed_beside_an_error_is_kept():
 
 def engine(**changes) -> OpenAIEngine:
     config = ScoringConfig(engine="openai", base_url="http://localhost:1/v1", **changes)
-    names = ("base_url", "seed", "temperature", "max_new_tokens", "kind", "max_pixels", "concurrency", "retries")
+    names = ("base_url", "seed", "temperature", "max_new_tokens", "mask_kind", "max_pixels", "concurrency", "retries")
     options = {name: getattr(config, name) for name in names}
     return OpenAIEngine(model="m", request_timeout=1.0, server_timeout=1.0, notice=lambda text: None, **options)
 

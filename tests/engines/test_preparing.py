@@ -217,7 +217,7 @@ def preparation(processor, device="cpu", space="source", said=None, kind="pixel"
         processor,
         torch.device(device),
         seed=0,
-        kind=kind,
+        mask_kind=kind,
         mask_space=space,
         max_pixels=10**9,
         seconds=Seconds(),

@@ -274,7 +274,7 @@ def test_the_key_is_nowhere(proxy, tmp_path, monkeypatch, capfd):
 
 
 def test_an_address_with_a_password_is_not_repeated():
-    options = dict.fromkeys(("seed", "temperature", "max_new_tokens", "kind", "max_pixels", "retries"))
+    options = dict.fromkeys(("seed", "temperature", "max_new_tokens", "mask_kind", "max_pixels", "retries"))
     more = {"concurrency": 1, "request_timeout": 1.0, "server_timeout": 1.0, "model": "m"}
     with pytest.raises(ValueError, match="--base-url holds a user") as caught:
         OpenAIEngine(base_url="http://me:hidden@localhost/v1", **options, **more)

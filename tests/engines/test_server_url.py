@@ -40,7 +40,7 @@ def test_the_engine_tells_of_a_short_key(monkeypatch):
     pytest.importorskip("openai")
     monkeypatch.setenv(KEY_VARIABLE, "x")
     said = []
-    options = dict.fromkeys(("seed", "temperature", "max_new_tokens", "kind", "max_pixels", "retries"))
+    options = dict.fromkeys(("seed", "temperature", "max_new_tokens", "mask_kind", "max_pixels", "retries"))
     more = {"concurrency": 1, "request_timeout": 1.0, "server_timeout": 1.0, "model": "m", "notice": said.append}
     OpenAIEngine(base_url="http://localhost:8000/v1", **options, **more)
     assert said == ["OPENAI_API_KEY has 1 of at least 4 characters: it is not taken out of messages"]

@@ -258,7 +258,7 @@ def test_luck_is_a_solved_sample_whose_blind_level_passes():
         ({"tau": 0.0}, "tau is 0.0"),
         ({"tau": 1.1}, "tau is 1.1"),
         ({"search": "binary"}, "search is 'binary'"),
-        ({"kind": "blur"}, "kind is 'blur'"),
+        ({"mask_kind": "blur"}, "mask_kind is 'blur'"),
         ({"mask_space": "latent"}, "mask_space is 'latent'"),
         ({"hard_max": 0.7}, "hard_max is 0.7, must be below easy_min"),
         ({"easy_min": 70}, "easy_min is 70"),

@@ -123,7 +123,12 @@ def test_a_finished_folder_asks_nothing_again_and_a_larger_limit_goes_on(plain, 
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"seed": 1}, "seed"), ({"num_masks": 4}, "num_masks"), ({"kind": "patch"}, "mask"), ({"tau": 0.5}, "tau")],
+    [
+        ({"seed": 1}, "seed"),
+        ({"num_masks": 4}, "num_masks"),
+        ({"mask_kind": "patch"}, "mask_kind"),
+        ({"tau": 0.5}, "tau"),
+    ],
 )
 def test_other_settings_are_refused(plain, change, named):
     with pytest.raises(StoreError, match=f"  {named}: "):
