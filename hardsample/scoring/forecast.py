@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from hardsample.metrics.ladders import Ladder, Place
+from hardsample.metrics.ladders import Ladder, SearchPosition
 from hardsample.metrics.pism import PismConfig, max_rollouts
 from hardsample.metrics.strata import level_passes, needed_successes
 
@@ -68,7 +68,7 @@ class Forecast:
             self._sure += with_image * config.num_masks
 
     def resume(self, ladder: Ladder, stored: int) -> None:
-        """Takes in what the store holds of a sample, which was counted as a new one.
+        """Take in what the store holds of a sample, which was counted as a new one.
 
         Args:
             ladder: of the sample, with the grades of the store.
@@ -78,9 +78,9 @@ class Forecast:
         new = Ladder(ladder.row, ladder.record, self.config)
         self.drop(new)
         self._sure += ladder.sure
-        if (place := ladder.place) is not None:
-            self._at[place] += 1
-        if new.place is None:
+        if (position := ladder.position) is not None:
+            self._at[position] += 1
+        if new.position is None:
             return
         for level, grades in enumerate(ladder.grades):
             successes = failures = 0
@@ -91,8 +91,8 @@ class Forecast:
                 self._seen[grade, level, successes, failures] += 1
                 successes, failures = successes + grade, failures + 1 - grade
 
-    def rolled(self, before: Place | None, after: Place | None, grade: int) -> None:
-        """Takes in a rollout of this run.
+    def record_rollout(self, before: SearchPosition | None, after: SearchPosition | None, grade: int) -> None:
+        """Take in a rollout of this run.
 
         Args:
             before: the ladder's place before it; None if the rollout was sure to be made.
@@ -109,13 +109,13 @@ class Forecast:
             self._at[after] += 1
 
     def drop(self, ladder: Ladder) -> None:
-        """Leaves out what a ladder still had before it."""
+        """Leave out what a ladder still had before it."""
         self._sure -= ladder.sure
-        if (place := ladder.place) is not None:
-            self._at[place] -= 1
+        if (position := ladder.position) is not None:
+            self._at[position] -= 1
 
     def left(self) -> Left:
-        """What is still to be made."""
+        """Return what is still to be made."""
         if not self._at.any():
             return Left(self._sure, self._sure, self._sure, 1.0 if self._sure else 0.0)
         ahead = rollouts_ahead(self._success_rates())
@@ -129,7 +129,7 @@ class Forecast:
         return Left(float(expected), float(low), float(high), float(longest))
 
     def _success_rates(self) -> Float[np.ndarray, "draws levels successes failures"]:
-        """Guesses of how often the next rollout at each place succeeds."""
+        """Return guesses of how often the next rollout at each place succeeds."""
         rng = np.random.default_rng(0)  # the same guesses each time: an estimate moves by what is seen only
         _, levels, needed, limit = self._seen.shape
         rates = np.empty((self._draws, levels, needed, limit))
@@ -188,7 +188,7 @@ class _Kinds:
 def rollouts_ahead(
     rates: Float[np.ndarray, "draws levels successes failures"],
 ) -> Float[np.ndarray, "draws levels successes failures"]:
-    """Expected rollouts from each place to the end of the search.
+    """Return expected rollouts from each place to the end of the search.
 
     E(i, s, f) = 1 + p E(i, s+1, f) + (1 − p) E(i, s, f+1), where a level that is passed leads to E(i+1, 0, 0) and one
     that is failed to 0.

@@ -25,7 +25,7 @@ def drive(config, images, grade, size=64, refuse=()):
 
     def finish(ladder):
         finished.append(ladder)
-        if ladder.refused:
+        if ladder.rejected:
             forecast.drop(ladder)
 
     queue = Queue((Ladder(row, record(row, image), config) for row, image in enumerate(images)), finish)
@@ -34,12 +34,12 @@ def drive(config, images, grade, size=64, refuse=()):
     while asks := queue.take(size):
         batch += 1
         for ask in asks:
-            before = None if ask.ratio == BLIND_RATIO else ask.ladder.place
+            before = None if ask.ratio == BLIND_RATIO else ask.ladder.position
             graded = grade(ask.ladder.row, ask.ratio, ask.realization)
             ask.ladder.record_grade(ask.ratio, ask.realization, graded)
-            forecast.rolled(before, ask.ladder.place, graded)
+            forecast.record_rollout(before, ask.ladder.position, graded)
             if ask.ladder.row in refuse:
-                ask.ladder.refused = "no image"
+                ask.ladder.rejected = "no image"
         for ladder in {id(ask.ladder): ask.ladder for ask in asks}.values():
             queue.advance(ladder)
         if batch <= 12 or not batch % 8:
@@ -156,10 +156,10 @@ def test_a_resumed_run_counts_what_is_there_and_expects_the_same():
     for _ in range(9):
         for ladder in ladders:
             for ratio, k in ladder.ask():
-                before = ladder.place
+                before = ladder.position
                 ladder.record_grade(ratio, k, fixed(ladder.row, ratio, k))
                 graded[ladder.row].append((ratio, k, fixed(ladder.row, ratio, k)))
-                whole.rolled(before, ladder.place, fixed(ladder.row, ratio, k))
+                whole.record_rollout(before, ladder.position, fixed(ladder.row, ratio, k))
     resumed = Forecast(config, samples, 0)
     for row in range(samples):
         resumed.resume(Ladder(row, record(row), config, graded[row]), len(graded[row]))

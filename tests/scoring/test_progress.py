@@ -40,9 +40,9 @@ def simulated_run(samples, seconds_of, batch=64, kind=0.5, seed=0, stored=0):
         while asks := queue.take(batch):
             clock.now += seconds_of(len(asks))
             for ask in asks:
-                before, grade = ask.ladder.place, int(rng.random() < rates[ask.ladder.row] * (1 - ask.ratio))
+                before, grade = ask.ladder.position, int(rng.random() < rates[ask.ladder.row] * (1 - ask.ratio))
                 ask.ladder.record_grade(ask.ratio, ask.realization, grade)
-                forecast.rolled(before, ask.ladder.place, grade)
+                forecast.record_rollout(before, ask.ladder.position, grade)
             for ladder in {id(ask.ladder): ask.ladder for ask in asks}.values():
                 queue.advance(ladder)
             bar.update(len(asks))
