@@ -296,7 +296,7 @@ def _probabilities(
     Args:
         call: of a batch of one.
         lse: of the rows.
-        rows: first row, and the one after the last.
+        rows: first row, last row + 1.
         count: of keys.
     """
     q, k = call.q[0, :, slice(*rows)].float(), call.k[0, :, :count].float()
