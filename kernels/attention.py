@@ -34,7 +34,7 @@ _LN_2 = tl.constexpr(0.6931471805599453)
 
 @triton.jit(do_not_specialize=["keys"])
 def mark_tiles(kinds, padded, marks, keys, BLOCK_N: tl.constexpr):
-    """The kind that all keys of each tile have, or _MIXED; and a copy of the kinds that ends with a whole tile."""
+    """Return the kind that all keys of each tile have, or _MIXED; and a copy of the kinds that ends with a whole tile."""
     tiles = tl.cdiv(keys, BLOCK_N)
     program = tl.program_id(0).to(tl.int64)
     b, column = program // tiles, program % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -74,7 +74,7 @@ def attend_tiles(
     DIM: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Takes the keys start … stop − 1 into a tile's running state; EDGE: not all rows may see all of them."""
+    """Take the keys start … stop − 1 into a tile's running state; EDGE: not all rows may see all of them."""
     dims = tl.arange(0, q.shape[1])
     for first in tl.range(start, stop, BLOCK_N):
         column = tl.multiple_of(first, BLOCK_N) + tl.arange(0, BLOCK_N)
@@ -165,7 +165,7 @@ def attention_with_mass(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """A tile of BLOCK_M rows of one head: output, lse, and the masses of the rows row_start … row_stop − 1."""
+    """Return a tile of BLOCK_M rows of one head: output, lse, and the masses of the rows row_start … row_stop − 1."""
     tiles = tl.cdiv(queries, BLOCK_M)
     program = tl.program_id(0)
     tile = program % tiles
@@ -311,12 +311,12 @@ def mass_of_columns(
 
 
 def fused_constants(tiles: Tiles, head_dim: int, causal: bool, masked: bool, mass: bool = True) -> dict[str, Any]:
-    """What `attention_with_mass` is compiled with; without masses it is plain attention, for comparison."""
+    """Return what `attention_with_mass` is compiled with; without masses it is plain attention, for comparison."""
     return {"CAUSAL": causal, "MASK": masked, "MASS": mass, **_common_constants(tiles, head_dim)}
 
 
 def mass_constants(tiles: Tiles, head_dim: int, causal: bool, masked: bool) -> dict[str, Any]:
-    """What `mass_of_columns` is compiled with."""
+    """Return what `mass_of_columns` is compiled with."""
     return {"CAUSAL": causal, "MASK": masked, "PROBES": 1024, **_common_constants(tiles, head_dim)}
 
 
@@ -346,7 +346,7 @@ def fused_attention(
     *,
     with_mass: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The op `hardsample::fused_attention` in Triton; the arguments are those of `reference_attention.attention`.
+    """Return the op `hardsample::fused_attention` in Triton; the arguments are those of `reference_attention.attention`.
 
     Without masses, for benches, it is the same kernel with their part compiled out; `mass` is then not written.
     """
@@ -391,7 +391,7 @@ def attention_mass(
     row_start: int,
     row_stop: int,
 ) -> Tensor:
-    """The op `hardsample::attention_mass` in Triton, with the arguments of `reference_attention.attention_mass`."""
+    """Return the op `hardsample::attention_mass` in Triton, with the arguments of `reference_attention.attention_mass`."""
     q, k = _dense_rows(q), _dense_rows(k)
     batch, heads, queries, dim = q.shape
     kv_heads, group = k.shape[1], heads // k.shape[1]
@@ -421,7 +421,7 @@ def _dense_rows(tensor: Tensor) -> Tensor:
 
 
 def _as_bytes(mask: Tensor | None) -> tuple[Tensor | None, list[int]]:
-    """The mask as bytes, and its strides: 0 where it is the same for all batch rows or heads."""
+    """Return the mask as bytes, and its strides: 0 where it is the same for all batch rows or heads."""
     if mask is None:
         return None, [0, 0, 0, 0]
     strides = [0 if size == 1 else stride for size, stride in zip(mask.shape[:2], mask.stride()[:2], strict=True)]

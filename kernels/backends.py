@@ -44,7 +44,7 @@ def register(op: str, *backends: Backend) -> None:
 
 
 def names(op: str) -> list[str]:
-    """The names of an op's backends, the preferred one first."""
+    """Return the names of an op's backends, the preferred one first."""
     return [backend.name for backend in _table[op]]
 
 
@@ -54,7 +54,7 @@ def reasons(op: str, tensor: Tensor) -> dict[str, str | None]:
 
 
 def choose(op: str, tensor: Tensor, name: str = "") -> Backend:
-    """The backend that runs an op on a tensor: the named one, else the first that can.
+    """Return the backend that runs an op on a tensor: the named one, else the first that can.
 
     On a GPU without a suitable backend the reference runs, with one warning for each op.
 

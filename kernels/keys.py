@@ -59,7 +59,7 @@ def philox(counter: Sequence[Word], key: Sequence[Word], rounds: int = ROUNDS) -
 
 
 def mask_key(seed: int, sample_id: str, purpose: bytes = b"") -> Key:
-    """Makes the Philox key of one sample.
+    """Make the Philox key of one sample.
 
     Args:
         seed: run seed, 0 … 2⁶⁴−1.
@@ -80,7 +80,7 @@ def mask_key(seed: int, sample_id: str, purpose: bytes = b"") -> Key:
 
 
 def ratio_units(ratio: float | Fraction) -> int:
-    """Converts a mask ratio to the generator's integer unit, in which ratios are also compared.
+    """Convert a mask ratio to the generator's integer unit, in which ratios are also compared.
 
     Args:
         ratio: λ, share of masked pixels, 0 … 1.

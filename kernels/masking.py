@@ -35,7 +35,7 @@ _TOP = tl.constexpr(COLUMNS.index("y"))
 
 @triton.jit
 def load_word(variant, column):
-    """One column of a variant as uint32; the table holds bits as int32."""
+    """Return one column of a variant as uint32; the table holds bits as int32."""
     return tl.load(variant + column).to(tl.uint32, bitcast=True)
 
 
@@ -47,7 +47,7 @@ def pair_below(word, units):
 
 @triton.jit
 def draw_eight(call, variant):
-    """The draws 8 · call … 8 · call + 7 (call: uint32) as bits, the first one lowest: 1 is masked."""
+    """Return the draws 8 · call … 8 · call + 7 (call: uint32) as bits, the first one lowest: 1 is masked."""
     key = load_word(variant, 0).to(tl.uint64) | (load_word(variant, 1).to(tl.uint64) << 32)
     units = load_word(variant, _UNITS)
     image_index, realization = load_word(variant, _IMAGE_INDEX), load_word(variant, _IMAGE_INDEX + 1)
@@ -79,7 +79,7 @@ def row_bits(y, x, inside, variant, cells, cells_x, KIND: tl.constexpr, STEP: tl
 
 @triton.jit
 def words_of(bits, word, CHANNELS: tl.constexpr, PACK: tl.constexpr, TYPE: tl.constexpr):
-    """Which bits of each word (1, n) of a group (groups,) are masked: value i of word w is of pixel (w · PACK + i) //
+    """Return which bits of each word (1, n) of a group (groups,) are masked: value i of word w is of pixel (w · PACK + i) //
     CHANNELS of the group."""
     WIDTH: tl.constexpr = TYPE.primitive_bitwidth // PACK
     words = tl.zeros([bits.shape[0], word.shape[1]], tl.uint32)
@@ -121,7 +121,7 @@ def mask_raster(
     ALIGN: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
-    """A block of GROUPS · 8 pixels of one variant in layout `hwc` or `chw`."""
+    """Return a block of GROUPS · 8 pixels of one variant in layout `hwc` or `chw`."""
     TYPE: tl.constexpr = out.dtype.element_ty
     program = tl.program_id(0)
     block, v = (program // num_variants).to(tl.int64), (program % num_variants).to(tl.int64)
@@ -196,7 +196,7 @@ def mask_patches(
     ROWS: tl.constexpr,
     CALLS: tl.constexpr,
 ):
-    """A block of MERGE × MERGE patches, which lie one after the other, of one variant in layout `patches`.
+    """Return a block of MERGE × MERGE patches, which lie one after the other, of one variant in layout `patches`.
 
     Rows of a patch need not start at multiples of eight pixels. Groups of STEP = gcd(PATCH, 8) pixels never cross a
     Philox call; they find theirs among CALLS for each of the block's ROWS of pixels.
@@ -254,7 +254,7 @@ class Launch(NamedTuple):
 
 
 def plan_launch(kind: str, layout: str, geometry: Sequence[int], item_size: int, pack: int) -> Launch:
-    """Chooses kernel, block sizes and warps.
+    """Choose kernel, block sizes and warps.
 
     Args:
         kind: `pixel`, `patch` or `rectangle`.
@@ -294,7 +294,7 @@ def plan_launch(kind: str, layout: str, geometry: Sequence[int], item_size: int,
 
 
 def values_a_word(layout: str, geometry: Sequence[int], item_size: int, address: int = 0) -> int:
-    """How many values can be moved as one word of at most 4 bytes; odd sizes and addresses allow fewer.
+    """Return how many values can be moved as one word of at most 4 bytes; odd sizes and addresses allow fewer.
 
     Args:
         layout: `hwc`, `chw` or `patches`.
@@ -320,7 +320,7 @@ def mask_pixels(
     geometry: Sequence[int],
     out: Tensor,
 ) -> None:
-    """The op `hardsample::mask_pixels` in Triton; the arguments are those of `reference.mask_pixels`."""
+    """Return the op `hardsample::mask_pixels` in Triton; the arguments are those of `reference.mask_pixels`."""
     height, width, *_ = geometry
     device, count, item_size = images.device, len(variants), images.element_size()
     pack = values_a_word(layout, geometry, item_size, images.data_ptr() | out.data_ptr())

@@ -52,7 +52,7 @@ class NativeError(RuntimeError):
 
 @cache
 def _open(name: str) -> CDLL | str:
-    """A library with its argument types set, or the reason why there is none."""
+    """Return a library with its argument types set, or the reason why there is none."""
     table, abi = (_CPU, "hs_abi") if name == "libhardsample" else (_CUDA, "hs_cuda_abi")
     path = Path(__file__).parent / f"{name}.so"
     if not path.exists():
@@ -84,7 +84,7 @@ def library(name: str) -> CDLL:
 
 
 def cpu_level() -> int:
-    """The best level of the CPU library here: 0 baseline (x86-64-v2), 1 AVX2, 2 AVX-512."""
+    """Return the best level of the CPU library here: 0 baseline (x86-64-v2), 1 AVX2, 2 AVX-512."""
     return int(library("libhardsample").hs_cpu_level())
 
 
@@ -94,7 +94,7 @@ def num_threads() -> int:
 
 
 def why_not_cpu(tensor: Tensor) -> str | None:
-    """Why the CPU library cannot run on a tensor; None if it can."""
+    """Return why the CPU library cannot run on a tensor; None if it can."""
     if tensor.device.type != "cpu":
         return f"it runs on the CPU, and this is {tensor.device}"
     found = _open("libhardsample")
@@ -102,7 +102,7 @@ def why_not_cpu(tensor: Tensor) -> str | None:
 
 
 def why_not_cuda(tensor: Tensor) -> str | None:
-    """Why the CUDA library cannot run on a tensor; None if it can."""
+    """Return why the CUDA library cannot run on a tensor; None if it can."""
     if not tensor.is_cuda:
         return f"it runs on CUDA devices, and this is {tensor.device}"
     found = _open("libhardsample_cuda")
@@ -129,7 +129,7 @@ def mask_pixels_cpu(
     level: int | None = None,
     threads: int | None = None,
 ) -> None:
-    """The op `hardsample::mask_pixels` in C++; `level` and `threads` are for tests and benches."""
+    """Return the op `hardsample::mask_pixels` in C++; `level` and `threads` are for tests and benches."""
     native = library("libhardsample")
     arguments = _mask_arguments(images, variants.to(torch.uint32), fill, kind, layout, geometry, out)
     level = native.hs_cpu_level() if level is None else level
@@ -145,7 +145,7 @@ def mask_pixels_cuda(
     geometry: Sequence[int],
     out: Tensor,
 ) -> None:
-    """The op `hardsample::mask_pixels` in CUDA, on the current stream."""
+    """Return the op `hardsample::mask_pixels` in CUDA, on the current stream."""
     native = library("libhardsample_cuda")
     table = variants.to(torch.int32).pin_memory().to(images.device, non_blocking=True)
     arguments = _mask_arguments(images, table, fill, kind, layout, geometry, out)
@@ -162,7 +162,7 @@ def emulate_mask_pixels(
     geometry: Sequence[int],
     out: Tensor,
 ) -> None:
-    """The CUDA kernel's own code on CPU tensors, thread after thread: slow, for tests."""
+    """Return the CUDA kernel's own code on CPU tensors, thread after thread: slow, for tests."""
     native = library("libhardsample_cuda")
     arguments = _mask_arguments(images, variants.to(torch.uint32), fill, kind, layout, geometry, out)
     _check_cuda(native, native.hs_cuda_emulate_mask_pixels(*arguments))
@@ -198,7 +198,7 @@ def attention_mass_cpu(
     level: int | None = None,
     threads: int | None = None,
 ) -> Tensor:
-    """The op `hardsample::attention_mass` in C++; `level` and `threads` are for tests and benches."""
+    """Return the op `hardsample::attention_mass` in C++; `level` and `threads` are for tests and benches."""
     native = library("libhardsample")
     level = native.hs_cpu_level() if level is None else level
     with _MassCall(q, k, lse, columns, counts, mask, causal, query_offset, scale, row_start, row_stop) as call:
@@ -219,7 +219,7 @@ def attention_mass_cuda(
     row_start: int,
     row_stop: int,
 ) -> Tensor:
-    """The op `hardsample::attention_mass` in CUDA, on the current stream."""
+    """Return the op `hardsample::attention_mass` in CUDA, on the current stream."""
     native = library("libhardsample_cuda")
     with (
         torch.cuda.device(q.device),
@@ -243,7 +243,7 @@ def emulate_attention_mass(
     row_start: int,
     row_stop: int,
 ) -> Tensor:
-    """The CUDA kernel's own code on CPU tensors, thread after thread: slow, for tests."""
+    """Return the CUDA kernel's own code on CPU tensors, thread after thread: slow, for tests."""
     native = library("libhardsample_cuda")
     with _MassCall(q, k, lse, columns, counts, mask, causal, query_offset, scale, row_start, row_stop) as call:
         _check_cuda(native, native.hs_cuda_emulate_attention_mass(*call.arguments))

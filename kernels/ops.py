@@ -52,7 +52,7 @@ def mask_pixels(
     temporal_patch_size: int = 2,
     backend: str | None = None,
 ) -> Shaped[Tensor, "variants *image"]:
-    """Masks one image, or one image for each variant, with each (ratio, realization, key), in one pass.
+    """Mask one image, or one image for each variant, with each (ratio, realization, key), in one pass.
 
     Layouts, for one image:
 
@@ -168,7 +168,7 @@ class MassPlan(NamedTuple):
 
 
 def plan_mass(kinds: Int8[Tensor, "batch key"]) -> MassPlan:
-    """Finds for each row of the batch the two kinds with the fewest keys; waits for no device.
+    """Find for each row of the batch the two kinds with the fewest keys; waits for no device.
 
     Args:
         kinds: OTHER, IMAGE or TEXT for each key.
@@ -195,7 +195,7 @@ def attention_with_mass(
     plan: MassPlan | None = None,
     backend: str | None = None,
 ) -> AttentionMass:
-    """Attention that also returns how much of each row's probability lies on image keys and on text keys.
+    """Return attention that also returns how much of each row's probability lies on image keys and on text keys.
 
         A(i, j) = exp(scale · q_i · k_j − lse_i);  image_i = Σ_{j image} A(i, j);  text_i = Σ_{j prompt text} A(i, j)
 
@@ -264,7 +264,7 @@ def _all_kinds(
     order: Int64[Tensor, "batch 3"],
     sees: Bool[Tensor, "#batch #head row"] | None,
 ) -> tuple[Float[Tensor, "batch head row"], Float[Tensor, "batch head row"]]:
-    """Image and text masses from the two that were computed: the third is what is left of 1 (0 for blind rows)."""
+    """Return image and text masses from the two that were computed: the third is what is left of 1 (0 for blind rows)."""
     rest = (1 if sees is None else sees.to(mass.dtype)) - mass.sum(-1)
     three = torch.cat([mass, rest.clamp(min=0)[..., None]], -1)
     rank = order.argsort(1)[:, None, None, :].expand(three.shape)
@@ -432,7 +432,7 @@ def _default_attention(device: torch.device, dtype: torch.dtype, dim: int) -> st
 
 
 def chosen(tensor: Tensor) -> dict[str, str]:
-    """The backends that calls on tensors of this device and dtype take if none is named: op → backend."""
+    """Return the backends that calls on tensors of this device and dtype take if none is named: op → backend."""
     found = {"mask_pixels": choose("mask_pixels", tensor).name}
     if tensor.is_floating_point():
         found["attention_with_mass"] = _default_attention(tensor.device, tensor.dtype, 64)
@@ -440,7 +440,7 @@ def chosen(tensor: Tensor) -> dict[str, str]:
 
 
 def backends(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, dict[str, str]]:
-    """What can run on a device: op → backend → "" if it can, else the reason why not; preferred ones first.
+    """Return what can run on a device: op → backend → "" if it can, else the reason why not; preferred ones first.
 
     >>> backends()["mask_pixels"]["reference"]
     ''

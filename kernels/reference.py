@@ -30,7 +30,7 @@ _BLOCK = 32768  # calls at a time: temporaries stay in the cache, and torch star
 
 
 def check_mask(height: int, width: int, realization: int, image_index: int, kind: str) -> None:
-    """Checks what enters the counter, so that no word wraps silently.
+    """Check what enters the counter, so that no word wraps silently.
 
     Args:
         height: pixels of the masked space.
@@ -54,7 +54,7 @@ def check_mask(height: int, width: int, realization: int, image_index: int, kind
 def mask_rectangle(
     height: int, width: int, ratio: float | Fraction, realization: int, key: Key, image_index: int = 0
 ) -> tuple[int, int, int, int]:
-    """Places the rectangle of kind `rectangle`, in integers only.
+    """Place the rectangle of kind `rectangle`, in integers only.
 
     With u = round(λ·65536) and the four Philox words r0 … r3 of draw 2³²−1:
 
@@ -106,7 +106,7 @@ def pixel_mask(
     kind: str = "pixel",
     device: torch.device | str | None = None,
 ) -> Bool[Tensor, "height width"]:
-    """Draws one mask.
+    """Draw one mask.
 
     Args:
         height: H, pixels of the masked space (at least 1).
@@ -151,7 +151,7 @@ def mask_pixels(
     geometry: Sequence[int],
     out: Tensor,
 ) -> None:
-    """Masks each variant of a checked call; the definition of the op `hardsample::mask_pixels`.
+    """Mask each variant of a checked call; the definition of the op `hardsample::mask_pixels`.
 
     Args:
         images: (1 or more, *image), contiguous; layouts as in `hardsample.kernels.ops.mask_pixels`.
@@ -175,7 +175,7 @@ def mask_pixels(
 def _views(
     layout: str, geometry: Sequence[int]
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Shapes in which one image, the fill and the mask broadcast, and the order of the mask's dimensions."""
+    """Return shapes in which one image, the fill and the mask broadcast, and the order of the mask's dimensions."""
     height, width, channels, patch, merge, frames = geometry
     if layout == "hwc":
         return (height, width, channels), (channels,), (height, width, 1), (0, 1, 2)
@@ -193,7 +193,7 @@ def _views(
 def _draws_below(
     draws: int, units: int, realization: int, key: Key, image_index: int, device: torch.device | str | None
 ) -> Bool[Tensor, " draws"]:
-    """Makes the draws 0 … draws−1 and says for each whether its 16-bit lane is below `units`."""
+    """Make the draws 0 … draws−1 and says for each whether its 16-bit lane is below `units`."""
     calls = -(-draws // 8)
     below = torch.empty((calls, 8), dtype=torch.bool, device=device)
     for start in range(0, calls, _BLOCK):

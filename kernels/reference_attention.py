@@ -29,7 +29,7 @@ def visible_keys(
     num_keys: int,
     device: torch.device,
 ) -> Bool[Tensor, "#batch #head row key"] | None:
-    """Which keys some rows see; None stands for all.
+    """Return which keys some rows see; None stands for all.
 
     Args:
         mask: True where a query may attend, or None.
@@ -60,7 +60,7 @@ def attention(
     row_start: int,
     row_stop: int,
 ) -> tuple[Float[Tensor, "batch head query dim"], Float[Tensor, "batch head row 2"], Float[Tensor, "batch head query"]]:
-    """Output, masses (image, text) of the rows row_start … row_stop − 1, and lse of all rows.
+    """Return output, masses (image, text) of the rows row_start … row_stop − 1, and lse of all rows.
 
     See `hardsample.kernels.ops.attention_with_mass` for the arguments.
     """
@@ -102,7 +102,7 @@ def attention_backward(
     Float[Tensor, "batch kv_head key dim"],
     Float[Tensor, "batch kv_head key dim"],
 ]:
-    """Gradients of q, k and v for the gradient of the output.
+    """Return gradients of q, k and v for the gradient of the output.
 
         dV = Aᵀ dO;  dS = A ∘ (dO Vᵀ − rowsum(dO ∘ O));  dQ = scale · dS K;  dK = scale · dSᵀ Q
 
@@ -153,7 +153,7 @@ def attention_mass(
     row_start: int,
     row_stop: int,
 ) -> Float[Tensor, "batch head row 2"]:
-    """Masses on two sets of keys, from q, k and the lse of an attention that was computed elsewhere.
+    """Return masses on two sets of keys, from q, k and the lse of an attention that was computed elsewhere.
 
     Args:
         q: queries.
@@ -193,7 +193,7 @@ def attention_mass(
 
 
 def _scores(q: Tensor, k: Tensor, scale: float, rows: tuple[int, int]) -> Iterator[tuple[int, int, Tensor]]:
-    """Scores of a few rows at a time: (first row, row after the last, (batch, head, rows, keys))."""
+    """Return scores of a few rows at a time: (first row, row after the last, (batch, head, rows, keys))."""
     batch, heads, _, _ = q.shape
     step = max(1, _CHUNK_BYTES // max(1, k.element_size() * batch * heads * k.shape[2]))
     for start in range(*rows, step):

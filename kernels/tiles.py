@@ -20,7 +20,7 @@ class Tiles(NamedTuple):
 
 
 def fused_tiles(item_size: int, head_dim: int, masked: bool, capability: tuple[int, int]) -> Tiles:
-    """Tiles of the kernel `attention_with_mass`.
+    """Return tiles of the kernel `attention_with_mass`.
 
     Args:
         item_size: bytes of a value: 2 or 4.
@@ -44,7 +44,7 @@ def fused_tiles(item_size: int, head_dim: int, masked: bool, capability: tuple[i
 
 
 def mass_tiles(item_size: int, head_dim: int, masked: bool, capability: tuple[int, int]) -> Tiles:
-    """Tiles of the kernel `mass_of_columns`; arguments and errors are those of `fused_tiles`."""
+    """Return tiles of the kernel `mass_of_columns`; arguments and errors are those of `fused_tiles`."""
     _check_dim(head_dim)
     if item_size == 4:
         return Tiles(64, 32 if head_dim <= 64 else 16, 8, 2)

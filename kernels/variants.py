@@ -36,7 +36,7 @@ def geometry_of(
     merge_size: int = 2,
     temporal_patch_size: int = 2,
 ) -> Geometry:
-    """Finds the masked space of one image of this shape; the arguments are those of `ops.mask_pixels`.
+    """Find the masked space of one image of this shape; the arguments are those of `ops.mask_pixels`.
 
     Raises:
         ValueError: the layout is unknown, or the patches do not fit the grid; the message names the value.
@@ -74,7 +74,7 @@ def variant_table(
     kind: str,
     sources: Sequence[int],
 ) -> Int64[Tensor, "variants 10"]:
-    """Checks every variant and writes one row each, in the order of `COLUMNS`.
+    """Check every variant and writes one row each, in the order of `COLUMNS`.
 
     Args:
         geometry: of the images.
@@ -112,7 +112,7 @@ def variant_table(
 
 
 def fill_values(fill: float | Sequence[float], channels: int, dtype: torch.dtype) -> list[float]:
-    """One fill value for each channel, checked against the images' dtype.
+    """Return one fill value for each channel, checked against the images' dtype.
 
     Raises:
         ValueError: their number does not fit, or they are no integers in 0 … 255 for images of integers.

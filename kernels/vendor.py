@@ -82,7 +82,7 @@ def attention_backward(
     Float[Tensor, "batch kv_head key dim"],
     Float[Tensor, "batch kv_head key dim"],
 ]:
-    """Gradients of q, k and v by PyTorch's own kernels, from an output and lse that any kernel computed.
+    """Return gradients of q, k and v by PyTorch's own kernels, from an output and lse that any kernel computed.
 
     The arguments are those of `reference_attention.attention_backward`.
     """
@@ -120,18 +120,18 @@ def attention_backward(
 def _joined(
     mask: Tensor | None, causal: bool, query_offset: int, queries: int, keys: int, device: torch.device
 ) -> Tensor | None:
-    """Mask and causal order as one mask of four dimensions."""
+    """Return mask and causal order as one mask of four dimensions."""
     seen = visible_keys(mask, causal, query_offset, (0, queries), keys, device)
     return None if seen is None else seen.view((1,) * (4 - seen.ndim) + tuple(seen.shape))
 
 
 def _takes_flash(q: Tensor, k: Tensor, mask: Tensor | None, aligned: bool) -> bool:
-    """Whether CUDA's flash kernel takes this call; it has no masks and aligns causal rows to the last key."""
+    """Return whether CUDA's flash kernel takes this call; it has no masks and aligns causal rows to the last key."""
     return mask is None and (not aligned or q.shape[2] == k.shape[2]) and q.dtype != torch.float32
 
 
 def _padded_bias(mask: Tensor, q: Tensor, keys: int) -> Tensor:
-    """The bias of CUDA's memory-efficient kernel, (B, H, Tq, Tk): its rows start at aligned addresses."""
+    """Return the bias of CUDA's memory-efficient kernel, (B, H, Tq, Tk): its rows start at aligned addresses."""
     padded = torch.nn.functional.pad(mask, (0, -keys % _ALIGNMENT))
     return _bias(padded, q.dtype)[..., :keys].expand(*q.shape[:3], keys)
 
@@ -159,7 +159,7 @@ def _flash_attn(
 
 
 def why_not_sdpa(q: Tensor) -> str | None:
-    """Why PyTorch's attention gives no lse for this tensor; None if it does."""
+    """Return why PyTorch's attention gives no lse for this tensor; None if it does."""
     if q.device.type == "cpu":
         return None
     if q.device.type != "cuda":
@@ -170,7 +170,7 @@ def why_not_sdpa(q: Tensor) -> str | None:
 
 
 def why_not_flash(q: Tensor) -> str | None:
-    """Why the flash-attn package cannot run on this tensor; None if it can."""
+    """Return why the flash-attn package cannot run on this tensor; None if it can."""
     if find_spec("flash_attn") is None:
         return "flash-attn is not installed (pip install hardsample[flash])"
     if not q.is_cuda:
