@@ -40,7 +40,7 @@ def question(record):
 
 
 def table(path, records, **columns):
-    """A table of the demo's images and questions with other columns, one value a row."""
+    """Return a table of the demo's images and questions with other columns, one value a row."""
     names = list(dict.fromkeys(["index", "image", "question", *columns]))
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")

@@ -24,7 +24,7 @@ BASE = [("a", 0.0), ("b", 0.2), ("c", 0.5), ("d", 0.9), ("e", None), ("f", 0.6)]
 
 
 def scoring(folder, thresholds, bounds=CONFIG.bounds, digests=None, no_image=(), **settings):
-    """A finished run of samples with these λ*, as a lossless ladder leaves it."""
+    """Return a finished run of samples with these λ*, as a lossless ladder leaves it."""
     folder.mkdir()
     columns = {name: [] for name in SCHEMA.names}
     for row, (sample, threshold) in enumerate(thresholds):

@@ -36,7 +36,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def pages(scored_folder, experiment_folder, tmp_path_factory):
-    """The pages of a scoring, of an experiment, and of a comparison in which λ* of some samples differ."""
+    """Return the pages of a scoring, of an experiment, and of a comparison in which λ* of some samples differ."""
     folder = tmp_path_factory.mktemp("pages")
     first, second = (shutil.copytree(scored_folder, folder / name) for name in ("first", "second"))
     table = pq.read_table(first / "scores.parquet")
@@ -62,7 +62,7 @@ def pages(scored_folder, experiment_folder, tmp_path_factory):
 
 @pytest.fixture
 def opened(browser, pages):
-    """Opens a page; fails the test on any error in the console or a script, and on any request that leaves the file."""
+    """Open a page; fail the test on any error in the console or a script, and on any external request."""
     contexts, problems = [], []
 
     def on_request(request):

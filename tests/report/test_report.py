@@ -160,7 +160,7 @@ def test_masks_of_model_space_are_called_an_illustration(scored_folder, tmp_path
     folder = shutil.copytree(scored_folder, tmp_path / "run")
     run = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps(run | {"mask_space": "model"}))
-    assert "an illustration, not the run's own" in Parsed(made(folder, tmp_path / "model.html")).text
+    assert "an illustration, not the masks of the run" in Parsed(made(folder, tmp_path / "model.html")).text
 
 
 def test_a_folder_without_completions_says_so(scored_folder, tmp_path):
@@ -219,7 +219,7 @@ def test_a_training_shows_its_last_complete_checkpoint(tmp_path, hostile):
     (tmp_path / "training.json").write_text(json.dumps({"dataset_name": hostile, "policy": "signal"}))
     page = Parsed(made(tmp_path, tmp_path / "out.html"))
     assert kind_of(tmp_path) == "training"
-    assert f"10 entries {hostile}" in page.text
+    assert f"Training a model on {hostile}" in page.text and "checkpoint-10" in page.text
     assert "Mean reward went from 0.015 (first fifth of the log) to 0.095 (last fifth)" in page.text
     assert "25 % of the groups had zero variance" in page.text
     labels = {svg.get("aria-label") for svg in page.named("svg")}
@@ -272,7 +272,7 @@ def test_an_experiment_without_its_trainings_says_so(experiment_folder, tmp_path
     [
         ({}, "looked for run.json and scores.parquet"),
         ({"experiment.json": "{}"}, "has no results.json yet"),
-        ({"experiment.json": "{}", "results.json": "{}"}, "no table of an experiment"),
+        ({"experiment.json": "{}", "results.json": "{}"}, "is not a table of an experiment"),
         ({"experiment.json": "{}", "results.json": "{"}, "cannot be read"),
         ({"run.json": "{}"}, r"scores\.parquet is missing"),
     ],
@@ -291,7 +291,7 @@ def test_an_unfinished_run_and_no_folder_are_refused(scored_folder, tmp_path):
     (folder / "run.json").write_text(json.dumps(run | {"status": "running"}))
     with pytest.raises(OutputError, match="not finished"):
         write_report(folder)
-    with pytest.raises(OutputError, match="is no folder"):
+    with pytest.raises(OutputError, match="is not a folder"):
         write_report(tmp_path / "nothing")
     with pytest.raises(OutputError, match="cannot be written"):
         write_report(scored_folder, folder / "run.json" / "report.html")

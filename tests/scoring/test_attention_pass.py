@@ -289,7 +289,7 @@ def test_explain_names_the_fix_for_an_unknown_id(run):
 
     done = CliRunner().invoke(app, ["explain", str(run.directory), "--id", "../nothing"])
     assert done.exit_code == 1
-    assert "has no sample '../nothing': its ids are such as" in done.output
+    assert "has no sample '../nothing': its ids look like" in done.output
 
 
 def test_other_bounds_from_the_data(run):
