@@ -82,24 +82,24 @@ class Job:
         )
         self.rollouts += len(made)
         for (ask, completion), grade in zip(made, grades, strict=True):
-            before = None if ask.ratio == BLIND_RATIO else ask.ladder.place
+            before = None if ask.ratio == BLIND_RATIO else ask.ladder.position
             answered = not unanswered(completion.finish, int(grade))
             ask.ladder.record_grade(ask.ratio, ask.realization, int(grade), answered)
             if not ask.ladder.finished:  # one that was refused meanwhile is no longer reckoned with
-                self.bar.forecast.rolled(before, ask.ladder.place, int(grade))
+                self.bar.forecast.record_rollout(before, ask.ladder.position, int(grade))
         for ask, result in zip(asks, results, strict=True):
             if isinstance(result, Failure):
-                ask.ladder.refused = f"column images or prompt: {result.reason}" if result.of_record else result.reason
+                ask.ladder.rejected = f"column images or prompt: {result.reason}" if result.of_record else result.reason
         return list({id(ask.ladder): ask.ladder for ask in asks}.values())
 
     def _finish(self, ladder: Ladder) -> None:
         self.bar.finished += 1
-        if ladder.refused is None:
+        if ladder.rejected is None:
             ladder.record = {name: ladder.record[name] for name in ("id", "ability")}  # let go of images and text
             self.finished.append(ladder)
             return
         self.bar.forecast.drop(ladder)
-        rejection = Rejection(int(ladder.record["record_number"]), ladder.record["id"], ladder.refused)
+        rejection = Rejection(int(ladder.record["record_number"]), ladder.record["id"], ladder.rejected)
         if self.config.strict:
             raise RejectedError(sentence(rejection))
         self.rejected.append(rejection)

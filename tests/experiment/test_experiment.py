@@ -160,7 +160,7 @@ def test_mistakes_are_said_before_anything_is_trained(tmp_path):
         ({"grpo": {"learning_rat": 1}}, "grpo: .*learning_rat"),
         ({"sft": {"per_device_train_batch_size": 2, "bath": 1}}, "sft: .*bath"),
         ({"evaluation": {"rollouts": 3}}, "evaluation: rollouts is 3 at temperature 0"),
-        ({"evaluation": {"tau": 0.5}}, "evaluation: tau is no setting"),
+        ({"evaluation": {"tau": 0.5}}, "evaluation: tau is not a setting"),
         ({"model_config": {"dtyp": "bfloat16"}}, "model_config: .*dtyp"),
         ({"reward_funcs": ["nice"]}, "no reward function 'nice'"),
     ):
@@ -202,7 +202,7 @@ def test_a_dry_run_computes_nothing(tmp_path):
     assert "grpo all │ 1 │ 24 │ 3 │ 24" in text, "the whole set does not depend on the scores"
     assert text.count("grpo medium+hard") == 1 and "grpo medium+hard │ 2 │ ≈12 │ ≈3 │ ≈48 │ ?" in text, text
     assert f"there are no finished scores in {tmp_path}/out/scores: a run first scores 24 samples, some " in text
-    assert "strata are not known: numbers with ≈ are for strata of equal size, 6 samples each" in text
+    assert "strata are unknown: numbers with ≈ assume strata of equal size, 6 samples each" in text
     assert not (tmp_path / "out").exists()
 
 
