@@ -27,8 +27,8 @@ SQUARES += " e.g. {3}."
 RECEIPT = "What is the total amount on this receipt? Answer with the number only."
 BOXES = "There is a box with items of 2 different colors and a black square."
 TRUE_FALSE = "\nIs this statement true or false of the image? Answer true or false."
-PAIR = f"Left image: is the statement '{BOXES}' true?"
-PAIR += " Right image: is 'There are three triangles touching the edge' true? Answer two words."
+PAIR = f"Left picture: is the statement '{BOXES}' true?"
+PAIR += " Right picture: is 'There are three triangles touching the edge' true? Answer two words."
 FIND_X = "Find x.\nOptions:\n(A) 12\n(B) 13\n(C) 14\n(D) 15"
 VENN, GRID = "images/dynamath/image464.png", "images/puzzlevqa/color_grid_0032.png"
 NESTED = "images/blindtest/nested_squares_depth_2_image_2_thickness_4.png"
@@ -46,7 +46,7 @@ NUMBERS = ["12", "13", "14", "15"]
 
 
 def q(text, images, solution, grader, options=None, before="", after="", id=None):
-    """One expected record of a single user turn, its images before the text."""
+    """Return the expected record of a single user turn, images before the text."""
     content = [("image", None)] * len(images) + [("text", before + text + after)]
     return [("user", content)], images, solution, grader, options, id
 
