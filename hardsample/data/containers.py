@@ -1,6 +1,6 @@
-"""Reading records from a file, a saved dataset, the Hub or memory, one at a time.
+"""Read records one at a time from a file, a saved dataset, the Hub or memory.
 
-A record that cannot be read comes out as a `RecordError` in its place, so that the others go on.
+A record that cannot be read is yielded as a `RecordError`, and reading continues with the next one.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class DataError(HardsampleError, ValueError):
 
 @dataclass(frozen=True)
 class Source:
-    """Where records come from. `rows` may be called again; `features` are the columns' types where the file has them.
+    """A source of records. `rows` may be called again; `features` are the column types, if the file has them.
 
-    `root` is the folder that relative image paths resolve against; None: in memory, where paths are the caller's own.
+    `root` is the folder that relative image paths resolve against; None for records in memory.
     """
 
     name: str
@@ -54,16 +54,16 @@ class Source:
 
 
 def open_source(data: Any, limit: int | None = None) -> Source:
-    """Find out what `data` is.
+    """Return the source that `data` names or is.
 
     Args:
         data: .jsonl, .json, .parquet or .tsv file, folder from save_to_disk or of such files (`folder:split`), Hub id
             (`owner/name`, `owner/name:split`, `owner/name:config/split`), `demo` (`demo:pool`, `demo:test`,
             `demo:pretrain`), a Dataset, an IterableDataset, or a list of records.
-        limit: how many records will be read; questions of the demo are drawn, and no more of them than that.
+        limit: how many records will be read; no more questions of the demo are generated.
 
     Raises:
-        DataError: nothing of that name, an unknown kind, or a split must be chosen.
+        DataError: the name does not exist, its type is unknown, or a split must be chosen.
     """
     if not isinstance(data, str | Path):
         return _from_memory(data)
@@ -86,13 +86,13 @@ def open_source(data: Any, limit: int | None = None) -> Source:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """`folder:split` in its two parts; the second is empty where no split is named."""
+    """Split `folder:split` into its parts; the second is empty if no split is named."""
     folder, colon, split = name.rpartition(":")
     return (folder, split) if colon and folder and "\\" not in split else (name, "")
 
 
 def absolute_name(name: str) -> str:
-    """The name of data so that it is found from any working directory: a file's or folder's path in full.
+    """Return the name of data with an absolute path, valid from any working directory.
 
     Args:
         name: as for `open_source`.
@@ -104,7 +104,7 @@ def absolute_name(name: str) -> str:
 
 
 def _from_memory(data: Any) -> Source:
-    """Records that are in memory, or come from a stream that can be gone through again."""
+    """Return a source for records in memory, or a stream that can be iterated over again."""
     if isinstance(data, datasets.Dataset):
         return _from_dataset(data, "a Dataset in memory", None)
     if isinstance(data, datasets.DatasetDict | datasets.IterableDatasetDict):
@@ -118,15 +118,15 @@ def _from_memory(data: Any) -> Source:
     if isinstance(data, Iterable) and not (isinstance(data, Mapping) or frame) and iter(data) is not iter(data):
         return Source(f"a {type(data).__name__} in memory", lambda: map(_record, data), None)
     kind = type(data).__name__
-    once = "can be gone through once only" if isinstance(data, Iterator) else "holds no records"
+    problem = "can only be iterated over once" if isinstance(data, Iterator) else "is not a collection of records"
     raise DataError(
-        f"a {kind} {once}: give a datasets.Dataset (Dataset.from_list, from_pandas, from_generator), an "
+        f"a {kind} {problem}: give a datasets.Dataset (Dataset.from_list, from_pandas, from_generator), an "
         "IterableDataset, a list of records, or the name of a file"
     )
 
 
 def _record(value: Any) -> Row:
-    """One item of a list or stream."""
+    """Return an item of a list or stream as a record."""
     if isinstance(value, Mapping):
         return dict(value)
     return RecordError(f"the item is a {type(value).__name__}; give a mapping of column to value")
@@ -140,7 +140,7 @@ def _from_file(path: Path) -> Source:
 
 
 def _from_folder(path: Path, split: str) -> Source:
-    """A folder from save_to_disk, or one of data files."""
+    """Return a source for a folder from save_to_disk, or for one of data files."""
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         loaded = datasets.load_from_disk(str(path))
         if isinstance(loaded, datasets.DatasetDict):
@@ -154,13 +154,11 @@ def _from_folder(path: Path, split: str) -> Source:
         listed = ", ".join(f"{path}:{name}" for name in splits)
         which = f"has no split {split!r}" if split else "has several splits"
         raise DataError(f"folder {str(path)!r} {which}; choose one: {listed}")
-    raise DataError(
-        f"folder {str(path)!r} is not from save_to_disk, and no data file lies in it ({_SUFFIXES}); give another"
-    )
+    raise DataError(f"folder {str(path)!r} is not from save_to_disk and has no data files ({_SUFFIXES}); give another")
 
 
 def _from_files(paths: list[Path], root: Path) -> Source:
-    """Files of one split, one after the other; relative image paths start at the folder."""
+    """Return a source for the files of one split in order; relative image paths start at the folder."""
     sources = [_from_file(path) for path in paths]
     same = all(source.features == sources[0].features for source in sources)
     name = str(paths[0].resolve()) if len(paths) == 1 else f"{root.resolve()} ({len(paths)} files)"
@@ -179,14 +177,14 @@ def _from_hub(repository: str, split: str) -> Source:
         loaded = datasets.load_dataset(repository, *([config] if config else []), split=part or None)
     except (OSError, ValueError, RuntimeError) as error:
         fix = f"; name its configuration: {repository}:CONFIG/SPLIT" if "onfig name" in str(error) else ""
-        raise DataError(f"{name!r} is no file here, and the Hub does not give it: {error}{fix}") from error
+        raise DataError(f"{name!r} is not a local file, and loading it from the Hub failed: {error}{fix}") from error
     if isinstance(loaded, datasets.DatasetDict):
         loaded = _only_split(loaded, f"Hub dataset {repository!r}", repository + ":{}")
     return _from_dataset(loaded, f"Hub dataset {name}", Path(datasets.config.HF_CACHE_HOME))
 
 
 def _only_split(splits: Mapping[str, Any], name: str, pattern: str) -> Any:
-    """The one split there is, else an error that says how to name one."""
+    """Return the only split, or raise an error that says how to choose one."""
     if len(splits) == 1:
         return next(iter(splits.values()))
     raise DataError(f"{name} has several splits; choose one: {', '.join(pattern.format(split) for split in splits)}")
@@ -210,7 +208,7 @@ def _from_parquet(path: Path) -> Source:
     except (pa.ArrowInvalid, OSError) as error:
         if _is_pointer(path):
             raise DataError(f"{str(path)!r} is a git-lfs pointer, not the file itself: run git lfs pull") from error
-        raise DataError(f"{str(path)!r} is not a parquet file ({error}); write it anew") from error
+        raise DataError(f"{str(path)!r} is not a parquet file ({error}); write it again") from error
     features = _features(schema)
 
     def rows() -> Iterator[Row]:
@@ -219,7 +217,7 @@ def _from_parquet(path: Path) -> Source:
                 for batch in file.iter_batches(TABLE_BATCH):
                     yield from _table_rows(batch, features)
             except (pa.ArrowInvalid, OSError) as error:
-                raise DataError(f"{str(path)!r} is damaged ({error}); write it anew") from error
+                raise DataError(f"{str(path)!r} is damaged ({error}); write it again") from error
 
     return Source(str(path.resolve()), rows, path.parent, features)
 
@@ -267,7 +265,7 @@ def _parse_line(line: bytes, number: int) -> Row:
     try:
         return _mapping(json.loads(line), f"line {number}")
     except (ValueError, RecursionError) as error:
-        return RecordError(f"line {number} is not JSON ({error}); write one object a line")
+        return RecordError(f"line {number} is not JSON ({error}); write one object per line")
 
 
 def _mapping(value: Any, where: str) -> Row:
@@ -276,7 +274,7 @@ def _mapping(value: Any, where: str) -> Row:
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        return RecordError(f"{where} holds half a surrogate pair, which is no text; write the character itself")
+        return RecordError(f"{where} holds half a surrogate pair, which is not text; write the character itself")
     return value
 
 
@@ -387,7 +385,7 @@ class _JsonItems:
 
 
 def limited(source: Source, limit: int | None) -> Iterator[tuple[int, Row]]:
-    """The first `limit` records with their numbers, from 0."""
+    """Yield the first `limit` records with their numbers, from 0."""
     return islice(enumerate(source.rows()), limit)
 
 

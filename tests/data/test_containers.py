@@ -1,4 +1,4 @@
-"""Files, folders, the Hub and memory: what they hold comes out record by record, or a message names the place."""
+"""Files, folders, the Hub and memory: they are read record by record, or a message names the line."""
 
 import io
 import json
@@ -22,7 +22,7 @@ def png_bytes(colour=(255, 0, 0), size=(4, 3)) -> bytes:
 
 @pytest.fixture
 def root(tmp_path):
-    """A folder with images a.png and b.png, and one outside of it."""
+    """Return a folder with images a.png and b.png; a third image is outside of it."""
     folder = tmp_path / "root"
     folder.mkdir()
     (folder / "a.png").write_bytes(png_bytes())
@@ -104,7 +104,7 @@ def test_a_dataset_in_memory_keeps_its_absolute_paths(root, monkeypatch):
     assert [row["images"][0]["path"] for row in loaded.dataset] == [str(root / "a.png"), str(root / "b.png")]
     assert load(loaded.dataset.select([1])).dataset["images"] == [[{"bytes": None, "path": str(root / "b.png")}]]
     (root / "inner").mkdir()
-    with pytest.raises(NoRecordsError, match="lies outside"):
+    with pytest.raises(NoRecordsError, match="is outside"):
         load(Dataset.from_list(rows[:1]), image_root=root / "inner")
 
 
@@ -116,10 +116,10 @@ def test_a_dataset_of_decoded_images_is_not_decoded(root):
 
 
 def test_splits_must_be_chosen_unless_there_is_one(root, tmp_path):
-    one = Dataset.from_list([record(id="x")])
-    datasets.DatasetDict(train=one).save_to_disk(str(tmp_path / "one"))
+    split = Dataset.from_list([record(id="x")])
+    datasets.DatasetDict(train=split).save_to_disk(str(tmp_path / "one"))
     assert load(tmp_path / "one").dataset["id"] == ["x"]
-    datasets.DatasetDict(train=one, test=one).save_to_disk(str(tmp_path / "two"))
+    datasets.DatasetDict(train=split, test=split).save_to_disk(str(tmp_path / "two"))
     with pytest.raises(DataError, match=r"several splits; choose one: .*two/train, .*two/test"):
         load(tmp_path / "two")
     assert load(tmp_path / "two" / "test").dataset["id"] == ["x"]
@@ -128,23 +128,23 @@ def test_splits_must_be_chosen_unless_there_is_one(root, tmp_path):
 
 
 def test_hub_names(monkeypatch, tmp_path):
-    asked = []
+    calls = []
 
     def load_dataset(name, split=None):
-        asked.append((name, split))
+        calls.append((name, split))
         if name == "who/gone":
             raise FileNotFoundError("Dataset 'who/gone' doesn't exist")
-        one = Dataset.from_list([record(id=str(split))])
-        return one if split else datasets.DatasetDict(train=one, test=one)
+        rows = Dataset.from_list([record(id=str(split))])
+        return rows if split else datasets.DatasetDict(train=rows, test=rows)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     loaded = load("who/what:test")
     assert (loaded.dataset["id"], loaded.source) == (["test"], "Hub dataset who/what:test")
     with pytest.raises(DataError, match="several splits; choose one: who/what:train, who/what:test"):
         load("who/what")
-    with pytest.raises(DataError, match="'who/gone' is no file here, and the Hub does not give it: Dataset"):
+    with pytest.raises(DataError, match="'who/gone' is not a local file, and loading it from the Hub failed: Dataset"):
         load("who/gone")
-    assert asked == [("who/what", "test"), ("who/what", None), ("who/gone", None)]
+    assert calls == [("who/what", "test"), ("who/what", None), ("who/gone", None)]
 
 
 def test_a_hub_dataset_cannot_name_files_of_this_machine(monkeypatch):
@@ -152,7 +152,7 @@ def test_a_hub_dataset_cannot_name_files_of_this_machine(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda name, split: Dataset.from_list(rows))
     loaded = load("who/what:train")
     assert loaded.dataset["id"] == ["good"]
-    assert "lies outside" in loaded.rejected[0].reason
+    assert "is outside" in loaded.rejected[0].reason
 
 
 @pytest.mark.parametrize("name", ["nothing.jsonl", "nowhere/nothing.jsonl", "nothing", "demo:unknown", "a/b/c"])

@@ -94,7 +94,7 @@ def test_the_table_holds_the_digest_of_each_sample(whole):
 
 def test_scoring_does_not_resume_on_data_that_moved(moved):
     run = moved(SHORTER)
-    with pytest.raises(StoreError, match=r"12 of 17 records .* sample '5' is what sample '6' was.*`id` column"):
+    with pytest.raises(StoreError, match=r"12 of 17 records .* sample '5' was scored as sample '6'.*`id` column"):
         score(run.parent / "data.jsonl", "demo", run, **SETTINGS)
 
 
@@ -116,7 +116,7 @@ def test_an_evaluation_groups_by_the_strata_of_the_same_samples(moved, tmp_path,
     assert right != [strata[str(index)] for index in range(len(SHORTER))], "ids alone would be wrong"
     evaluated = Scores(result.directory)
     assert _groups_of(evaluated, load(run.parent / "data.jsonl").dataset, run)["stratum"] == right
-    assert "12 of 17 records are not where they were" in caplog.text
+    assert "12 of 17 records have moved since" in caplog.text
 
 
 def test_an_evaluation_of_other_records_is_refused(moved, tmp_path):
@@ -135,7 +135,7 @@ def test_subsets_hold_the_samples_that_were_scored(moved, caplog):
     for record, images in zip(subset.remove_columns("images"), raw, strict=True):
         assert sample_digest(record | {"images": images}) == original[record["id"]]
         assert record["pism_stratum"] == strata_of(run)[record["id"]]
-    assert "18 of 18 records are not where they were" in caplog.text
+    assert "18 of 18 records have moved since" in caplog.text
 
 
 def test_subsets_of_data_that_lacks_a_sample_are_refused_by_the_command(moved):
