@@ -5,7 +5,7 @@
 With the defaults training is TRL's own; a plain `GRPOConfig` counts as one with these defaults.
 """
 
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from trl import GRPOConfig
@@ -82,8 +82,6 @@ class DifficultyOptions:
 class DifficultyAwareGRPOConfig(GRPOConfig, DifficultyOptions, PolicyConfig, EvidenceConfig):
     """`GRPOConfig` and when to draw which sample; all options of TRL keep their meaning and their defaults."""
 
-    policy: str = field(default="uniform", metadata=PolicyConfig.__dataclass_fields__["policy"].metadata)
-
     def __post_init__(self) -> None:
         """Checks our own fields, then TRL does its own."""
         for part in (DifficultyOptions, PolicyConfig, EvidenceConfig):
@@ -92,16 +90,11 @@ class DifficultyAwareGRPOConfig(GRPOConfig, DifficultyOptions, PolicyConfig, Evi
 
 
 def part_of(args: Any, part: type[_Part]) -> _Part:
-    """Takes one group of options out of the trainer's arguments.
+    """Take one group of options out of the trainer's arguments.
 
     Args:
-        args: `DifficultyAwareGRPOConfig`, or any other whose missing fields count as its defaults.
+        args: `DifficultyAwareGRPOConfig`, or any other: what it lacks has its default.
         part: `DifficultyOptions`, `PolicyConfig` or `EvidenceConfig`.
     """
-    defaults = DifficultyAwareGRPOConfig.__dataclass_fields__
-    values = {}
-    for one in fields(part):  # type: ignore[arg-type]
-        default = defaults[one.name].default
-        assert default is not MISSING
-        values[one.name] = getattr(args, one.name, default)
-    return part(**values)
+    names = [option.name for option in fields(part)]  # type: ignore[arg-type]
+    return part(**{name: getattr(args, name) for name in names if hasattr(args, name)})

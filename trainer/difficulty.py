@@ -21,13 +21,13 @@ from hardsample.trainer.selection.evidence import Evidence, Outcomes
 from hardsample.trainer.selection.levels import Rows
 from hardsample.trainer.selection.policies import Context, PolicyConfig, weigh
 from hardsample.trainer.selection.sampler import POOL, Batch, draw_uniform, generator
-from hardsample.trainer.selection.states import StateError
-from hardsample.trainer.selection.strata import NAMES, NULL, Strata
+from hardsample.trainer.selection.states import StateDict, StateError
+from hardsample.trainer.selection.strata import NAMES, UNSCORED, Strata
 from hardsample.trainer.selection.stream import PromptStream
 
 STREAM_SLICE, STREAM_PROBES, STREAM_PANEL = 2, 3, 4
 """Streams of `sampler.generator`: what the monitoring set holds, what is probed, what the estimates are made on."""
-STATE_VERSION = 1
+STATE_VERSION = 2
 _COUNTERS = ("rollouts", "probes", "monitor_rollouts", "effective_rollouts", "groups", "zero_std_groups")
 
 
@@ -226,7 +226,7 @@ class Difficulty:
         drawn = np.bincount(self._drawn, minlength=len(NAMES)) / len(self._drawn)
         metrics = {"frac_zero_std": float((~found.spread).mean()), "explored": float(self.last.explored.mean())}
         for name, share, held in zip(NAMES, drawn, self.strata.counts / len(self.evidence), strict=True):
-            if name == NAMES[NULL] and not share and not held:
+            if name == NAMES[UNSCORED] and not share and not held:
                 continue
             metrics[f"draws/{name}"], metrics[f"data/{name}"] = float(share), float(held)
         expected = self.expected_without_signal(step)
@@ -244,58 +244,53 @@ class Difficulty:
             return None
         return float(1 - spread_probability(alpha[known], beta[known], self.shape.num_generations).mean())
 
-    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Gives all there is to save: named arrays (not copied), and a header for JSON."""
-        parts = {"evidence": self.evidence.state(), "strata": self.strata.state(), "stream": self.stream.state()}
-        arrays = {f"{name}.{key}": array for name, (found, _) in parts.items() for key, array in found.items()}
-        arrays |= {"touched": self._touched.astype(np.int64), "moves": self._moves}
-        header: dict[str, Any] = {name: one for name, (_, one) in parts.items()}
-        header |= {
+    def state_dict(self) -> StateDict:
+        """Return all that is saved: the state of each part, the counters, and what is due."""
+        return {
             "version": STATE_VERSION,
             "policy": self.policy.policy,
             "seed": self.shape.seed,
+            **{name: part.state_dict() for name, part in self._parts().items()},
             "counters": dict(self.counters),
             "refreshed": self._refreshed,
             "monitored": self._monitored,
             "weights_note": self._weights_note,
+            "touched": self._touched.astype(np.int64),
+            "moves": self._moves,
         }
-        return arrays, header
 
-    def load_state(self, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> None:
-        """Takes over a saved state.
-
-        Args:
-            arrays: as `state` gave them.
-            header: as `state` gave it.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what `state_dict` returned.
 
         Raises:
             StateError: it is old, damaged, or of other data or another policy.
         """
-        wanted = ("evidence", "strata", "stream", "counters", "refreshed", "monitored", "weights_note", "policy")
-        missing = [name for name in wanted if name not in header] + [n for n in ("touched", "moves") if n not in arrays]
-        if header.get("version") != STATE_VERSION or missing:
+        missing = [name for name in self.state_dict() if name not in state]
+        if state.get("version") != STATE_VERSION or missing:
             raise StateError(
-                f"the saved difficulty state has version {header.get('version')!r}, must be {STATE_VERSION}"
-                f"{' (missing: ' + ', '.join(missing) + ')' if missing else ''}: resume with the hardsample that saved "
-                "it, or start anew"
+                f"the saved difficulty state has version {state.get('version')!r}, must be {STATE_VERSION}"
+                f"{' (missing: ' + ', '.join(missing) + ')' if missing else ''}: resume with the version of hardsample "
+                "that saved it, or start a new run"
             )
-        if header["policy"] != self.policy.policy:
+        if state["policy"] != self.policy.policy:
             raise StateError(
-                f"the checkpoint was saved under policy {header['policy']!r}, this run has {self.policy.policy!r}: "
+                f"the checkpoint was saved under policy {state['policy']!r}, this run has {self.policy.policy!r}: "
                 "resume with the policy that it was saved with, or start a new run from its weights"
             )
-        if header.get("seed") != self.shape.seed:
+        if state["seed"] != self.shape.seed:
             raise StateError(
-                f"the checkpoint was saved with seed {header.get('seed')}, this run has {self.shape.seed}: resume "
+                f"the checkpoint was saved with seed {state['seed']}, this run has {self.shape.seed}: resume "
                 "with the seed that it was saved with"
             )
-        for name, part in (("evidence", self.evidence), ("strata", self.strata), ("stream", self.stream)):
-            mine = {key.removeprefix(f"{name}."): one for key, one in arrays.items() if key.startswith(f"{name}.")}
-            part.load_state(mine, header[name])
-        self.counters = {name: int(header["counters"].get(name, 0)) for name in _COUNTERS}
-        self._refreshed, self._monitored = header["refreshed"], header["monitored"]
-        self._weights_note = header["weights_note"]
-        self._touched, self._moves = np.array(arrays["touched"]), np.array(arrays["moves"])
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+        self.counters = {name: int(state["counters"].get(name, 0)) for name in _COUNTERS}
+        self._refreshed, self._monitored = state["refreshed"], state["monitored"]
+        self._weights_note = state["weights_note"]
+        self._touched, self._moves = np.array(state["touched"]), np.array(state["moves"])
+
+    def _parts(self) -> dict[str, Evidence | Strata | PromptStream]:
+        return {"evidence": self.evidence, "strata": self.strata, "stream": self.stream}
 
     def _touch(self, rows: Rows, step: int) -> None:
         """Works the strata of samples out anew, and has them weighed at the next choice."""

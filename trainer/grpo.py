@@ -113,7 +113,7 @@ class DifficultyAwareGRPOTrainer(RowBatches):
         counters, counts = self.difficulty.counters, self.difficulty.counts()
         every = counters["rollouts"] + counters["probes"] + counters["monitor_rollouts"]
         groups = max(counters["groups"], 1)
-        held = ", ".join(f"{counts[name]:,} {name if name != 'null' else 'without stratum'}" for name in NAMES)
+        held = ", ".join(f"{counts[name]:,} {name}" for name in NAMES)
         moves = self.difficulty.strata.moves
         return "\n".join(
             (

@@ -77,7 +77,7 @@ def test_a_rejected_sample_is_left_out_and_it_is_said(scored, tmp_path, caplog):
     trainer = trainer_of(data, tmp_path, scored / "run")
     assert str(TORN) not in trainer.train_dataset["id"][:] and len(trainer.train_dataset) == COUNT - 1
     assert f"1 of 18 samples are left out, for scoring rejected them (the first: '{TORN}'" in caplog.text
-    assert trainer.difficulty.counts()["null"] == 0
+    assert trainer.difficulty.counts()["unscored"] == 0
 
 
 def test_samples_that_were_not_scored_are_counted(scored, caplog):

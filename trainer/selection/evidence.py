@@ -20,11 +20,17 @@ from hardsample.metrics.beta import PRIOR
 from hardsample.metrics.pism import PismConfig
 from hardsample.metrics.strata import STRATA, UNFINISHED, Bounds
 from hardsample.trainer.selection.levels import STORED_WEIGHT, Levels, Rows, check_rows
-from hardsample.trainer.selection.states import take_over
+from hardsample.trainer.selection.states import StateDict, load_into, split_arrays
 
 BALANCE_RATE = 0.25
 """Weight of a new attention balance in the moving average."""
 STATE_VERSION = 1
+
+
+def _as_in_scoring(name: str) -> Any:
+    """Declare a field with the default and the help text that it has in scoring."""
+    scoring = PismConfig.__dataclass_fields__[name]
+    return field(default=scoring.default, metadata=scoring.metadata)
 
 
 @dataclass
@@ -41,13 +47,9 @@ class EvidenceConfig:
         default=1e-6,
         metadata={"help": "a group whose rewards spread by no more than this has no signal, reward units, 0 or above"},
     )
-    tau: float = field(
-        default=0.1, metadata={"help": "τ, a mask level fails if its success rate is below this, above 0 to 1"}
-    )
-    hard_max: float = field(default=0.4, metadata={"help": "hard if λ* is at most this, mask ratio from 0 to 1"})
-    easy_min: float = field(
-        default=0.7, metadata={"help": "easy if λ* is at least this or no ratio fails, mask ratio above hard_max to 1"}
-    )
+    tau: float = _as_in_scoring("tau")
+    hard_max: float = _as_in_scoring("hard_max")
+    easy_min: float = _as_in_scoring("easy_min")
 
     def __post_init__(self) -> None:
         """Checks every field."""
@@ -148,7 +150,8 @@ class Evidence:
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""
-        return sum(array.nbytes for array in self.state()[0].values())
+        arrays, _ = split_arrays(self.state_dict())
+        return sum(array.nbytes for array in arrays.values())
 
     def seed(self, rows: Rows, table: pa.Table) -> None:
         """Takes over stored scores, as of step 0, before anything is observed.
@@ -244,27 +247,18 @@ class Evidence:
         keep = self._discount(rows, step)
         return PRIOR + self.successes[rows] * keep, PRIOR + self.failures[rows] * keep
 
-    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Gives all there is to save: named arrays (not copied), and a header for JSON."""
-        arrays = {name: getattr(self, name) for name in self.ARRAYS}
-        arrays |= {name: getattr(self.levels, name) for name in Levels.ARRAYS}
-        return arrays, self._header()
+    def state_dict(self) -> StateDict:
+        """Return the arrays (not copied), the state of `levels`, and what a saved state is checked by."""
+        identity = {"version": STATE_VERSION, "size": len(self), "fingerprint": self.fingerprint}
+        return identity | {name: getattr(self, name) for name in self.ARRAYS} | {"levels": self.levels.state_dict()}
 
-    def load_state(self, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> None:
-        """Takes over a saved state; other names among the arrays are passed over.
-
-        Args:
-            arrays: as `state` gave them.
-            header: as `state` gave it.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what `state_dict` returned.
 
         Raises:
-            StateError: the version, the dataset or its size, the ratios, or an array is another.
+            StateError: the version, the dataset or its size, the ratios, or the shape of an array differs.
         """
-        take_over(self.state()[0], arrays, self._header(), header, "evidence")
-
-    def _header(self) -> dict[str, Any]:
-        header = {"version": STATE_VERSION, "size": len(self), "fingerprint": self.fingerprint}
-        return header | {"ratios": list(self.levels.ratios)}
+        load_into(self.state_dict(), state, "evidence")
 
     def _discount(self, rows: Rows | slice, step: int) -> Float[np.ndarray, "rows"]:
         elapsed = step - np.maximum(self.last_step[rows], 0)

@@ -4,11 +4,15 @@ Arrays over the whole dataset, 22 bytes a sample at ten ratios. A level counts a
 that its accuracy is under τ passes one half.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from jaxtyping import Bool, Float, Integer
 
 from hardsample.kernels.keys import ratio_units
 from hardsample.metrics.beta import PRIOR, beta_cdf
+from hardsample.trainer.selection.states import StateDict, load_into
 
 STORED_WEIGHT = 4.0
 """Most that a stored score counts for, in rollouts: it was made at another temperature."""
@@ -154,6 +158,18 @@ class Levels:
         scored, wins = self.scored_level[rows], self.probe_successes[rows, levels].astype(np.float64)
         losses = self.probe_attempts[rows, levels] - wins + STORED_WEIGHT * (levels == scored)
         return beta_cdf(self.tau, PRIOR + wins + (levels < scored), PRIOR + losses)
+
+    def state_dict(self) -> StateDict:
+        """Return the arrays (not copied) and the ratios that they are of."""
+        return {"ratios": list(self.ratios)} | {name: getattr(self, name) for name in self.ARRAYS}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what `state_dict` returned.
+
+        Raises:
+            StateError: the ratios or the shape of an array differ.
+        """
+        load_into(self.state_dict(), state, "levels")
 
     def _move(self, rows: Rows, zero_passes: bool) -> None:
         """Sets λ* to the first level below it that failed, else to the first level from it on that has not passed.

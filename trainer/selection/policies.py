@@ -14,7 +14,7 @@ from hardsample.errors import ConfigError
 from hardsample.metrics.beta import spread_probability
 from hardsample.trainer.selection.evidence import Evidence
 from hardsample.trainer.selection.levels import Rows
-from hardsample.trainer.selection.strata import EASY, HARD, MEDIUM, NAMES, NULL, Strata, chunks
+from hardsample.trainer.selection.strata import EASY, HARD, MEDIUM, NAMES, UNSCORED, Strata, chunks
 
 ESTIMATES = ("mean", "thompson")
 CURRICULUM_WIDTH = 0.5
@@ -26,7 +26,7 @@ class PolicyConfig:
     """Which samples are drawn."""
 
     policy: str = field(
-        default="strata",
+        default="uniform",
         metadata={
             "help": "uniform (as TRL), strata (a weight a stratum), signal (chance that the group will have spread), "
             "target (success rate near a moving target) or curriculum (easy to hard)"
@@ -214,7 +214,7 @@ def curriculum(view: View, context: Context) -> Weights:
     opening = (*window(np.arange(EASY, HARD + 1.0)), release, config.unscored_weight)
     table, note = widen(opening, context.counts, context.batch)
     values = table[view.stratum]
-    return Weights(np.where(view.stratum == NULL, values * window(HARD * (1 - view.mean)), values), note)
+    return Weights(np.where(view.stratum == UNSCORED, values * window(HARD * (1 - view.mean)), values), note)
 
 
 POLICIES: dict[str, Policy] = {
@@ -231,7 +231,7 @@ def widen(weights: tuple[float, ...], counts: tuple[int, ...], batch: int) -> tu
     """Opens the nearest strata where those with weight hold fewer samples than a generation batch.
 
     Strata are opened by their distance on the way easy, medium, hard, unsolved from one with weight, the easier first,
-    null last. What is opened weighs, all together, no more than the samples that were missing would have: a few wanted
+    unscored last. What is opened weighs, all together, no more than the samples that were missing would have: a few wanted
     samples are not drowned by many others.
 
     Args:
@@ -248,9 +248,9 @@ def widen(weights: tuple[float, ...], counts: tuple[int, ...], batch: int) -> tu
     if held >= batch:
         return table, None
     usual = float((table * size).sum() / held) if held else 1.0
-    real = [int(code) for code in wanted if code != NULL] or [MEDIUM]
+    real = [int(code) for code in wanted if code != UNSCORED] or [MEDIUM]
     closed = [code for code in range(len(NAMES)) if table[code] == 0]
-    closed.sort(key=lambda code: (code == NULL, min(abs(code - one) for one in real), code))
+    closed.sort(key=lambda code: (code == UNSCORED, min(abs(code - one) for one in real), code))
     missing, opened = batch - held, []
     for code in closed:
         if missing > 0 and size[code]:

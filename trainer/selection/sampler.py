@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from hardsample.trainer.selection.states import StateError, take_over
+from hardsample.trainer.selection.states import StateDict, StateError, load_into
 from hardsample.trainer.selection.sumtree import Rows, SumTree
 
 POOL = 4096
@@ -176,28 +176,26 @@ class PromptSampler:
         rows = np.asarray(rows, dtype=np.int64)
         return self._count(rows, np.zeros(len(rows), dtype=bool), None)
 
-    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Gives all there is to save: named arrays (not copied), and a header for JSON."""
-        return {"weights": self.tree.weights}, self._header() | {"seed": self.seed, "step": self.step}
+    def state_dict(self) -> StateDict:
+        """Return the weights (not copied), seed and step, and what a saved state is checked by."""
+        return self._checked_state() | {"seed": self.seed, "step": self.step}
 
-    def load_state(self, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> None:
-        """Takes over a saved state, its seed included; other names among the arrays are passed over.
-
-        Args:
-            arrays: as `state` gave them.
-            header: as `state` gave it.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what `state_dict` returned, its seed included.
 
         Raises:
-            StateError: the version, the dataset, its size, or an array is another, or a counter is missing.
+            StateError: the version, the dataset, its size, or the shape of an array differs, or a counter is missing.
         """
-        take_over(self.state()[0], arrays, self._header(), header, "sampler")
-        if not all(isinstance(header.get(name), int) for name in ("seed", "step")):
+        if not all(isinstance(state.get(name), int) for name in ("seed", "step")):
             raise StateError("the saved sampler lacks its seed or step: its file is damaged, take another checkpoint")
+        load_into(self._checked_state(), state, "sampler")
         self.tree.set(self.tree.weights)
-        self.seed, self.step = header["seed"], header["step"]
+        self.seed, self.step = state["seed"], state["step"]
 
-    def _header(self) -> dict[str, Any]:
-        return {"version": STATE_VERSION, "size": self.size, "fingerprint": self.fingerprint}
+    def _checked_state(self) -> StateDict:
+        """What a saved state must agree with: all but seed and step, which are taken as they are."""
+        identity = {"version": STATE_VERSION, "size": self.size, "fingerprint": self.fingerprint}
+        return identity | {"weights": self.tree.weights}
 
     def _best(self, size: int, score: Score, rng: np.random.Generator) -> Rows:
         """The candidates of the highest scores above 0, best first."""

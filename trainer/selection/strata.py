@@ -1,7 +1,7 @@
 """Strata that move while training: each sample's stratum by the evidence so far, how many each holds, what moved.
 
 With p the posterior mean of a sample's success rate (SPEC.md, "Strata while training"): p < τ unsolved; p > 0.9 easy
-(saturated); otherwise the PISM stratum of its current λ*, and none (null) without a PISM score.
+(saturated); otherwise the PISM stratum of its current λ*, and `unscored` without a PISM score.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,11 +14,11 @@ from jaxtyping import Float, Integer
 from hardsample.metrics.strata import STRATA, Bounds, stratum
 from hardsample.trainer.selection.evidence import Evidence, EvidenceConfig
 from hardsample.trainer.selection.levels import NO_SCORE, Rows
-from hardsample.trainer.selection.states import take_over
+from hardsample.trainer.selection.states import StateDict, load_into
 
-NAMES = (*STRATA, "null")
-"""Name of each code: 0 easy, 1 medium, 2 hard, 3 unsolved, 4 null."""
-EASY, MEDIUM, HARD, UNSOLVED, NULL = range(len(NAMES))
+NAMES = (*STRATA, "unscored")
+"""Name of each code: 0 easy, 1 medium, 2 hard, 3 unsolved, 4 unscored (no PISM stratum)."""
+EASY, MEDIUM, HARD, UNSOLVED, UNSCORED = range(len(NAMES))
 SATURATED = 0.9
 """Posterior mean above which a sample is easy, whatever its λ*."""
 CHUNK = 1 << 18
@@ -37,7 +37,7 @@ def _pism_codes(ratios: tuple[float, ...], bounds: Bounds) -> Integer[np.ndarray
     """Code of each λ*: of the ratios, of none failing, and last (index −1) of no score."""
     names = [stratum(ratio, index == 0, bounds) for index, ratio in enumerate(ratios)]
     codes = [STRATA.index(name) for name in (*names, stratum(None, False, bounds))]
-    return np.array([*codes, NULL], dtype=np.int8)
+    return np.array([*codes, UNSCORED], dtype=np.int8)
 
 
 def stratify(
@@ -80,7 +80,7 @@ class Strata:
 
     def __init__(self, evidence: Evidence, step: int = 0) -> None:
         self.evidence = evidence
-        self.codes = np.full(len(evidence), NULL, dtype=np.int8)
+        self.codes = np.full(len(evidence), UNSCORED, dtype=np.int8)
         self.moves = np.zeros((len(NAMES), len(NAMES)), dtype=np.int64)
         self.refresh(step)
         self.moves[...] = 0
@@ -111,22 +111,16 @@ class Strata:
         self.moves += found
         return found
 
-    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Gives all there is to save: named arrays (not copied), and a header for JSON."""
-        return {"strata": self.codes, "strata_moves": self.moves}, self._header()
+    def state_dict(self) -> StateDict:
+        """Return the arrays (not copied), and what a saved state is checked by."""
+        identity = {"version": STATE_VERSION, "size": len(self.codes), "fingerprint": self.evidence.fingerprint}
+        return identity | {"codes": self.codes, "moves": self.moves}
 
-    def load_state(self, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> None:
-        """Takes over a saved state; other names among the arrays are passed over.
-
-        Args:
-            arrays: as `state` gave them.
-            header: as `state` gave it.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what `state_dict` returned.
 
         Raises:
-            StateError: the version, the dataset, its size, or an array is another.
+            StateError: the version, the dataset, its size, or the shape of an array differs.
         """
-        take_over(self.state()[0], arrays, self._header(), header, "strata")
+        load_into(self.state_dict(), state, "strata")
         self.counts = np.bincount(self.codes, minlength=len(NAMES))
-
-    def _header(self) -> dict[str, Any]:
-        return {"version": STATE_VERSION, "size": len(self.codes), "fingerprint": self.evidence.fingerprint}

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 
 from hardsample.trainer.selection.sampler import Batch, PromptSampler, Score, generator
-from hardsample.trainer.selection.states import StateError
+from hardsample.trainer.selection.states import StateDict, StateError
 from hardsample.trainer.selection.sumtree import Rows
 
 STREAM_KIND = 1
@@ -126,33 +126,25 @@ class PromptStream:
         for sampler in self.samplers:
             sampler.step = batches
 
-    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Gives all there is to save: named arrays (not copied), and a header for JSON."""
-        arrays: dict[str, np.ndarray] = {}
-        headers = []
-        for kind, sampler in enumerate(self.samplers):
-            found, header = sampler.state()
-            arrays |= {f"kind{kind}_{name}": array for name, array in found.items()}
-            headers.append(header)
-        return arrays, {"batch": self.batch, "kinds": headers}
+    def state_dict(self) -> StateDict:
+        """Return the number of the next batch, and the state of the sampler of each kind of rows."""
+        return {"batch": self.batch, "samplers": [sampler.state_dict() for sampler in self.samplers]}
 
-    def load_state(self, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> None:
-        """Takes over a saved state.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what `state_dict` returned.
 
         Raises:
             StateError: it is of other data, another number of kinds, or damaged.
         """
-        headers: Sequence[Any] = header.get("kinds") or ()
-        if len(headers) != len(self.samplers) or not isinstance(header.get("batch"), int):
+        saved: Sequence[Any] = state.get("samplers") or ()
+        if len(saved) != len(self.samplers) or not isinstance(state.get("batch"), int):
             raise StateError(
-                f"the saved prompt stream has {len(headers)} kinds of rows (with and without images), must have "
+                f"the saved prompt stream has {len(saved)} kinds of rows (with and without images), must have "
                 f"{len(self.samplers)}: resume on the dataset that it was saved with"
             )
-        for kind, (sampler, one) in enumerate(zip(self.samplers, headers, strict=True)):
-            prefix = f"kind{kind}_"
-            mine = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-            sampler.load_state(mine, one)
-        self.batch = header["batch"]
+        for sampler, sampler_state in zip(self.samplers, saved, strict=True):
+            sampler.load_state_dict(sampler_state)
+        self.batch = state["batch"]
 
     def _next_kind(self) -> int:
         if len(self.samplers) == 1:
