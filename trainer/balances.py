@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
+from accelerate.utils import gather_object
 from jaxtyping import Float
 from torch import Tensor
 
@@ -90,14 +91,21 @@ class Balances:
             np.array([value for _, value in known], dtype=np.float64),
         )
 
-    def state(self) -> list[list[float | None]]:
-        """Gives what is not taken yet, for JSON."""
-        self._settle()
-        return [[row, None if value != value else value] for row, value in self._known]
+    def gather(self) -> tuple[Rows, Float[np.ndarray, "rows"]]:
+        """Take the balances of all ranks, in their order; see `take`."""
+        of_ranks = gather_object([self.take()])
+        return np.concatenate([rows for rows, _ in of_ranks]), np.concatenate([values for _, values in of_ranks])
 
-    def load_state(self, state: list[list[float | None]]) -> None:
-        """Takes over a saved state."""
-        self._known = [(int(row), float("nan") if value is None else value) for row, value in state]  # type: ignore[arg-type]
+    def state_dict(self) -> dict[str, list]:
+        """Return what is not taken yet, as JSON can hold it: rows, and ρ̄ of each, None where there is none."""
+        self._settle()
+        values = [None if np.isnan(value) else value for _, value in self._known]
+        return {"rows": [row for row, _ in self._known], "values": values}
+
+    def load_state_dict(self, state: Mapping[str, list]) -> None:
+        """Load what `state_dict` returned."""
+        values = [float("nan") if value is None else value for value in state["values"]]
+        self._known = list(zip(state["rows"], values, strict=True))
         self._waiting = []
 
     def _settle(self) -> None:

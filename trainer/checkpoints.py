@@ -19,32 +19,32 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hardsample.trainer.selection.states import StateError
+from hardsample.trainer.selection.states import StateDict, StateError, join_arrays, split_arrays
 
 FOLDER = "difficulty"
 Buffer = list[dict[str, Any]]
 
 
-def save_shared(folder: Path, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> None:
-    """Writes what all ranks share.
+def save_shared(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write what all ranks share.
 
     Args:
         folder: `difficulty/` of a checkpoint; made if need be.
-        arrays: named arrays.
-        header: for JSON.
+        state: nested; its arrays are written as safetensors, the rest as JSON.
     """
+    arrays, rest = split_arrays(state)
     folder.mkdir(parents=True, exist_ok=True)
     _complete(folder / "state.safetensors", lambda path: save_arrays({n: _owned(a) for n, a in arrays.items()}, path))
-    _complete(folder / "state.json", lambda path: path.write_text(json.dumps(header, indent=1) + "\n"))
+    _complete(folder / "state.json", lambda path: path.write_text(json.dumps(rest, indent=1) + "\n"))
 
 
-def load_shared(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Reads what `save_shared` wrote.
+def load_shared(folder: Path) -> StateDict:
+    """Read the state that `save_shared` wrote.
 
     Raises:
         StateError: a file is missing or damaged.
     """
-    return _read(folder / "state.safetensors", load_arrays), _read(folder / "state.json", _json)
+    return join_arrays(_read(folder / "state.safetensors", load_arrays), _read(folder / "state.json", _json))
 
 
 def save_rank(folder: Path, rank: int, buffer: Buffer | None, header: Mapping[str, Any]) -> None:
@@ -98,7 +98,7 @@ def load_own(folder: Path, rank: int, layout: Mapping[str, Any]) -> tuple[dict[s
         StateError: the file is missing, damaged or of another version, or an unfinished generation of another layout.
     """
     header = load_json(folder, rank)
-    missing = [name for name in (*layout, "step", "metrics", "balances") if name not in header]
+    missing = [name for name in (*layout, "step", "rows", "metrics", "balances") if name not in header]
     if missing:
         raise StateError(
             f"{folder}: rank {rank} lacks {', '.join(missing)}: it is of another version of hardsample or damaged; "

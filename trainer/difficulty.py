@@ -8,6 +8,7 @@ One object, of arrays only: no model, no dataset, no device. All ranks hold the 
     difficulty.observe_probes(rows, levels, successes, step); difficulty.observe_balance(rows, balances, step)
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -65,7 +66,8 @@ class Difficulty:
 
     Attributes:
         last: the batch that was drawn last; None before the first.
-        note: what had to be widened, as last said; None if nothing.
+        note: what had to be widened at the last draw; None if nothing.
+        new_note: the same, unless the draw before widened the same strata; so it is worth a warning.
         counters: rollouts and groups so far, by name.
     """
 
@@ -76,6 +78,8 @@ class Difficulty:
         self.strata = Strata(evidence)
         self.last: Batch | None = None
         self.note: str | None = None
+        self.new_note: str | None = None
+        self._topic = ""
         self.counters = dict.fromkeys(_COUNTERS, 0)
         size = len(evidence)
         rng = generator(shape.seed, 0, STREAM_SLICE)
@@ -115,6 +119,9 @@ class Difficulty:
         self._drawn = self.strata.codes[self.last.rows]
         notes = [note for note in (self._weights_note, self.last.note) if note]
         self.note = "; ".join(notes) or None
+        topic = re.sub(r"\d+", "", self.note or "")  # counts change at every step, what was widened does not
+        self.new_note = self.note if topic != self._topic else None
+        self._topic = topic
         return self.last
 
     def observe(self, rewards: Float[np.ndarray, "groups G"], step: int) -> Outcomes:
@@ -214,6 +221,23 @@ class Difficulty:
     def counts(self) -> dict[str, int]:
         """Samples in each stratum."""
         return dict(zip(NAMES, self.strata.counts.tolist(), strict=True))
+
+    @property
+    def rollouts(self) -> int:
+        """All rollouts so far, probes and monitoring set included."""
+        return self.counters["rollouts"] + self.counters["probes"] + self.counters["monitor_rollouts"]
+
+    def summary(self) -> str:
+        """Return in three lines what the rollouts went to."""
+        counters, groups = self.counters, max(self.counters["groups"], 1)
+        strata = ", ".join(f"{count:,} {name}" for name, count in self.counts().items())
+        return (
+            f"Policy {self.policy.policy}: {self.rollouts:,} rollouts ({counters['rollouts']:,} for training, "
+            f"{counters['probes']:,} probes, {counters['monitor_rollouts']:,} on the monitoring set).\n"
+            f"  with signal     {counters['effective_rollouts']:,} rollouts; {counters['zero_std_groups']:,} of "
+            f"{counters['groups']:,} groups ({counters['zero_std_groups'] / groups:.0%}) had zero variance\n"
+            f"  strata now      {strata}; {int(self.strata.moves.sum()):,} moves during training"
+        )
 
     def metrics(self, found: Outcomes, step: int) -> dict[str, float]:
         """What the last batch and the data look like, for the logs.

@@ -1,12 +1,12 @@
 """From a trainer's dataset, scores and options to what choosing needs; all that can be refused is refused here."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from accelerate.logging import get_logger
 from datasets import Dataset
 from jaxtyping import Bool
 
@@ -25,7 +25,7 @@ from hardsample.trainer.selection.policies import PolicyConfig
 from hardsample.trainer.selection.stream import PromptStream, StockOrder
 from hardsample.trainer.selection.sumtree import Rows
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)

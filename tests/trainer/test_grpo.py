@@ -20,7 +20,7 @@ from hardsample.scoring.score import score
 from hardsample.trainer import DifficultyAwareGRPOConfig, DifficultyAwareGRPOTrainer
 from hardsample.trainer.data.decoding import RgbImage
 from hardsample.trainer.data.rows import ScoresError
-from hardsample.trainer.selection.states import StateError
+from hardsample.trainer.selection.states import StateError, split_arrays
 
 TIMES = ("step_time", "train_runtime", "per_second", "total_flos", "train_loss", "eval_runtime")
 SMALL = {
@@ -128,11 +128,11 @@ def assert_same(one, other, ours=True):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def assert_same_state(one, other):
-    first, second = one.difficulty.state(), other.difficulty.state()
-    assert first[1] == second[1]
-    for name, array in first[0].items():
-        assert np.array_equal(array, second[0][name], equal_nan=array.dtype.kind == "f"), name
+def assert_same_state(first, second):
+    (arrays, rest), (other_arrays, other_rest) = (split_arrays(run.difficulty.state_dict()) for run in (first, second))
+    assert rest == other_rest and arrays.keys() == other_arrays.keys()
+    for path, array in arrays.items():
+        assert np.array_equal(array, other_arrays[path], equal_nan=array.dtype.kind == "f"), path
 
 
 STEPS_OF = [
@@ -548,11 +548,13 @@ def test_callbacks_hear_of_restratifying(tmp_path, images, scores):
     assert callback.heard == [(2, 40), (4, 40)]
 
 
-def test_trained_twice_starts_anew(tmp_path, texts, capsys):
-    trainer = run(DifficultyAwareGRPOTrainer, tmp_path, texts, text=True, policy="signal")
-    trainer.train()
+def test_trained_twice_starts_anew(tmp_path, texts, caplog, capsys):
+    with caplog.at_level(logging.INFO, logger="hardsample.trainer.grpo"):
+        trainer = run(DifficultyAwareGRPOTrainer, tmp_path, texts, text=True, policy="signal")
+        trainer.train()
     assert trainer.difficulty.counters["rollouts"] == 4 * 8
-    assert "Policy signal: 32 rollouts" in capsys.readouterr().out
+    assert "Policy signal: 32 rollouts" in trainer.summary() and caplog.text.count("Policy signal: 32 rollouts") == 2
+    assert "Policy signal" not in capsys.readouterr().out
 
 
 def test_states_of_other_runs_are_refused(tmp_path, texts):
@@ -572,7 +574,7 @@ def test_states_of_other_runs_are_refused(tmp_path, texts):
     state = checkpoint / "difficulty/state.json"
     header = json.loads(state.read_text())
     state.write_text(json.dumps({**header, "version": 0}))
-    with pytest.raises(StateError, match="version 0, must be 1"):
+    with pytest.raises(StateError, match="version 0, must be 2"):
         run(DifficultyAwareGRPOTrainer, tmp_path / "b", texts, **again)
     state.write_text("{")
     with pytest.raises(StateError, match=r"state\.json cannot be read"):
@@ -590,7 +592,7 @@ def test_a_stock_checkpoint_is_trained_on_with_new_evidence(tmp_path, texts, cap
         ours = run(
             DifficultyAwareGRPOTrainer, tmp_path / "b", texts, resume=str(tmp_path / "a/checkpoint-2"), **options
         )
-    assert "saved by another trainer" in caplog.text
+    assert "another trainer saved it" in caplog.text
     assert_same(stock, ours, ours=False)  # between generations, in the first epoch, stock is exact too
 
 

@@ -177,6 +177,7 @@ from transformers import LlamaForCausalLM
 from hardsample.demo import model_path
 from hardsample.engines.transformers import load_processor
 from hardsample.trainer import DifficultyAwareGRPOConfig, DifficultyAwareGRPOTrainer
+from hardsample.trainer.selection.states import split_arrays
 
 torch.set_num_threads(1)
 folder, out, resume, model_folder = sys.argv[1:5]
@@ -206,7 +207,7 @@ drawn = []
 choose = trainer.difficulty.next_prompts
 trainer.difficulty.next_prompts = lambda *a: drawn.append(choose(*a).rows.tolist()) or trainer.difficulty.last
 trainer.train(resume_from_checkpoint=None if resume == "none" else resume)
-arrays, header = trainer.difficulty.state()
+arrays, header = split_arrays(trainer.difficulty.state_dict())
 rank = trainer.accelerator.process_index
 digest = {name: str(value.double().sum().item()) for name, value in trainer.model.state_dict().items()}
 with open(f"{out}-{rank}.json", "w") as file:

@@ -1,5 +1,6 @@
 """What else TRL's trainer can do, two steps of each on a tiny model: it still can, by a policy and as TRL's own."""
 
+import inspect
 import logging
 import tempfile
 from functools import lru_cache
@@ -149,6 +150,36 @@ def both(folder, data, **options):
     ours = run(DifficultyAwareGRPOTrainer, folder / "signal", data, policy="signal", **options)
     assert ours.state.global_step == stock.state.global_step
     return ours
+
+
+# --- the signature
+
+
+def test_parameters_are_trls_in_name_order_and_default():
+    stock = dict(inspect.signature(GRPOTrainer.__init__).parameters)
+    ours = dict(inspect.signature(DifficultyAwareGRPOTrainer.__init__).parameters)
+    rest = ours.pop("kwargs")
+    assert rest.kind is inspect.Parameter.VAR_KEYWORD
+    assert [(own.name, own.kind, own.default) for own in ours.values()] == [
+        (theirs.name, theirs.kind, theirs.default) for theirs in stock.values()
+    ], "TRL has changed its parameters: name the new ones in DifficultyAwareGRPOTrainer.__init__ too"
+
+
+def test_every_parameter_reaches_trl_and_so_do_those_of_a_later_one(monkeypatch):
+    given = {}
+
+    class ReachedError(Exception):
+        pass
+
+    def init(self, **arguments):
+        given.update(arguments)
+        raise ReachedError
+
+    names = [name for name in inspect.signature(GRPOTrainer.__init__).parameters if name not in ("self", "args")]
+    monkeypatch.setattr(GRPOTrainer, "__init__", init)
+    with pytest.raises(ReachedError):
+        DifficultyAwareGRPOTrainer(**{name: name for name in names}, args=None, parameter_of_a_later_trl=1)
+    assert given == {name: name for name in names} | {"args": None, "parameter_of_a_later_trl": 1}
 
 
 # --- who generates

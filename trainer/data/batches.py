@@ -5,16 +5,19 @@ the loader carries row numbers, which become samples just before `_prepare_input
 been rewarded, and what a subclass or a wrapper does in `_prepare_inputs` is done to samples.
 """
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
+from accelerate.logging import get_logger
 from trl import GRPOTrainer
 
 from hardsample.trainer.data.rows import Places, RowNumbers, read_rows
+from hardsample.trainer.difficulty import Difficulty
 from hardsample.trainer.selection.sampler import prompt_order
+from hardsample.trainer.selection.sumtree import Rows
+from hardsample.trainer.setup import Setup
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _ORDER_HOOKS = ("get_train_dataloader", "_get_train_sampler", "_get_dataloader")
 """Where a subclass can change which samples are trained on."""
@@ -23,16 +26,16 @@ _ORDER_HOOKS = ("get_train_dataloader", "_get_train_sampler", "_get_dataloader")
 class RowBatches(GRPOTrainer):
     """See the module; a subclass chooses the rows in `_choose`, and gives `difficulty` and `_setup`."""
 
-    # Of the class, since a trainer may be made without __init__; Any, since a hook asks for None once, where it begins.
+    # Of the class, since a trainer may be made without __init__.
     train_dataset: Any
-    difficulty: Any = None
-    _setup: Any = None
+    difficulty: Difficulty | None = None
+    _setup: Setup | None = None
     _resumes = False
     _in_stock_order = False
     """Whether TRL's own loader gives the batches, in TRL's own order."""
     _chosen = False
     """Whether rows are chosen for a generation that has not begun."""
-    _rows: Any = None
+    _rows: Rows | None = None
     """Of the prompts of the generation under way, on all ranks; None before the first."""
     _read_samples: dict[int, dict[str, Any]] | None = None
     """By row, of this rank's share of them; None if they have not been read."""
@@ -50,7 +53,7 @@ class RowBatches(GRPOTrainer):
         self._resumes = resumes
         self._chosen, self._rows, self._read_samples = False, None, None
         self._in_stock_order = self._stock_loader() and self._own_order()
-        if self._stock_loader() and not self._in_stock_order and self.accelerator.is_main_process:
+        if self._stock_loader() and not self._in_stock_order:
             logger.warning(
                 "Samples are trained on in an order of your own (%s is overridden, or train_dataset is another than "
                 "the trainer was made with): no evidence of them is gathered.",
@@ -88,7 +91,7 @@ class RowBatches(GRPOTrainer):
     def _own_order(self) -> bool:
         """Whether the samples come as this class has them come, and not as a subclass or a wrapper does."""
         same = all(_function(self, name) is getattr(RowBatches, name) for name in _ORDER_HOOKS)
-        return same and self.train_dataset is self._setup.given
+        return same and self._setup is not None and self.train_dataset is self._setup.given
 
     def _prepare_context_parallel_inputs(self, model: Any, inputs: Any) -> Any:
         # what Trainer calls last before `_prepare_inputs`
@@ -111,6 +114,7 @@ class RowBatches(GRPOTrainer):
         return read_rows(self._read_samples, mine)
 
     def _read(self, rows: Sequence[int]) -> list[dict[str, Any]]:
+        assert self._setup is not None, "rows are read where there are some"
         return read_rows(self._setup.data, rows, self.args.dataloader_num_workers)
 
     def _phase(self) -> int:

@@ -127,6 +127,8 @@ def train(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     trainer.add_callback(progress)
     with samples_named(data):
         trainer.train(resume_from_checkpoint=last_checkpoint(made))
+    if wanted["method"] == "grpo":
+        print(trainer.summary(), flush=True)  # into log.txt
     _save(trainer, processor, folder / MODEL, merge=peft is not None)
     logs = trainer.state.log_history
     counters = trainer.difficulty.counters if wanted["method"] == "grpo" and trainer.difficulty else {}

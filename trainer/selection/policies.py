@@ -231,8 +231,8 @@ def widen(weights: tuple[float, ...], counts: tuple[int, ...], batch: int) -> tu
     """Opens the nearest strata where those with weight hold fewer samples than a generation batch.
 
     Strata are opened by their distance on the way easy, medium, hard, unsolved from one with weight, the easier first,
-    unscored last. What is opened weighs, all together, no more than the samples that were missing would have: a few wanted
-    samples are not drowned by many others.
+    unscored last. Together they weigh no more than the missing samples would have: a few wanted samples are not drowned
+    by many others.
 
     Args:
         weights: of a sample of each stratum, in the order of `strata.NAMES`.
