@@ -15,7 +15,7 @@ from hardsample.trainer.selection.sumtree import Rows
 
 
 def language_model(model: Any) -> Any:
-    """The model of transformers inside an unwrapped model: that under a PEFT adapter, or the model itself."""
+    """Return the transformers model inside an unwrapped model: the one under a PEFT adapter, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
@@ -40,7 +40,7 @@ class Balances:
 
     @contextmanager
     def of(self, rows: Tensor) -> Iterator[None]:
-        """Says that the log-prob forward inside is the policy's, with gradients.
+        """Announce that the log-prob forward inside the block is the policy's, with gradients.
 
         Args:
             rows: (batch,) the dataset row of each completion, −1 of those that do not count.
@@ -53,7 +53,7 @@ class Balances:
 
     @contextmanager
     def collect(self, model: Any, call: Mapping[str, Any]) -> Iterator[None]:
-        """Reads the forward inside, which is one over the whole batch.
+        """Read the forward inside the block, which is a single one over the whole batch.
 
         Args:
             model: unwrapped.
@@ -79,7 +79,7 @@ class Balances:
         self._waiting.append((rows, collector.masses))
 
     def take(self) -> tuple[Rows, Float[np.ndarray, "rows"]]:
-        """Gives all balances since the last time, and forgets them.
+        """Return all balances since the last call, and forget them.
 
         Returns:
             (rows, ρ̄): ρ̄ is NaN where a completion has none.
@@ -109,12 +109,12 @@ class Balances:
         self._waiting = []
 
     def _settle(self) -> None:
-        """Computes ρ̄ of the forwards since: later than they ran, so that a GPU need not be waited for in between."""
+        """Compute ρ̄ of the forwards so far, only when it is needed: training does not wait for the GPU in between."""
         for rows, masses in self._waiting:
             on_host = _on_host(masses)
-            for place, row in enumerate(rows.tolist()):
+            for index, row in enumerate(rows.tolist()):
                 if row >= 0:
-                    value = attention_balance(*on_host.sample(place), config=self.config).value
+                    value = attention_balance(*on_host.sample(index), config=self.config).value
                     self._known.append((row, float("nan") if value is None else value))
         self._waiting = []
 

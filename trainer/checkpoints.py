@@ -1,4 +1,4 @@
-"""The folder `difficulty/` of a checkpoint: what all ranks share, and of each rank what it alone holds.
+"""The folder `difficulty/` of a checkpoint: the state that all ranks share, and that of each rank alone.
 
     difficulty/state.json, state.safetensors      evidence, strata, stream, counters; written by the first process
     difficulty/rank0.json, rank0.safetensors …    unfinished generation buffer, phase, metrics not yet logged
@@ -48,12 +48,12 @@ def load_shared(folder: Path) -> StateDict:
 
 
 def save_rank(folder: Path, rank: int, buffer: Buffer | None, header: Mapping[str, Any]) -> None:
-    """Writes what one rank alone holds.
+    """Write what one rank alone holds.
 
     Args:
         folder: `difficulty/` of a checkpoint; made if need be.
         rank: of the process.
-        buffer: the slices of the unfinished generation: tensors, and what JSON can hold.
+        buffer: the parts of the unfinished generation, one a micro-step: tensors, and what JSON can hold.
         header: for JSON.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def save_rank(folder: Path, rank: int, buffer: Buffer | None, header: Mapping[st
 
 
 def load_json(folder: Path, rank: int) -> dict[str, Any]:
-    """Reads the header that `save_rank` wrote, without the buffer.
+    """Read the header that `save_rank` wrote, without the buffer.
 
     Args:
         folder: `difficulty/` of a checkpoint.
@@ -84,7 +84,7 @@ def load_json(folder: Path, rank: int) -> dict[str, Any]:
 
 
 def load_own(folder: Path, rank: int, layout: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
-    """Reads the header that `save_rank` wrote, and checks that this run can resume from it.
+    """Read the header that `save_rank` wrote, and check that this run can resume from it.
 
     Args:
         folder: `difficulty/` of a checkpoint.
@@ -92,7 +92,7 @@ def load_own(folder: Path, rank: int, layout: Mapping[str, Any]) -> tuple[dict[s
         layout: what an unfinished generation depends on, with `generate_every`.
 
     Returns:
-        (header, whether the layout is the saved one, and so the buffer and the phase of use).
+        (header, whether the layout is unchanged, so that the buffer and the phase can be used).
 
     Raises:
         StateError: the file is missing, damaged or of another version, or an unfinished generation of another layout.
@@ -117,7 +117,7 @@ def load_own(folder: Path, rank: int, layout: Mapping[str, Any]) -> tuple[dict[s
 
 
 def load_buffer(folder: Path, rank: int, device: torch.device) -> Buffer | None:
-    """Reads the buffer that `save_rank` wrote.
+    """Read the buffer that `save_rank` wrote.
 
     Args:
         folder: `difficulty/` of a checkpoint.
@@ -148,17 +148,17 @@ def _complete(path: Path, write: Any) -> None:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    found = json.loads(path.read_text())
-    if not isinstance(found, dict):
+    content = json.loads(path.read_text())
+    if not isinstance(content, dict):
         raise ValueError("no object")
-    return found
+    return content
 
 
 def _rank(path: Path) -> dict[str, Any]:
-    found = _json(path)
-    if not isinstance(found.get("buffer", 0), list | None):
+    content = _json(path)
+    if not isinstance(content.get("buffer", 0), list | None):
         raise ValueError("it has no buffer")
-    return found
+    return content
 
 
 def _read(path: Path, reader: Any) -> Any:

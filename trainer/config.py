@@ -31,8 +31,7 @@ class DifficultyOptions:
     restratify_steps: int = field(
         default=10,
         metadata={
-            "help": "steps after which all samples are weighed anew, at least 1; those that a step touched are weighed "
-            "at once"
+            "help": "steps after which all samples are reweighted, at least 1; those of a step are reweighted at once"
         },
     )
     probe_fraction: float = field(
@@ -59,11 +58,11 @@ class DifficultyOptions:
 
     @property
     def switched_on(self) -> bool:
-        """Whether anything here is to do more than watch."""
+        """Whether any option here does more than watch."""
         return bool(self.scores or self.probe_fraction or self.monitor_size or self.attention_balance)
 
     def __post_init__(self) -> None:
-        """Checks every field."""
+        """Check every field."""
         for name in ("restratify_steps", "monitor_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, must be at least 1 step: choose one, such as 10")
@@ -83,7 +82,7 @@ class DifficultyAwareGRPOConfig(GRPOConfig, DifficultyOptions, PolicyConfig, Evi
     """`GRPOConfig` and when to draw which sample; all options of TRL keep their meaning and their defaults."""
 
     def __post_init__(self) -> None:
-        """Checks our own fields, then TRL does its own."""
+        """Check our own fields, then TRL's."""
         for part in (DifficultyOptions, PolicyConfig, EvidenceConfig):
             part.__post_init__(self)
         super().__post_init__()
@@ -93,7 +92,7 @@ def part_of(args: Any, part: type[_Part]) -> _Part:
     """Take one group of options out of the trainer's arguments.
 
     Args:
-        args: `DifficultyAwareGRPOConfig`, or any other: what it lacks has its default.
+        args: `DifficultyAwareGRPOConfig`, or another config: fields that it lacks have their defaults.
         part: `DifficultyOptions`, `PolicyConfig` or `EvidenceConfig`.
     """
     names = [option.name for option in fields(part)]  # type: ignore[arg-type]

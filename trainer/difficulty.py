@@ -1,9 +1,9 @@
-"""What a training knows of its samples and draws by: evidence, strata, weights, prompt stream, counts for the logs.
+"""What a training knows about its samples and draws by: evidence, strata, weights, prompt stream, counters.
 
-One object, of arrays only: no model, no dataset, no device. All ranks hold the same one, because all are told the same
-(gathered) outcomes. One generation goes
+One object, of arrays only: no model, no dataset, no device. All ranks hold equal ones, because all get the same
+(gathered) outcomes. A generation calls
 
-    rows = difficulty.next_prompts(step, total_steps)     # all evidence so far speaks
+    rows = difficulty.next_prompts(step, total_steps)     # by all evidence so far
     difficulty.observe(rewards, step)                     # the groups of these rows
     difficulty.observe_probes(rows, levels, successes, step); difficulty.observe_balance(rows, balances, step)
 """
@@ -27,7 +27,7 @@ from hardsample.trainer.selection.strata import NAMES, UNSCORED, Strata
 from hardsample.trainer.selection.stream import PromptStream
 
 STREAM_SLICE, STREAM_PROBES, STREAM_PANEL = 2, 3, 4
-"""Streams of `sampler.generator`: what the monitoring set holds, what is probed, what the estimates are made on."""
+"""Streams of `sampler.generator`: for the monitoring set, for the choice of probes, for the panel of the estimates."""
 STATE_VERSION = 2
 _COUNTERS = ("rollouts", "probes", "monitor_rollouts", "effective_rollouts", "groups", "zero_std_groups")
 
@@ -45,13 +45,13 @@ class Shape:
 
 @dataclass(frozen=True)
 class Restratified:
-    """What a reweighting of all samples found."""
+    """The result of a reweighting of all samples."""
 
     step: int
     counts: dict[str, int]
     """Samples in each stratum."""
     moves: dict[str, int]
-    """Moves since the last one, by `from->to`; only those that happened."""
+    """Moves since the last reweighting, by `from->to`; only those that happened."""
 
 
 class Difficulty:
@@ -94,7 +94,7 @@ class Difficulty:
         self._drawn = np.empty(0, dtype=np.int8)
 
     def next_prompts(self, step: int, total_steps: int) -> Batch:
-        """Draws the next generation batch by all evidence so far.
+        """Draw the next generation batch by all evidence so far.
 
         Args:
             step: optimizer steps done.
@@ -105,9 +105,9 @@ class Difficulty:
             if self._refreshed is None:
                 self._weigh(context)
             elif len(self._touched):
-                found = weigh(self.evidence, self.strata, context, self._touched)
-                self.stream.set_weights(found.values, self._touched)
-                if found.note != self._weights_note:
+                reweighted = weigh(self.evidence, self.strata, context, self._touched)
+                self.stream.set_weights(reweighted.values, self._touched)
+                if reweighted.note != self._weights_note:
                     self._weigh(context)
         if self._refreshed is None:
             self._refreshed = step
@@ -125,7 +125,7 @@ class Difficulty:
         return self.last
 
     def observe(self, rewards: Float[np.ndarray, "groups G"], step: int) -> Outcomes:
-        """Adds the rewards of the last batch's groups, and counts them.
+        """Add the rewards of the last batch's groups, and count them.
 
         Args:
             rewards: (prompts, G), NaN where a completion has none.
@@ -135,17 +135,17 @@ class Difficulty:
             The outcomes of the groups.
         """
         assert self.last is not None, "next_prompts comes first"
-        found = self.evidence.observe(self.last.rows, rewards, step)
+        outcomes = self.evidence.observe(self.last.rows, rewards, step)
         self._touch(self.last.rows, step)
         size = rewards.size
         self.counters["rollouts"] += size
-        self.counters["effective_rollouts"] += int(found.spread.sum()) * rewards.shape[1]
-        self.counters["groups"] += len(found.spread)
-        self.counters["zero_std_groups"] += int((~found.spread).sum())
-        return found
+        self.counters["effective_rollouts"] += int(outcomes.spread.sum()) * rewards.shape[1]
+        self.counters["groups"] += len(outcomes.spread)
+        self.counters["zero_std_groups"] += int((~outcomes.spread).sum())
+        return outcomes
 
     def choose_probes(self) -> tuple[Rows, Integer[np.ndarray, "probes"]]:
-        """Chooses whom of the last batch to probe on masked images, and at which level of λ.
+        """Choose which samples of the last batch to probe on masked images, and at which level of λ.
 
         Returns:
             (rows, levels), of the share `probe_fraction` of the prompts (rounded at random), fewer where fewer have a
@@ -162,7 +162,7 @@ class Difficulty:
     def observe_probes(
         self, rows: Rows, levels: Integer[np.ndarray, "rows"], rewards: Float[np.ndarray, "rows"], step: int
     ) -> float | None:
-        """Adds masked rollouts; one without reward counts as not made.
+        """Add masked rollouts; those without a reward do not count.
 
         Args:
             rows: samples.
@@ -181,12 +181,12 @@ class Difficulty:
         return float(won.mean()) if len(won) else None
 
     def observe_balance(self, rows: Rows, balances: Float[np.ndarray, "rows"], step: int) -> None:
-        """Adds attention balances ρ̄, see `Evidence.observe_balance`; `step` is that of the next choice."""
+        """Add attention balances ρ̄, see `Evidence.observe_balance`; `step` is that of the next choice."""
         self.evidence.observe_balance(rows, balances)
         self._touch(rows, step)
 
     def monitor_due(self, step: int) -> bool:
-        """Says whether the monitoring set is to be rolled out now; the answer is remembered."""
+        """Return whether the monitoring set is due; if so, count it as rolled out."""
         due = len(self.monitor) > 0 and (
             self._monitored is None or step - self._monitored >= self.options.monitor_steps
         )
@@ -196,14 +196,14 @@ class Difficulty:
         return due
 
     def restratify(self, step: int, total_steps: int) -> Restratified | None:
-        """Weighs all samples anew if `restratify_steps` have gone by.
+        """Reweight all samples if `restratify_steps` have passed.
 
         Args:
             step: optimizer steps done.
             total_steps: of the training.
 
         Returns:
-            What was found; None if it is not time.
+            The result; None if it is not due.
         """
         if self._refreshed is None or step - self._refreshed < self.options.restratify_steps:
             return None
@@ -219,7 +219,7 @@ class Difficulty:
         return Restratified(step, self.counts(), moves)
 
     def counts(self) -> dict[str, int]:
-        """Samples in each stratum."""
+        """Return the number of samples in each stratum."""
         return dict(zip(NAMES, self.strata.counts.tolist(), strict=True))
 
     @property
@@ -234,33 +234,38 @@ class Difficulty:
         return (
             f"Policy {self.policy.policy}: {self.rollouts:,} rollouts ({counters['rollouts']:,} for training, "
             f"{counters['probes']:,} probes, {counters['monitor_rollouts']:,} on the monitoring set).\n"
-            f"  with signal     {counters['effective_rollouts']:,} rollouts; {counters['zero_std_groups']:,} of "
+            f"  effective       {counters['effective_rollouts']:,} rollouts; {counters['zero_std_groups']:,} of "
             f"{counters['groups']:,} groups ({counters['zero_std_groups'] / groups:.0%}) had zero variance\n"
             f"  strata now      {strata}; {int(self.strata.moves.sum()):,} moves during training"
         )
 
-    def metrics(self, found: Outcomes, step: int) -> dict[str, float]:
-        """What the last batch and the data look like, for the logs.
+    def metrics(self, outcomes: Outcomes, step: int) -> dict[str, float]:
+        """Return what the logs say of the last batch and the data.
 
         Args:
-            found: the outcomes of the last batch.
+            outcomes: of the last batch.
             step: optimizer steps done.
         """
         assert self.last is not None, "next_prompts comes first"
         drawn = np.bincount(self._drawn, minlength=len(NAMES)) / len(self._drawn)
-        metrics = {"frac_zero_std": float((~found.spread).mean()), "explored": float(self.last.explored.mean())}
+        metrics = {"frac_zero_std": float((~outcomes.spread).mean()), "explored": float(self.last.explored.mean())}
         for name, share, held in zip(NAMES, drawn, self.strata.counts / len(self.evidence), strict=True):
             if name == NAMES[UNSCORED] and not share and not held:
                 continue
             metrics[f"draws/{name}"], metrics[f"data/{name}"] = float(share), float(held)
-        expected = self.expected_without_signal(step)
+        expected = self.expected_frac_zero_std(step)
         if expected is not None:
             metrics["frac_zero_std_uniform"] = expected
         return metrics
 
-    def expected_without_signal(self, step: int) -> float | None:
-        """Share of groups that would have no signal under uniform draws, as the evidence says: the mean of
-        E[p^G] + E[(1−p)^G] over the samples with evidence among a fixed random 4,096; None if none has any.
+    def expected_frac_zero_std(self, step: int) -> float | None:
+        """Estimate the share of zero-variance groups under uniform draws.
+
+        Args:
+            step: optimizer steps done.
+
+        Returns:
+            The mean of E[p^G] + E[(1−p)^G] over the samples with evidence among a fixed random 4,096; None if none has.
         """
         alpha, beta = self.evidence.posterior(self._panel, step)
         known = alpha + beta > 2 * PRIOR + 0.5
@@ -269,7 +274,7 @@ class Difficulty:
         return float(1 - spread_probability(alpha[known], beta[known], self.shape.num_generations).mean())
 
     def state_dict(self) -> StateDict:
-        """Return all that is saved: the state of each part, the counters, and what is due."""
+        """Return the state of each part, the counters, and when things were last done."""
         return {
             "version": STATE_VERSION,
             "policy": self.policy.policy,
@@ -317,15 +322,15 @@ class Difficulty:
         return {"evidence": self.evidence, "strata": self.strata, "stream": self.stream}
 
     def _touch(self, rows: Rows, step: int) -> None:
-        """Works the strata of samples out anew, and has them weighed at the next choice."""
+        """Recompute the strata of some samples, and mark them for reweighting at the next choice."""
         if len(rows):
             self._moves += self.strata.refresh(step, rows)
             self._touched = np.union1d(self._touched, rows)
 
     def _weigh(self, context: Context) -> None:
-        found = weigh(self.evidence, self.strata, context)
-        self._weights_note = found.note
-        self.stream.set_weights(found.values)
+        weights = weigh(self.evidence, self.strata, context)
+        self._weights_note = weights.note
+        self.stream.set_weights(weights.values)
 
     def _context(self, step: int, total_steps: int) -> Context:
         counts = tuple(int(count) for count in self.strata.counts)

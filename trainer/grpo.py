@@ -67,7 +67,7 @@ class DifficultyAwareGRPOTrainer(RowBatches):
     Raises:
         ScoresError: the scores do not fit the dataset.
         ImageError: the header of an image cannot be read.
-        ConfigError: an option does not go with the data or the model.
+        ConfigError: an option does not fit the data or the model.
     """
 
     _balances: Balances | None = None
@@ -198,7 +198,7 @@ class DifficultyAwareGRPOTrainer(RowBatches):
         step, drawn = self.state.global_step, len(self._rows) * self.num_generations
         if len(rewards_per_func) != drawn:
             logger.warning(
-                "Step %d: a batch of %d completions is not the one that was drawn (%d), so its rewards are not used as "
+                "Step %d: a batch of %d completions does not match the %d that were drawn, so its rewards are no "
                 "evidence. Keep the number of samples in `_prepare_inputs`.",
                 step,
                 len(rewards_per_func),

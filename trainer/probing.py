@@ -1,6 +1,13 @@
-"""Rollouts for evidence only: masked probes, and the monitoring set. They leave no trace in the training."""
+"""Rollouts for evidence only: masked probes, and the monitoring set.
 
-from collections.abc import Callable, Sequence
+They leave no trace in a training: random states, metrics, completion logs and token counts are restored, so that a run
+with probes is, rollout for rollout, the run without them.
+"""
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,7 +20,6 @@ from hardsample.engines.masking import MaskDraw, mask_model_inputs
 from hardsample.trainer.data.batches import RowBatches
 from hardsample.trainer.data.rows import images_of, with_masks
 from hardsample.trainer.difficulty import Difficulty
-from hardsample.trainer.quiet import quiet
 from hardsample.trainer.selection.sumtree import Rows
 from hardsample.trainer.setup import Setup
 
@@ -144,3 +150,37 @@ def total_rewards(
     total = (rewards_per_func * weights.to(rewards_per_func.device).unsqueeze(0)).nansum(dim=1)
     total[torch.isnan(rewards_per_func).all(dim=1)] = torch.nan
     return total.double().cpu().numpy()
+
+
+@contextmanager
+def quiet(trainer: Any, seed: int) -> Iterator[None]:
+    """Run a trainer's generation and rewards so that they leave no trace.
+
+    Args:
+        trainer: a `GRPOTrainer`; inside, a prompt has one completion.
+        seed: of the random numbers inside, 0 … 2⁶⁴ − 1.
+    """
+    kept = {
+        "_metrics": {mode: defaultdict(list) for mode in ("train", "eval")},
+        "_pending_extra_logs": defaultdict(list),
+        "_pending_metrics": defaultdict(list),
+        "num_generations": 1,
+    }
+    before = {name: getattr(trainer, name) for name in kept}
+    tokens = trainer.state.num_input_tokens_seen
+    states = random.getstate(), np.random.get_state()
+    cuda = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    try:
+        for name, value in kept.items():
+            setattr(trainer, name, value)
+        with torch.random.fork_rng(devices=cuda):
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            yield
+    finally:
+        for name, value in before.items():
+            setattr(trainer, name, value)
+        trainer.state.num_input_tokens_seen = tokens
+        random.setstate(states[0])
+        np.random.set_state(states[1])

@@ -208,7 +208,7 @@ def _trainings(directory: Path, rows: list[Mapping[str, Any]]) -> tuple[Curves, 
             length = min(len(one["rewards"]) for one in made)
             steps = [float(step) for step in range(1, length + 1)]
             rewards[name] = steps, _mean(made, "rewards", length)
-            silent[name] = steps, [100 * one for one in _mean(made, "no_signal", length)]
+            silent[name] = steps, [100 * one for one in _mean(made, "frac_zero_std", length)]
     return rewards, silent
 
 

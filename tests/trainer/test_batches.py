@@ -258,7 +258,7 @@ def test_a_batch_of_another_size_is_no_evidence(tmp_path, texts, caplog):
     trainer = make(Half, tmp_path, texts, policy="signal", max_steps=2)
     with caplog.at_level(logging.WARNING):
         trainer.train()
-    assert "a batch of 4 completions is not the one that was drawn (8)" in caplog.text
+    assert "a batch of 4 completions does not match the 8 that were drawn" in caplog.text
     assert trainer.difficulty.counters["rollouts"] == 0 and (trainer.difficulty.evidence.last_step < 0).all()
 
 

@@ -299,9 +299,9 @@ def test_metrics_say_what_was_drawn_before_it_moved():
     assert 0 <= metrics["frac_zero_std_uniform"] <= 1
 
 
-def test_expected_share_without_signal_under_uniform_draws():
+def test_expected_share_of_zero_variance_groups_under_uniform_draws():
     difficulty = make([UNSCORED] * 6, prompts=2, half_life_steps=np.inf)
-    assert difficulty.expected_without_signal(0) is None
+    assert difficulty.expected_frac_zero_std(0) is None
     batch = difficulty.next_prompts(0, TOTAL)
     metrics = difficulty.metrics(difficulty.observe(np.full((2, G), np.nan), 0), 0)
     assert "frac_zero_std_uniform" not in metrics
@@ -309,7 +309,7 @@ def test_expected_share_without_signal_under_uniform_draws():
     rng = np.random.default_rng(0)
     rates = rng.beta([[8.5], [2.5]], [[0.5], [6.5]], (2, 200_000))
     expected = (rates**G + (1 - rates) ** G).mean()
-    assert difficulty.expected_without_signal(0) == pytest.approx(expected, abs=0.003)
+    assert difficulty.expected_frac_zero_std(0) == pytest.approx(expected, abs=0.003)
 
 
 def test_the_monitoring_set_is_drawn_once_and_for_all():

@@ -618,7 +618,7 @@ def test_scores_that_do_not_fit(tmp_path, texts, images, scores):
     with pytest.raises(ScoresError, match="no column 'id'"):
         run(DifficultyAwareGRPOTrainer, tmp_path, images.remove_columns("id"), scores=scores)
     twice = images.map(lambda record: {"id": "same"})
-    with pytest.raises(ScoresError, match="id 'same' stands more than once"):
+    with pytest.raises(ScoresError, match="id 'same' is repeated"):
         run(DifficultyAwareGRPOTrainer, tmp_path, twice, scores=scores)
     with pytest.raises(ValueError, match="attention_balance cannot be read from this model"):
         run(DifficultyAwareGRPOTrainer, tmp_path, texts, text=True, attention_balance=True)

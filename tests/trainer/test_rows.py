@@ -188,7 +188,7 @@ def test_other_data_has_another_fingerprint(data):
         data.select([1, 0, 2, 3, 4, 5]),
         data.select(range(5)),
         data.remove_columns("images"),
-        data.rename_column("images", "images"),
+        data.rename_column("images", "views"),
         data.map(lambda record: {"id": record["id"].upper()}),
         data.remove_columns("id"),
         data.remove_columns("id").select([1, 0, 2, 3, 4, 5]),
@@ -261,8 +261,8 @@ def test_a_row_without_an_id_has_no_score():
     ("column", "message"),
     [
         ({"name": ["a", "b"]}, "no column 'id'"),
-        ({"id": ["a", "b", "a"]}, "id 'a' stands more than once"),
-        ({"id": ["a", None, None]}, "id None stands more than once"),
+        ({"id": ["a", "b", "a"]}, "id 'a' is repeated"),
+        ({"id": ["a", None, None]}, "id None is repeated"),
         ({"id": ["x", "y"]}, r"none of the 2 samples has a score in runs/mine.*first id is 'x', theirs 'a'"),
     ],
 )

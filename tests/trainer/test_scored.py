@@ -1,4 +1,4 @@
-"""Which score a row of a training dataset has, and which rows are left out."""
+"""Which score a row of a training dataset has, and which rows are skipped."""
 
 import json
 
@@ -71,12 +71,12 @@ def trainer_of(data, folder, scores):
     )
 
 
-def test_a_rejected_sample_is_left_out_and_it_is_said(scored, tmp_path, caplog):
+def test_a_rejected_sample_is_skipped_with_a_warning(scored, tmp_path, caplog):
     data = load(scored / "data18.jsonl").dataset
     assert str(TORN) in data["id"][:], "its header is whole, so that loading does not reject it"
     trainer = trainer_of(data, tmp_path, scored / "run")
     assert str(TORN) not in trainer.train_dataset["id"][:] and len(trainer.train_dataset) == COUNT - 1
-    assert f"1 of 18 samples are left out, for scoring rejected them (the first: '{TORN}'" in caplog.text
+    assert f"1 of 18 samples are skipped: scoring rejected them (the first: '{TORN}'" in caplog.text
     assert trainer.difficulty.counts()["unscored"] == 0
 
 

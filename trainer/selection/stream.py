@@ -34,7 +34,7 @@ class StockOrder:
         self._epoch, self._order = -1, torch.arange(size)
 
     def rows(self, batch: int) -> Rows:
-        """Gives the prompts of a generation batch.
+        """Return the prompts of a generation batch.
 
         Args:
             batch: its number, from 0; the epochs follow one another.
@@ -50,14 +50,14 @@ class StockOrder:
 
 
 class PromptStream:
-    """Gives the generation batches of a training.
+    """Draws the generation batches of a training.
 
     Args:
         size: samples in the dataset, at least 1.
         seed: 0 … 2⁶⁴ − 2.
         exploration: share of draws that is uniform.
         kinds: (size,) kind of each row, 0 or 1 (such as with an image); None: all are of one kind.
-        stock: TRL's own order, if that is what holds.
+        stock: TRL's own order, where the policy keeps it.
         fingerprint: of the dataset, for the saved state.
 
     Attributes:
@@ -88,7 +88,7 @@ class PromptStream:
         ]
 
     def set_weights(self, weights: Float[np.ndarray, "rows"], rows: Rows | None = None) -> None:
-        """Replaces weights, see `PromptSampler.set_weights`."""
+        """Replace weights, see `PromptSampler.set_weights`."""
         for kind, (sampler, part) in enumerate(zip(self.samplers, self._rows, strict=True)):
             if part is None:
                 sampler.set_weights(weights, rows)
@@ -99,7 +99,7 @@ class PromptStream:
                 sampler.set_weights(weights[mine], self._place[rows[mine]])
 
     def next_batch(self, size: int, score: Score | None = None) -> Batch:
-        """Draws the next batch, all of one kind: a kind is as likely as its share of single draws would be, of those by
+        """Draw the next batch, all of one kind: a kind is as likely as its share of single draws would be, of those by
         weight and of the uniform ones, so that a kind without weight is explored too.
 
         Args:
@@ -121,7 +121,7 @@ class PromptStream:
         return batch
 
     def skip(self, batches: int) -> None:
-        """Goes on as if so many batches had been drawn, for a checkpoint that has no state of ours."""
+        """Continue as if this many batches had been drawn, for a checkpoint without a saved state."""
         self.batch = batches
         for sampler in self.samplers:
             sampler.step = batches
