@@ -132,7 +132,7 @@ def set_up(trainer: Any, samples: Sequence[str | None] | None = None) -> Setup |
             )
     if options.monitor_size and (trainer.environment_factories is not None or trainer.rollout_func is not None):
         raise ConfigError(
-            f"monitor_size is {options.monitor_size}, but rollouts of environments or of a rollout_func cannot be "
+            f"monitor_size is {options.monitor_size}, but rollouts of environments or a rollout_func cannot be "
             "generated separately: set monitor_size=0"
         )
     if options.probe_fraction:

@@ -74,7 +74,7 @@ def text_model_folder():
 
 
 def by_length(completions, **_):
-    return [float(len(str(one)) % 3) for one in completions]
+    return [float(len(str(completion)) % 3) for completion in completions]
 
 
 def make(trainer, folder, data, config=DifficultyAwareGRPOConfig, **options):
@@ -183,7 +183,7 @@ def test_rows_are_known_by_trls_order(tmp_path, texts):
 
 ON = {
     "policy": {"policy": "signal"},
-    "slice": {"monitor_size": 4, "monitor_steps": 1},
+    "monitoring set": {"monitor_size": 4, "monitor_steps": 1},
     "reuse": {"policy": "signal"} | REUSE,
     "two generations a step": {
         "policy": "signal",

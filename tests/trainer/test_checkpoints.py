@@ -1,4 +1,4 @@
-"""What is saved comes back to the bit, and what is missing or damaged is said."""
+"""What is saved comes back to the bit, and what is missing or damaged is an error."""
 
 import json
 
@@ -118,7 +118,7 @@ def broken(path, damage):
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "empty", "foreign"])
 @pytest.mark.parametrize("name", ["state.json", "state.safetensors", "rank0.json", "rank0.safetensors"])
-def test_missing_and_damaged_files_are_said(tmp_path, name, damage):
+def test_missing_and_damaged_files_are_named(tmp_path, name, damage):
     checkpoints.save_shared(tmp_path, {"a": np.arange(100), "version": 1, "names": ["first", "second"]})
     checkpoints.save_rank(tmp_path, 0, [part(0)], {"step": 1})
     broken(tmp_path / name, damage)

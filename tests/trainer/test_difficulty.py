@@ -96,7 +96,7 @@ def test_unsolved_and_easy_ones_are_seen_by_exploration_only():
     assert drawn == [set(range(12, 18)), set(range(18))]
 
 
-def test_others_are_weighed_anew_at_restratify_steps_only():
+def test_others_are_reweighted_at_restratify_steps_only():
     difficulty = make([EASY] * 8 + [HARD] * 8, policy="curriculum", restratify_steps=10)
     difficulty.next_prompts(0, TOTAL)
     before = weights(difficulty)
@@ -222,7 +222,7 @@ def test_a_sample_that_repeats_in_a_batch_is_probed_once():
 # --- notes
 
 
-def test_empty_strata_are_said_and_all_is_weighed_when_what_is_said_changes():
+def test_empty_strata_make_a_note_and_all_is_reweighted_when_it_changes():
     difficulty = make([HARD] * 6 + [UNSOLVED] * 10)
     first = difficulty.next_prompts(0, TOTAL).rows
     assert difficulty.note is None and set(first) <= set(range(6))
@@ -236,7 +236,7 @@ def test_empty_strata_are_said_and_all_is_weighed_when_what_is_said_changes():
     assert difficulty.note == note, "nothing was observed, nothing has changed"
 
 
-def test_when_the_strata_have_enough_again_nothing_is_said():
+def test_when_the_strata_have_enough_again_there_is_no_note():
     difficulty = make([MEDIUM] * 3 + [UNSOLVED] * 9)
     difficulty.next_prompts(0, TOTAL)
     assert "unsolved was opened" in difficulty.note

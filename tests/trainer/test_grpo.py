@@ -84,7 +84,7 @@ def tiny_text_model():
 
 def by_length(completions, **_):
     """A reward that differs between completions, of any model."""
-    return [float(len(str(one)) % 3) for one in completions]
+    return [float(len(str(completion)) % 3) for completion in completions]
 
 
 def run(trainer, folder, data, *, resume=None, text=False, config=DifficultyAwareGRPOConfig, then=None, **options):
@@ -225,7 +225,7 @@ def test_every_choice_uses_the_step_before(tmp_path, images, scores):
     assert seen[1][1] == 2  # both prompts of the first generation
 
 
-def test_a_image_is_decoded_once_a_generation_and_no_other_is(tmp_path, images, monkeypatch):
+def test_an_image_is_decoded_once_a_generation_and_no_other_is(tmp_path, images, monkeypatch):
     decoded, drawn = [], []
     decode = RgbImage.decode_example
     monkeypatch.setattr(
@@ -361,7 +361,7 @@ def test_gradient_checkpointing_with_balance(tmp_path, images):
 def strict(prompts, completions, completion_ids, trainer_state, log_extra, log_metric, id):
     """A reward function that takes exactly what the dataset has."""
     log_metric("seen", 1.0)
-    return [float(len(str(one)) % 2) for one in completions]
+    return [float(len(str(completion)) % 2) for completion in completions]
 
 
 def test_a_reward_of_strict_signature_sees_no_column_of_ours(tmp_path, texts):
@@ -372,7 +372,7 @@ def test_a_reward_of_strict_signature_sees_no_column_of_ours(tmp_path, texts):
 
 
 async def later(completions, **_):
-    return [float(len(str(one)) % 2) for one in completions]
+    return [float(len(str(completion)) % 2) for completion in completions]
 
 
 def nothing(completions, **_):
@@ -483,7 +483,7 @@ def test_a_policy_never_mixes_rows_with_and_without_images(tmp_path, images):
         generate = trainer._generate_and_score_completions
 
         def spy(inputs):
-            drawn.append({bool(one["images"]) for one in inputs})
+            drawn.append({bool(sample["images"]) for sample in inputs})
             return generate(inputs)
 
         trainer._generate_and_score_completions = spy
@@ -548,7 +548,7 @@ def test_callbacks_hear_of_restratifying(tmp_path, images, scores):
     assert callback.heard == [(2, 40), (4, 40)]
 
 
-def test_trained_twice_starts_anew(tmp_path, texts, caplog, capsys):
+def test_a_second_training_starts_from_the_beginning(tmp_path, texts, caplog, capsys):
     with caplog.at_level(logging.INFO, logger="hardsample.trainer.grpo"):
         trainer = run(DifficultyAwareGRPOTrainer, tmp_path, texts, text=True, policy="signal")
         trainer.train()

@@ -129,7 +129,7 @@ HAS = np.array([True, False, False, True, False, True])
 
 
 @pytest.mark.parametrize("name", COLUMNS)
-def test_rows_with_an_image_are_told(name):
+def test_rows_with_an_image_are_found(name):
     data = with_column(name, COLUMNS[name])
     np.testing.assert_array_equal(has_images(data), HAS)
     order = [5, 0, 1, 1, 2]
@@ -153,7 +153,7 @@ def test_rows_that_are_all_alike_need_no_kinds(name):
     assert has_images(data.select([0])) is None
 
 
-def test_where_it_cannot_be_told_there_are_no_kinds(data):
+def test_kinds_are_unknown_without_an_arrow_column_of_images(data):
     assert has_images(data.remove_columns("images")) is None
     assert has_images([{"images": []}, {"images": [image(0)]}]) is None
     assert has_images(data.to_iterable_dataset()) is None

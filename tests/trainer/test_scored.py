@@ -139,7 +139,7 @@ def test_without_solutions_prompts_and_images_are_compared(scored, caplog):
         as_scored(wrong, str(scored / "run"))
 
 
-def test_another_template_throughout_is_said_and_trained_on(scored, caplog):
+def test_another_template_throughout_is_a_warning_and_trained_on(scored, caplog):
     data = load(scored / "data18.jsonl").dataset
     system = {"role": "system", "content": [{"type": "text", "text": "Think first."}]}
     other = data.map(lambda row: {"prompt": [system, *row["prompt"]]})
@@ -150,7 +150,7 @@ def test_another_template_throughout_is_said_and_trained_on(scored, caplog):
         as_scored(one, str(scored / "run"))
 
 
-def test_rows_that_cannot_be_compared_are_said_once(scored, caplog):
+def test_rows_that_cannot_be_compared_are_one_warning(scored, caplog):
     data = Dataset.from_dict({"id": ["0", "1"], "prompt": [[], []], "solution": ["1", "2"]})
     assert as_scored(data, str(scored / "run"))[1] == ["0", "1"]
     assert caplog.text.count("2 of 2 samples cannot be compared") == 1

@@ -98,11 +98,11 @@ def text_model_folder():
 
 
 def by_length(completions, **_):
-    return [float(len(str(one)) % 3) for one in completions]
+    return [float(len(str(completion)) % 3) for completion in completions]
 
 
 def by_words(completions, **_):
-    return [float("red" in str(one)) for one in completions]
+    return [float("red" in str(completion)) for completion in completions]
 
 
 def run(trainer, folder, data, *, config=DifficultyAwareGRPOConfig, resume=None, then=None, **options):
@@ -291,7 +291,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("what", OTHERS)
-def test_what_cannot_be_rolled_out_apart_is_refused(tmp_path, images, what, scores_folder):
+def test_what_cannot_be_generated_separately_is_refused(tmp_path, images, what, scores_folder):
     options = OTHERS[what] | {"processing_class": tool_tokenizer()}
     with pytest.raises(ValueError, match=r"probe_fraction is 0\.5, but rollouts of tools, environments or a rollout"):
         run(DifficultyAwareGRPOTrainer, tmp_path, images, probe_fraction=0.5, scores=scores_folder, **options)
@@ -350,7 +350,7 @@ def test_options(tmp_path, texts, what):
     assert ours.difficulty.stream.batch == generations
 
 
-def test_a_batch_size_to_be_found_is_refused_by_trl(tmp_path):
+def test_auto_find_batch_size_is_refused_by_trl(tmp_path):
     with pytest.raises(ValueError, match="auto_find_batch_size is not supported by GRPO"):
         DifficultyAwareGRPOConfig(output_dir=str(tmp_path), auto_find_batch_size=True, **SMALL)
 
@@ -425,7 +425,7 @@ class Keeps(TrainerCallback):
 
 @pytest.mark.parametrize("trainer", [DifficultyAwareGRPOTrainer, GRPOTrainer])
 def test_the_best_model_is_really_loaded(tmp_path, images, trainer):
-    """Of a vision-language model whose file has other names than it: GRPOTrainer keeps the last weights, unsaid."""
+    """Of a vision-language model whose file has other names than it: GRPOTrainer keeps the last weights."""
     keeps = Keeps()
     made = run(
         trainer,

@@ -120,7 +120,7 @@ COLLAPSES = {
 
 
 @pytest.mark.parametrize("case", COLLAPSES)
-def test_a_collapse_is_said_once_and_soon(case):
+def test_a_collapse_alarms_once_and_soon(case):
     high, low, noise = COLLAPSES[case]
     start = min(high, 0.0) - (10.0 if high < 0 else 0.0)
     for seed in range(10):
