@@ -24,8 +24,8 @@ class DifficultyOptions:
     scores: str | None = field(
         default=None,
         metadata={
-            "help": "folder of a finished `hardsample score` run on this data, found again by the column id (default: "
-            "no sample has a score, all that is known comes from training)"
+            "help": "folder of a finished `hardsample score` run on this data, matched by the column id (default: "
+            "none, so that all evidence comes from training)"
         },
     )
     restratify_steps: int = field(
@@ -49,7 +49,7 @@ class DifficultyOptions:
         },
     )
     monitor_steps: int = field(
-        default=25, metadata={"help": "steps between two looks at the monitoring set, at least 1"}
+        default=25, metadata={"help": "steps between two rollouts of the monitoring set, at least 1"}
     )
     attention_balance: bool = field(
         default=False,

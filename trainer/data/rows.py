@@ -211,20 +211,20 @@ def images_of(record: Mapping[str, Any]) -> list[Any]:
     return [record["image"]] if record.get("image") is not None else []
 
 
-def with_masks(records: Sequence[dict[str, Any]], masks: Sequence[MaskDraw], kind: str) -> list[dict[str, Any]]:
+def with_masks(records: Sequence[dict[str, Any]], masks: Sequence[MaskDraw], mask_kind: str) -> list[dict[str, Any]]:
     """Mask the images of some records in their own pixels (`source` space).
 
     Args:
         records: with `images` or `image`, of PIL images.
         masks: one for each image, in order.
-        kind: `pixel`, `patch` or `rectangle`.
+        mask_kind: `pixel`, `patch` or `rectangle`.
 
     Returns:
         New records.
     """
     images = [to_rgb(image) for record in records for image in images_of(record)]
     tensors = [torch.from_numpy(np.array(image)) for image in images]
-    masked = iter([Image.fromarray(image.numpy()) for image in mask_images(tensors, masks, kind=kind)])
+    masked = iter([Image.fromarray(image.numpy()) for image in mask_images(tensors, masks, kind=mask_kind)])
     new_records = []
     for record in records:
         if "images" in record:

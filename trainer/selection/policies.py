@@ -28,7 +28,7 @@ class PolicyConfig:
     policy: str = field(
         default="uniform",
         metadata={
-            "help": "uniform (as TRL), strata (a weight a stratum), signal (chance that the group will have spread), "
+            "help": "uniform (as TRL), strata (a weight a stratum), signal (chance that a group's rewards differ), "
             "target (success rate near a moving target) or curriculum (easy to hard)"
         },
     )
@@ -51,7 +51,8 @@ class PolicyConfig:
         metadata={"help": "signal: thompson (take the best by posterior draws) or mean (draw by the posterior mean)"},
     )
     signal_sharpness: float = field(
-        default=1.0, metadata={"help": "signal: exponent on the chance of spread, above 0; larger concentrates more"}
+        default=1.0,
+        metadata={"help": "signal: exponent on the chance that rewards differ, above 0; larger focuses more"},
     )
     target_start: float = field(default=0.7, metadata={"help": "target: success rate aimed at first, 0 to 1"})
     target_end: float = field(default=0.4, metadata={"help": "target: success rate aimed at in the end, 0 to 1"})
