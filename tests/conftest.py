@@ -86,5 +86,5 @@ def experiment_folder(tmp_path_factory):
         (cell / "cell.json").write_text(json.dumps(about | {"trainings": ["sft-1", key]}))
         done = folder / "trainings" / key
         done.mkdir(parents=True)
-        (done / "done.json").write_text(json.dumps({"rewards": [0.1, 0.2, 0.3], "no_signal": [0.5, 0.4, 0.3]}))
+        (done / "done.json").write_text(json.dumps({"rewards": [0.1, 0.2, 0.3], "frac_zero_std": [0.5, 0.4, 0.3]}))
     return folder

@@ -215,7 +215,7 @@ def _trainings(directory: Path, rows: list[Mapping[str, Any]]) -> tuple[Curves, 
             length = min(len(stage["rewards"]) for stage in stages)
             steps = [float(step) for step in range(1, length + 1)]
             rewards[name] = steps, _mean(stages, "rewards", length)
-            zero_variance[name] = steps, [100 * share for share in _mean(stages, "no_signal", length)]
+            zero_variance[name] = steps, [100 * share for share in _mean(stages, "frac_zero_std", length)]
     return rewards, zero_variance
 
 

@@ -143,7 +143,7 @@ def learning(logs: Logs) -> Section:
 def strata(logs: Logs) -> Section:
     """Return the section of the strata of the data and of the draws over time."""
     title = "Strata over time"
-    names = [name for name in (*STRATA, "null") if series(logs, f"difficulty/data/{name}")[0]]
+    names = [name for name in (*STRATA, "unscored") if series(logs, f"difficulty/data/{name}")[0]]
     steps = series(logs, f"difficulty/data/{names[0]}")[0] if names else []
     if len(steps) < 2:
         note = "This training logged no strata (stock TRL, or too few log entries)."

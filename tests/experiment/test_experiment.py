@@ -1,4 +1,4 @@
-"""`hardsample experiment` on the demo model: killed it resumes, what fails is told, what is there is not redone."""
+"""`hardsample experiment` on the demo model: killed it resumes, failures are reported, finished work is not redone."""
 
 import io
 import json
@@ -81,7 +81,7 @@ def weights(folder: Path) -> dict:
 
 
 @pytest.mark.slow
-def test_a_killed_experiment_goes_on(tmp_path):
+def test_a_killed_experiment_resumes(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     whole = start(write(tmp_path / "b"))
@@ -93,9 +93,9 @@ def test_a_killed_experiment_goes_on(tmp_path):
     os.kill(killed.pid, signal.SIGKILL)  # the training that runs ends by itself
     killed.wait()
     assert not list(out.glob("trainings/*/done.json")) or len(list(out.glob("trainings/*/done.json"))) < 4
-    said, errors = start(path, "--jobs", "2").communicate(timeout=400)
+    output, errors = start(path, "--jobs", "2").communicate(timeout=400)
     results = json.loads((out / "results.json").read_text())
-    assert "results" in said and "primary: medium+hard" in said, errors
+    assert "results" in output and "primary: medium+hard" in output, errors
     assert [row["recipe"] for row in results["rows"]] == SMALL["recipes"]
     assert all(row["accuracy"] is not None for row in results["rows"]) and results["base"] is not None
     assert results["rows"][2]["samples"][0] > 0 and len(results["rows"][2]["samples"]) == 2
@@ -126,7 +126,7 @@ def test_a_killed_experiment_goes_on(tmp_path):
     assert refused.returncode == 1 and "holds an experiment with freeze" in errors
 
 
-def test_a_failed_training_is_told_and_the_others_run(tmp_path):
+def test_a_failed_training_is_reported_and_the_others_run(tmp_path):
     def job(name: str, after: str | None = None, **stage) -> Job:
         folder = tmp_path / name
         folder.mkdir()
@@ -150,13 +150,13 @@ def test_a_folder_is_one_processs_at_a_time(tmp_path):
         run_experiment(config)
 
 
-def test_mistakes_are_said_before_anything_is_trained(tmp_path):
+def test_mistakes_are_reported_before_anything_is_trained(tmp_path):
     path = write(tmp_path, recipes=["dpo hard"])
     process = start(path)
     _, errors = process.communicate(timeout=100)
     assert process.returncode == 2 and "there is no recipe 'dpo hard'" in " ".join(errors.replace("│", "").split())
     assert not (tmp_path / "out").exists()
-    for options, said in (
+    for options, message in (
         ({"grpo": {"learning_rat": 1}}, "grpo: .*learning_rat"),
         ({"sft": {"per_device_train_batch_size": 2, "bath": 1}}, "sft: .*bath"),
         ({"evaluation": {"rollouts": 3}}, "evaluation: rollouts is 3 at temperature 0"),
@@ -164,7 +164,7 @@ def test_mistakes_are_said_before_anything_is_trained(tmp_path):
         ({"model_config": {"dtyp": "bfloat16"}}, "model_config: .*dtyp"),
         ({"reward_funcs": ["nice"]}, "no reward function 'nice'"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             check_options(ExperimentConfig(**SMALL | {"output": str(tmp_path / "no")} | options))
 
 
@@ -196,8 +196,8 @@ def test_scores_that_do_not_fit_are_refused(tmp_path, small_scores):
 def test_a_dry_run_computes_nothing(tmp_path):
     """Without scores: what is known, what is assumed, and that the scores are not there; nothing is written."""
     path = write(tmp_path, metrics=["pism", "cmab"], recipes=["full", "medium+hard"], model=str(tmp_path / "no model"))
-    said, errors = start(path, "--dry-run", COLUMNS="140").communicate(timeout=200)
-    text = " ".join(said.split())
+    output, errors = start(path, "--dry-run", COLUMNS="140").communicate(timeout=200)
+    text = " ".join(output.split())
     assert "3 trainings for 3 cells" in text, errors
     assert "grpo all │ 1 │ 24 │ 3 │ 24" in text, "the whole set does not depend on the scores"
     assert text.count("grpo medium+hard") == 1 and "grpo medium+hard │ 2 │ ≈12 │ ≈3 │ ≈48 │ ?" in text, text

@@ -47,7 +47,7 @@ def last_weights(folder):
     return load_file(folder / "model.safetensors")
 
 
-def test_a_killed_training_goes_on_and_ends_as_an_uninterrupted_one(tmp_path, scores):
+def test_a_killed_training_resumes_and_ends_as_an_uninterrupted_one(tmp_path, scores):
     options = [*SMALL.split(), "--config", EXAMPLE, "--scores", scores, "--max_steps", "6"]
     whole = hardsample_train(*options, "--output_dir", tmp_path / "a")
     assert whole.returncode == 0, whole.stderr
@@ -110,7 +110,7 @@ def test_bad_options_are_refused_before_anything_is_loaded(tmp_path):
         of()
 
 
-def test_a_folder_is_not_gone_on_with_by_another_training(tmp_path):
+def test_another_training_does_not_resume_in_a_folder(tmp_path):
     options = parse(["--config", str(EXAMPLE), "--output_dir", str(tmp_path)])
     _check_run(options, tmp_path, resumes=False)
     _check_run(options, tmp_path, resumes=True)
@@ -177,6 +177,7 @@ from transformers import LlamaForCausalLM
 from hardsample.demo import model_path
 from hardsample.engines.transformers import load_processor
 from hardsample.trainer import DifficultyAwareGRPOConfig, DifficultyAwareGRPOTrainer
+from hardsample.trainer.selection.states import split_arrays
 
 torch.set_num_threads(1)
 folder, out, resume, model_folder = sys.argv[1:5]
@@ -206,7 +207,7 @@ drawn = []
 choose = trainer.difficulty.next_prompts
 trainer.difficulty.next_prompts = lambda *a: drawn.append(choose(*a).rows.tolist()) or trainer.difficulty.last
 trainer.train(resume_from_checkpoint=None if resume == "none" else resume)
-arrays, header = trainer.difficulty.state()
+arrays, header = split_arrays(trainer.difficulty.state_dict())
 rank = trainer.accelerator.process_index
 digest = {name: str(value.double().sum().item()) for name, value in trainer.model.state_dict().items()}
 with open(f"{out}-{rank}.json", "w") as file:

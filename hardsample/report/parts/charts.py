@@ -153,10 +153,10 @@ def strata_over_time(steps: Sequence[float], shares: Mapping[str, Sequence[float
     """
     figure = new_figure(WIDTH, HEIGHT)
     axes = figure.subplots()
-    names = [name for name in (*STRATA, "null") if name in shares]
+    names = [name for name in (*STRATA, "unscored") if name in shares]
     colours = [STRATUM_COLOURS.get(name, _MUTED) for name in names]
     rows = [100 * np.asarray(shares[name]) for name in names]
-    labels = ["no stratum" if name == "null" else name for name in names]
+    labels = ["no stratum" if name == "unscored" else name for name in names]
     axes.stackplot(steps, rows, colors=colours, labels=labels, alpha=0.9, lw=0)
     axes.set(xlabel="step", ylabel="share of the data, %", ylim=(0, 100), xlim=(steps[0], steps[-1]))
     _bare(axes)
