@@ -1,10 +1,16 @@
 """What several tests use: the demo model, loaded once, and the first of its questions."""
 
 import json
+import os
 import sqlite3
 from dataclasses import asdict
 
 import pytest
+
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # one thread a worker, and each process that a test starts; before torch is read
+    os.environ |= {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
 
 from hardsample.demo import load_split, model_path
 from hardsample.engines.transformers import load_model, load_processor
