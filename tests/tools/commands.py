@@ -30,8 +30,8 @@ def run_module(
         module: name of the module.
         arguments: of the command line.
         cwd: working directory; None: this process's.
-        env: all environment variables; None: this process's. Those that the heavy libraries read at import count no
-            more.
+        env: all environment variables; None: this process's. What the heavy libraries read when they are imported
+            comes too late, but OMP_NUM_THREADS.
     """
     command = [module, *map(str, arguments)]
     with tempfile.TemporaryDirectory() as folder:
@@ -55,6 +55,8 @@ def _run(command: list[str], cwd: str, env: dict[str, str], stdout: str, stderr:
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
+    if threads := env.get("OMP_NUM_THREADS"):
+        sys.modules["torch"].set_num_threads(int(threads))
     sys.argv = command
     try:
         runpy.run_module(command[0], run_name="__main__", alter_sys=True)
