@@ -172,7 +172,7 @@ def test_what_only_prints_imports_no_torch(arguments):
         "import sys; from hardsample.cli.main import app\n"
         "try: app(sys.argv[1:])\n"
         "except SystemExit: pass\n"
-        "print([name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
+        "print([name for name in ('torch', 'transformers', 'datasets', 'scipy') if name in sys.modules])"
     )
     command = [sys.executable, "-c", code, *arguments]
     root = Path(__file__).parents[2]

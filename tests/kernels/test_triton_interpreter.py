@@ -278,7 +278,7 @@ def results(request, made_once):
     def interpret(folder):
         environment = {**os.environ, "TRITON_INTERPRET": "1"}
         command = [sys.executable, __file__, json.dumps(names)]
-        process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
         if process.returncode:
             pytest.fail(f"the interpreter's process ended with {process.returncode}:\n{process.stderr[-3000:]}")
         (folder / "results.json").write_text(process.stdout.splitlines()[-1])
