@@ -32,6 +32,8 @@ TABLE_BATCH = 32
 CHUNK = 1 << 20
 MOST_LINE = 64 << 20
 """A first line of more bytes is not tried as one record of JSON lines."""
+LONGEST_TOKEN = 16
+"""More characters than any JSON token has that is no string: `-Infinity`, an escape."""
 
 Row = dict[str, Any] | RecordError
 
@@ -268,9 +270,12 @@ def _parse_line(line: bytes, number: int) -> Row:
         return RecordError(f"line {number} is not JSON ({error}); write one object per line")
 
 
-def _mapping(value: Any, where: str) -> Row:
+def _mapping(value: Any, where: str, escaped: bool = True) -> Row:
+    """Check that a parsed value is a record; only one with escapes can hold what is no text."""
     if not isinstance(value, dict):
         return RecordError(f"{where} holds a {type(value).__name__}; write an object")
+    if not escaped:
+        return value
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -292,8 +297,14 @@ def _from_json(path: Path) -> Source:
 def _holds_lines(path: Path) -> bool:
     """Whether a .json file is JSON lines: its first line is a whole object, and the next holds the beginning of one."""
     with path.open("rb") as file:
-        first = file.readline(MOST_LINE).removeprefix(b"\xef\xbb\xbf").strip()
-        if not (first.startswith(b"{") and first.endswith(b"}")):
+        if not file.read(CHUNK).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
+            return False
+        file.seek(0)
+        first = file.readline(MOST_LINE)
+        if len(first) == MOST_LINE:
+            return False
+        first = first.removeprefix(b"\xef\xbb\xbf").strip()
+        if not first.endswith(b"}"):
             return False
         second = next((line for line in iter(lambda: file.readline(MOST_LINE), b"") if line.strip()), b"")
     try:
@@ -303,11 +314,18 @@ def _holds_lines(path: Path) -> bool:
 
 
 class _JsonItems:
-    """The items of one JSON array, or of one object keyed by id, parsed as the text is read."""
+    """The items of one JSON array, or of one object keyed by id, parsed as the text is read.
+
+    ijson (on yajl) is several times faster, and is not used: it takes memory that grows with the square of the depth
+    of brackets (1 GB for 20 KB of them), reads half a surrogate pair as "?", and ends at a NaN, which Python writes,
+    and at an integer of more than 64 bits. Nor does it know the line of a record.
+    """
 
     def __init__(self, read: Callable[[int], str], name: str) -> None:
         self._read, self._name = read, name
         self._text, self._at, self._line = "", 0, 1
+        self._escaped = False
+        """Whether the current record has escapes such as backslash-u."""
         self._decoder = json.JSONDecoder()
 
     def rows(self) -> Iterator[Row]:
@@ -318,6 +336,7 @@ class _JsonItems:
         self._at += 1
         closing = "}" if keyed else "]"
         while self._next_character() != closing:
+            self._escaped = False
             key = self._value() if keyed else None
             if keyed:
                 self._expect(":")
@@ -327,7 +346,7 @@ class _JsonItems:
                     f"key {key!r} holds no record; write an array, or an object keyed by id; where each line is a "
                     "record, name the file .jsonl"
                 )
-            yield _mapping({"id": key} | value if keyed else value, f"line {line}")
+            yield _mapping({"id": key} | value if keyed else value, f"line {line}", self._escaped)
             if self._next_character() != closing:
                 self._expect(",")
         self._at += 1
@@ -335,7 +354,7 @@ class _JsonItems:
             raise self._error("more follows after the end; where each line is a record, name the file .jsonl")
 
     def _fill(self) -> bool:
-        """Read on; twice as much each time while one value does not end."""
+        """Read more text; twice as much each time while one value does not end."""
         self._text, self._at = self._text[self._at :], 0
         try:
             more = self._read(max(CHUNK, len(self._text)))
@@ -369,7 +388,9 @@ class _JsonItems:
                 raise self._error("nested too deeply") from error
             except json.JSONDecodeError as error:
                 lines = self._text.count("\n", self._at, error.pos)
-                if self._fill():
+                # At the end of what was read more text may make it right; anywhere else it is wrong for good.
+                near_end = len(self._text) - error.pos < LONGEST_TOKEN or error.msg.startswith("Unterminated string")
+                if near_end and self._fill():
                     continue
                 self._line += lines
                 raise self._error(error.msg) from error
@@ -377,6 +398,7 @@ class _JsonItems:
             if end == len(self._text) and self._fill():
                 continue
             self._line += self._text.count("\n", self._at, end)
+            self._escaped |= self._text.find("\\u", self._at, end) >= 0
             self._at = end
             return value
 

@@ -11,6 +11,8 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
+from rapidfuzz.distance import Levenshtein
+
 from hardsample.grading.boxes import Box, BoxFormat, all_matched, convert, iou, parse_boxes
 from hardsample.grading.choices import Chosen, read_choices
 from hardsample.grading.parsing.answers import (
@@ -308,38 +310,8 @@ def _similar(a: str, b: str, min_similarity: float) -> bool:
     longest = max(len(a), len(b))
     if abs(len(a) - len(b)) > (1 - min_similarity) * longest or _DIGITS.findall(a) != _DIGITS.findall(b):
         return False
-    # The same expression as in the docstring; the tolerance only absorbs the rounding of 1 − 0.9 in binary.
-    return a == b or 1 - edit_distance(a, b) / longest >= min_similarity - 1e-9
-
-
-def edit_distance(a: str, b: str) -> int:
-    """Levenshtein distance, by Myers' bit-parallel algorithm (one column of the table in one Python integer).
-
-    Args:
-        a: a text.
-        b: another.
-
-    Returns:
-        The least number of characters to insert, delete or replace.
-    """
-    if not a or not b:
-        return len(a) + len(b)
-    where: dict[str, int] = {}
-    for i, char in enumerate(a):
-        where[char] = where.get(char, 0) | 1 << i
-    everywhere, top = (1 << len(a)) - 1, 1 << (len(a) - 1)
-    up, down, distance = everywhere, 0, len(a)
-    for char in b:
-        match = where.get(char, 0)
-        diagonal = (((match & up) + up) ^ up) | match | down
-        rise = down | (everywhere & ~(diagonal | up))
-        fall = up & diagonal
-        distance += bool(rise & top) - bool(fall & top)
-        rise = (rise << 1 | 1) & everywhere
-        fall = fall << 1 & everywhere
-        up = fall | (everywhere & ~(diagonal | rise))
-        down = rise & diagonal
-    return distance
+    # The same expression as in the docstring; the tolerance only absorbs what 1 − 0.9 loses in binary.
+    return a == b or 1 - Levenshtein.distance(a, b) / longest >= min_similarity - 1e-9
 
 
 def _answer_boxes(

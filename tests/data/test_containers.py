@@ -9,9 +9,13 @@ import types
 import datasets
 import pytest
 from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
+from hardsample.data.containers import _JsonItems
 from hardsample.data.loading import DataError, NoRecordsError, load
+from hardsample.data.records.conversation import RecordError
 
 
 def png_bytes(colour=(255, 0, 0), size=(4, 3)) -> bytes:
@@ -83,6 +87,46 @@ def test_json_that_cannot_be_parsed_names_the_line(root, text, message):
     (root / "data.json").write_text(text)
     with pytest.raises(DataError, match=re.escape(message)):
         load(root / "data.json")
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(
+    st.lists(st.dictionaries(st.text(), values, max_size=4), max_size=4),
+    st.sampled_from([None, 0, 7, 40]),
+    st.booleans(),
+    st.integers(1, 40),
+    st.none() | st.tuples(st.floats(0, 1), st.integers(0, 1), st.sampled_from(["", "\\", '"', "}", " ", "\n"])),
+)
+def test_json_in_pieces_is_what_json_reads_at_once(records, indent, escapes, piece, damage):
+    text = json.dumps(records, indent=indent, ensure_ascii=escapes)
+    if damage is not None:
+        share, lost, put = damage
+        at = 1 + int(share * (len(text) - 1))
+        text = text[:at] + put + text[at + lost :]
+    stream = io.StringIO(text, newline="")
+    items = _JsonItems(lambda size: stream.read(min(size, piece)), "data.json").rows()
+    try:
+        expected = json.loads(text)
+    except ValueError:
+        with pytest.raises(DataError, match=r"^'data\.json', line \d+: "):
+            list(items)
+        return
+    read = [None if isinstance(item, RecordError) else item for item in items]
+    assert repr(read) == repr([item if isinstance(item, dict) else None for item in expected])  # NaN is not itself
+
+
+def test_a_mistake_in_the_middle_is_told_before_the_rest_is_read():
+    stream = io.StringIO('[{"a": 1}, {"a": }, ' + '{"a": 2}, ' * 1000 + "{}]")
+    items = _JsonItems(lambda size: stream.read(min(size, 100)), "data.json").rows()
+    with pytest.raises(DataError, match="line 1: Expecting value"):
+        list(items)
+    assert stream.tell() == 100
 
 
 def test_json_that_is_not_utf8(root):

@@ -270,7 +270,7 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def results(request):
+def results(request, made_once):
     """Return what went wrong in each collected case, "" where nothing did."""
     if find_spec("triton") is None:
         pytest.skip("triton is not installed")
@@ -278,12 +278,16 @@ def results(request):
         pytest.skip("the interpreter of triton 3.6 needs numpy < 2.4 for loops whose bounds are tensors")
     here = [item for item in request.session.items if item.path == Path(__file__)]
     names = [item.callspec.params["case"] for item in here]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, __file__, json.dumps(names)]
-    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    if process.returncode:
-        pytest.fail(f"the interpreter's process ended with {process.returncode}:\n{process.stderr[-3000:]}")
-    return json.loads(process.stdout.splitlines()[-1])
+
+    def interpret(folder):
+        environment = {**os.environ, "TRITON_INTERPRET": "1"}
+        command = [sys.executable, __file__, json.dumps(names)]
+        process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
+        if process.returncode:
+            pytest.fail(f"the interpreter's process ended with {process.returncode}:\n{process.stderr[-3000:]}")
+        (folder / "results.json").write_text(process.stdout.splitlines()[-1])
+
+    return json.loads((made_once("triton-interpreter", interpret) / "results.json").read_text())
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import run_module
 from datasets import Image, List
 from safetensors.numpy import load_file
 
@@ -32,8 +33,8 @@ def environment():
     return os.environ | {"COLUMNS": "120", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
 
 
-def hardsample_train(*arguments):
-    return subprocess.run(command(*arguments), capture_output=True, text=True, env=environment(), check=False)
+def hardsample_train(*arguments, **more):
+    return run_module("hardsample.cli.main", "train", *arguments, env=environment(), **more)
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +84,7 @@ def test_a_killed_training_resumes_and_ends_as_an_uninterrupted_one(tmp_path, sc
     ],
 )
 def test_bad_options_end_with_a_message(tmp_path, arguments, code, message):
-    done = subprocess.run(
-        command(*arguments), capture_output=True, text=True, env=environment(), check=False, cwd=tmp_path
-    )
+    done = hardsample_train(*arguments, cwd=tmp_path)
     assert done.returncode == code, done.stderr
     assert message in done.stderr.replace("\n", " ") and "Traceback" not in done.stderr
 
