@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from hardsample.cli.main import app
 from hardsample.demo import load_split
-from hardsample.evaluation import judge as module
+from hardsample.engines.client import retry
 from hardsample.evaluation.judge import Case, Judge, JudgeError, read_verdict
 from hardsample.files import VERDICTS_FILE
 
@@ -113,14 +113,14 @@ def test_an_empty_answer_is_wrong_without_asking(server, tmp_path):
 
 def test_failures_are_tried_again(server, tmp_path):
     server.script = [500, 429, "cut", 503]
-    judge = Judge(tmp_path, server.url, "m", workers=1)
+    judge = Judge(tmp_path, server.url, "m", concurrency=1)
     assert judge.verdicts("right", CASES[:2]) == [0.0, 1.0]
     assert len(server.seen) == 6 and not judge.failed
 
 
 def test_a_verdict_that_cannot_be_had_is_none_and_is_asked_for_next_time(server, tmp_path):
     server.script = [500, 500, "perhaps", "not wrong"]
-    judge = Judge(tmp_path, server.url, "m", workers=1, retries=1)
+    judge = Judge(tmp_path, server.url, "m", concurrency=1, retries=1)
     assert judge.verdicts("right", CASES) == [None, None, None, 1.0, 0.0, 1.0]
     assert judge.failed == {"the server answers 500": 1, "a reply that is no verdict": 2}
     again = Judge(tmp_path, server.url, "m")
@@ -129,14 +129,14 @@ def test_a_verdict_that_cannot_be_had_is_none_and_is_asked_for_next_time(server,
 
 def test_a_reply_that_takes_too_long(server, tmp_path):
     server.script = ["hang"]
-    judge = Judge(tmp_path, server.url, "m", workers=1, retries=0, timeout_s=0.2)
+    judge = Judge(tmp_path, server.url, "m", concurrency=1, retries=0, request_timeout=0.2)
     assert judge.verdicts("right", CASES[:2]) == [None, 1.0] and judge.failed == {"no reply in time": 1}
 
 
 def test_after_many_failures_in_a_row_nothing_more_is_asked(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "MOST_FAILURES", 3)
+    monkeypatch.setattr(retry, "MAX_FAILURES_IN_A_ROW", 3)
     server.always = 500
-    judge = Judge(tmp_path, server.url, "m", workers=1, retries=0)
+    judge = Judge(tmp_path, server.url, "m", concurrency=1, retries=0)
     assert judge.verdicts("right", CASES) == [None] * 6
     assert judge.asked == len(server.seen) == 3 and sum(judge.failed.values()) == 6
 
@@ -144,7 +144,7 @@ def test_after_many_failures_in_a_row_nothing_more_is_asked(server, tmp_path, mo
 def test_the_key_is_nowhere(server, tmp_path, caplog, capfd):
     caplog.set_level(logging.DEBUG)
     server.script = [500, "right"]
-    judge = Judge(tmp_path, server.url, "m", workers=1)
+    judge = Judge(tmp_path, server.url, "m", concurrency=1)
     judge.verdicts("right", CASES[:1])
     server.always = 401
     with pytest.raises(JudgeError, match="answers 401: check OPENAI_API_KEY") as refused:

@@ -9,13 +9,15 @@ import torch
 
 from hardsample.attention.interface import collect_attention_mass, use_attention_mass
 from hardsample.cli.main import app
+from hardsample.engines.transformers import TransformersEngine
+from hardsample.errors import ConfigError
 from hardsample.metrics.cmab import CmabConfig, attention_balance
 from hardsample.report.explain import explain, file_name, image_grids, told_rollout
 from hardsample.report.parts.figures import balance_histogram, layer_profile, mean_intervals
 from hardsample.scoring import attention_pass as attending
 from hardsample.scoring.attention_pass import definition, pending, sample_attention, teacher_forced
 from hardsample.scoring.config import ScoringConfig
-from hardsample.scoring.score import make_engine, score
+from hardsample.scoring.score import score
 from hardsample.scoring.store import Rollout, Store
 
 LIMIT = 24
@@ -147,7 +149,7 @@ ANSWERS = [[(10, 11), (12,), (10, 11), ()], [()], [(13, 14, 15), (16, 17), (18, 
 
 def attended(model, processor, questions, folder, batch_size=64, answers=ANSWERS):
     """The job on answers of the first questions: its engine, and each question's balances in order."""
-    engine = make_engine(model, processor, ScoringConfig(batch_size=batch_size))
+    engine = TransformersEngine(model, processor, ScoringConfig(batch_size=batch_size))
     engine.notice = lambda text: None
     records = questions[: len(answers)]
     with Store(folder) as store:
@@ -261,10 +263,17 @@ def test_the_released_variant_lies_beside_the_papers(run):
         assert store.count_unattended(name) == 0
 
 
-@pytest.mark.parametrize("metric", [("cmab",), ("pism", "rho"), ("pism", "pism"), ()])
+@pytest.mark.parametrize("metric", [("pism", "rho"), ("pism", "pism"), (), "", "pism,", "cmab;pism"])
 def test_metrics_that_are_none_are_refused(metric):
-    with pytest.raises(ValueError, match="must be pism or pism,cmab"):
+    with pytest.raises(ConfigError, match="must be pism, or pism,cmab, or cmab alone"):
         ScoringConfig(metric=metric)
+
+
+def test_a_metric_is_text_or_a_sequence():
+    assert ScoringConfig(metric="pism").metric == ScoringConfig().metric == ("pism",)
+    assert (
+        ScoringConfig(metric="cmab, pism").metric == ScoringConfig(metric=["pism", "cmab"]).metric == ("pism", "cmab")
+    )
 
 
 def test_a_model_without_masses_keeps_its_pism_scores(tmp_path, monkeypatch, capsys):
