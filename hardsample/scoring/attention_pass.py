@@ -28,7 +28,7 @@ from hardsample.engines.preparing import preparing_thread
 from hardsample.engines.protocol import AttentionEngine, Request
 from hardsample.engines.transformers import Prepared
 from hardsample.kernels.ops import chosen
-from hardsample.metrics.cmab import CmabConfig, attention_balance, sample_balance
+from hardsample.metrics.cmab import CmabConfig, SampleAttention, attention_balance, sample_balance
 from hardsample.metrics.ladders import Ladder
 from hardsample.scoring.progress import CountProgress, Display
 from hardsample.scoring.store import Attention, Store
