@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeGuard
 
 from hardsample.engines.results import Completion, Failure
 
@@ -42,8 +42,9 @@ class Request:
 class Job(Protocol):
     """The work, as an engine sees it."""
 
-    finished: Sequence[Any]
-    """Samples that are done."""
+    @property
+    def finished(self) -> Sequence[Any]:
+        """Samples that are done and not rejected."""
 
     def take(self, size: int) -> list[Request]:
         """Up to `size` rollouts to make now, all of records with images or all of records without.
@@ -150,6 +151,11 @@ class AttentionEngine(Engine, Protocol):
 
     def refusal(self, error: BaseException, size: int) -> str:
         """Why a batch of this size failed; where memory ran out, later batches are half as large."""
+
+
+def can_attend(engine: Engine) -> TypeGuard[AttentionEngine]:
+    """Whether CMAB can read the attention of an engine's model."""
+    return engine.shows_attention
 
 
 def engine_class(name: str) -> type[Engine]:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from hardsample.data.digests import is_old
 from hardsample.data.loading import Data, load
-from hardsample.engines.protocol import AttentionEngine, engine_class
+from hardsample.engines.protocol import AttentionEngine, can_attend, engine_class
 from hardsample.engines.results import EngineError
 from hardsample.errors import ConfigError
 from hardsample.files import SCORES_FILE
@@ -117,12 +117,14 @@ def reopened_engine(scores: Scores, model: str | None, config: ScoringConfig) ->
         raise EngineError(
             f"a server made these completions: give --model, a copy of {scores.run['model']!r} to load here"
         )
+    of_run = {name: settings[name] for name in _OF_ROLLOUTS if name in settings}
     kind = engine_class(config.engine)
     if not kind.shows_attention:
         raise ConfigError(f"engine is {config.engine!r}, which shows no attention: leave it out, and give --model")
-    given = {name: settings[name] for name in _OF_ROLLOUTS if name in settings}
-    config = replace(config, **given, dtype=config.dtype or scores.run["dtype"])
-    return kind.from_config(model or scores.run["model"], config, tqdm.write)
+    config = replace(config, **of_run, dtype=config.dtype or scores.run["dtype"])
+    engine = kind.from_config(model or scores.run["model"], config, tqdm.write)
+    assert can_attend(engine)
+    return engine
 
 
 def _finished_run(output: Path) -> Scores:

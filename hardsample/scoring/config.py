@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from hardsample.data.images import DEFAULT_MAX_PIXELS
 from hardsample.data.records.option_text import DEFAULT_TEMPLATE, check_template
@@ -128,8 +129,8 @@ class ScoringConfig(PismConfig):
 
     def _check_metric(self) -> None:
         """Make `metric` a tuple in the order of `METRICS`; it may be given as text, such as `pism,cmab`."""
-        given = self.metric.split(",") if isinstance(self.metric, str) else self.metric
-        metric = [name.strip() for name in given]
+        given: Any = self.metric
+        metric = [name.strip() for name in (given.split(",") if isinstance(given, str) else given)]
         if not metric or not set(metric) <= set(METRICS) or len(set(metric)) < len(metric):
             raise ConfigError(
                 f"metric is {','.join(metric)!r}, must be pism, or pism,cmab, or cmab alone to add it to a finished run"

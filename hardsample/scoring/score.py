@@ -21,7 +21,7 @@ from hardsample.data.checks import check_images
 from hardsample.data.containers import DEMO_NAMES, absolute_name
 from hardsample.data.digests import is_old, old_digest, sample_digest
 from hardsample.data.loading import Data, Loaded, NoRecordsError, Rejection, load
-from hardsample.engines.protocol import Engine, engine_class
+from hardsample.engines.protocol import Engine, can_attend, engine_class
 from hardsample.engines.results import EngineError
 from hardsample.errors import ConfigError, HardsampleError
 from hardsample.grading.grader import Grader
@@ -187,7 +187,7 @@ def attend(
     """Run the completions at λ = 0 through the model once more, if CMAB is asked for and the engine shows attention."""
     if "cmab" not in config.metric:
         return AttentionPass()
-    if not engine.shows_attention:
+    if not can_attend(engine):
         command = cmab_command(store.directory, "FOLDER")
         tqdm.write(f"no attention balance: the engine {config.engine} shows no attention; afterwards: {command}")
         return AttentionPass()
