@@ -164,7 +164,11 @@ class TransformersEngine:
         return engine
 
     def __enter__(self) -> Self:
-        """Load the weights, if they are not there."""
+        """Load the weights."""
+        return self.load()
+
+    def load(self) -> Self:
+        """Load the weights, if they are not there; for whoever keeps the engine as long as it runs."""
         if self.model is None:
             config = self.config
             self._use(

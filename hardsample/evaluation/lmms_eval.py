@@ -90,8 +90,7 @@ class Answering:
             attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
         )
-        self.engine = TransformersEngine.from_config(pretrained, config, logger.warning)
-        self.engine.__enter__()  # lmms-eval keeps the model as long as it runs
+        self.engine = TransformersEngine.from_config(pretrained, config, logger.warning).load()
         self._most_tokens = self.engine.max_new_tokens
         self._asked: Counter[str] = Counter()
 

@@ -80,6 +80,17 @@ def test_too_many_requests_are_no_fault_of_the_record():
         asyncio.run(two.insist(failing(10**9, Setback("429", True, counts=False), [])))
 
 
+def test_time_between_rounds_of_requests_is_no_silence_of_the_server():
+    policy, _ = patience(server_timeout=60)
+    busy = Setback("429", True, counts=False)
+    policy._answered_at -= 1000
+    policy.begin(Window(8))
+    assert asyncio.run(policy.insist(failing(3, busy, []))) == "reply"
+    policy._answered_at -= 1000
+    with pytest.raises(EngineError, match=r"the server answered nothing for 60 s \(429\)"):
+        asyncio.run(policy.insist(failing(3, busy, [])))
+
+
 def test_the_server_says_how_long_to_wait_to_every_request():
     one, _ = patience(server_timeout=10)
     asked: list[float] = []

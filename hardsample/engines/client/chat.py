@@ -97,7 +97,7 @@ class ChatClient:
         self._client = self._openai.AsyncOpenAI(
             base_url=self.url, api_key=server_key(), timeout=self._request_timeout, max_retries=0
         )
-        self.patience.window = Window(self._concurrency)
+        self.patience.begin(Window(self._concurrency))
         return Flight(make, self.patience.window, self._client.close)
 
     async def complete(

@@ -122,6 +122,14 @@ class Patience:
     _closed_until: float = 0.0
     _gone_since: float | None = None
 
+    def begin(self, window: Window) -> None:
+        """Start a round of requests: how long the server has been silent counts from now.
+
+        Args:
+            window: of the round.
+        """
+        self.window, self._answered_at, self._gone_since = window, time.monotonic(), None
+
     async def insist(self, attempt: Callable[[], Awaitable[Reply]]) -> Reply | Refusal:
         """Try until it succeeds, or has failed for good.
 
