@@ -20,7 +20,7 @@ from hardsample.engines.openai import OpenAIEngine, rollout_seed
 from hardsample.engines.protocol import Request
 from hardsample.engines.results import EngineError
 from hardsample.errors import ConfigError
-from hardsample.evaluation import evaluate
+from hardsample.evaluation.evaluate import evaluate
 from hardsample.scoring.config import ScoringConfig
 from hardsample.scoring.output import Scores
 from hardsample.scoring.score import score

@@ -18,8 +18,8 @@ from hardsample.cli.main import app
 from hardsample.engines.protocol import Request
 from hardsample.engines.results import finish_state
 from hardsample.engines.transformers import TransformersEngine
-from hardsample.evaluation import evaluate
 from hardsample.evaluation.comparing import compare_scores
+from hardsample.evaluation.evaluate import evaluate
 from hardsample.metrics.finishes import FINISHES, shares_text, unanswered
 from hardsample.metrics.ladders import Ladder
 from hardsample.metrics.pism import PismConfig, next_rollouts, verdict
