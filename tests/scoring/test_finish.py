@@ -345,7 +345,7 @@ def test_an_evaluation_says_what_was_cut_off(cut, tmp_path):
         "demo", "demo", tmp_path / "e", limit=24, max_new_tokens=2, strata=cut.directory, progress=False, device="cpu"
     )
     assert found.finish == {"length": 24}
-    assert found.groups["stratum"]["unfinished"].samples == list(cut.table["stratum"]).count("unfinished")
+    assert found.groups["stratum"]["unfinished"].samples == list(cut.table["pism_stratum"]).count("unfinished")
     assert json.loads((tmp_path / "e" / "evaluation.json").read_text())["finish"] == {"length": 24}
     said = printed(accuracy_table(found))
     assert "100 % cut off; without an answer counts as wrong" in said and "--max-new-tokens 8" in said
