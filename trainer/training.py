@@ -22,13 +22,13 @@ from trl.rewards import accuracy_reward, get_soft_overlong_punishment, reasoning
 
 from hardsample.data.loading import Loaded, load
 from hardsample.data.records.option_text import DEFAULT_TEMPLATE
-from hardsample.engines.transformers import load_processor
+from hardsample.engines.transformers import load_processor, resolved_model
 from hardsample.errors import HardsampleError
 from hardsample.files import OVERLONG_FILE, RUN_FILE, TRAINING_FILE
 from hardsample.grading.grader import correctness_reward
 from hardsample.scoring.config import ScoringConfig, help_of
 from hardsample.scoring.output import OutputError, write_rejected
-from hardsample.scoring.score import demo_model, score
+from hardsample.scoring.score import score
 from hardsample.trainer.config import DifficultyAwareGRPOConfig
 from hardsample.trainer.data.decoding import samples_named
 from hardsample.trainer.data.prompts import keep_short
@@ -175,7 +175,7 @@ def train(options: Options) -> DifficultyAwareGRPOTrainer:
     training, args, model = options.training, options.grpo, options.model
     output = Path(args.output_dir)
     rewards = [reward(name) for name in training.reward_funcs]
-    name = demo_model(str(model.model_name_or_path))
+    name = resolved_model(str(model.model_name_or_path))
     output.mkdir(parents=True, exist_ok=True)
     checkpoint = args.resume_from_checkpoint
     if checkpoint in (None, True, "true", "True") and not training.start_over:

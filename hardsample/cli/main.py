@@ -180,13 +180,15 @@ def attend(
     """
     from hardsample.metrics.cmab import CmabConfig
     from hardsample.report.tables import summary
-    from hardsample.scoring.add_cmab import attend_run
+    from hardsample.scoring.score import score as score_run
 
     with running(str(directory)):
-        scores = attend_run(
-            directory,
+        scores = score_run(
+            None,
             model,
-            CmabConfig(variant=cmab_variant.value),
+            directory,
+            metric="cmab",
+            cmab=CmabConfig(variant=cmab_variant.value),
             batch_size=batch_size,
             device=device,
             dtype=dtype.value if dtype else None,

@@ -21,8 +21,8 @@ from torch import Tensor
 from hardsample.attention.interface import collect_attention_mass, use_attention_mass
 from hardsample.attention.teacher_forcing import completion_type, teacher_forced
 from hardsample.data.images import open_image
-from hardsample.engines.preparing import Request
-from hardsample.engines.transformers import Prepared, TransformersEngine
+from hardsample.engines.protocol import AttentionEngine, Request
+from hardsample.engines.transformers import Prepared
 from hardsample.metrics.cmab import CmabConfig, attention_balance
 from hardsample.metrics.finishes import FINISHES
 from hardsample.metrics.strata import UNFINISHED
@@ -62,7 +62,7 @@ class TokenAttention:
 
 @torch.inference_mode()
 def token_attention(
-    engine: TransformersEngine, record: Mapping[str, Any], tokens: Sequence[int], config: CmabConfig
+    engine: AttentionEngine, record: Mapping[str, Any], tokens: Sequence[int], config: CmabConfig
 ) -> TokenAttention:
     """Run one completion through the model and return where its attention went.
 
@@ -253,7 +253,8 @@ def explain(directory: str | Path, sample: str, *, model: str | None = None, dev
     """
     from hardsample.attention.interface import AttentionMassError
     from hardsample.report.parts.figures import new_figure
-    from hardsample.scoring.score import reopened_engine
+    from hardsample.scoring.add_cmab import reopened_engine
+    from hardsample.scoring.config import ScoringConfig
     from hardsample.scoring.store import Store
     from hardsample.scoring.subsets import source_records
 
@@ -269,10 +270,12 @@ def explain(directory: str | Path, sample: str, *, model: str | None = None, dev
     explained = rollout_to_explain(rollouts)
     attention = None
     if explained and record["images"]:
-        engine = reopened_engine(scores, model, device)
+        trusted = bool(scores.run["settings"].get("trust_remote_code"))
+        config = ScoringConfig(device=device, trust_remote_code=trusted)
         try:
-            tokens = explained.tokens or encoder(engine.processor)(explained.completion)
-            attention = token_attention(engine, record, tokens, scores.cmab_config())
+            with reopened_engine(scores, model, config) as engine:
+                tokens = explained.tokens or encoder(engine.processor)(explained.completion)
+                attention = token_attention(engine, record, tokens, scores.cmab_config())
         except AttentionMassError as error:
             print(f"no attention: {error}")
     figure = explain_figure(record, scores, rollouts, attention, explained)

@@ -22,6 +22,7 @@ from hardsample.report.parts.gallery import gallery
 from hardsample.report.parts.gather import NO_IMAGE, Group, Scored, crossed, curves, gather, grouped, heat, passing
 from hardsample.report.parts.names import data_name, model_name, shown
 from hardsample.report.parts.svg import to_svg
+from hardsample.scoring.add_cmab import cmab_command
 
 CALLED: dict[str | None, str] = {name: name for name in LABELS} | {None: NO_IMAGE}
 EVALUATED: dict[str | None, str] = {
@@ -225,9 +226,7 @@ def attention_section(scored: Scored) -> Section:
         reason = (scored.run.get("cmab") or {}).get("reason")
         if reason:
             return Section("attention", title, [Text(f"This run has no attention balance: {reason}")])
-        command = f"hardsample score … --output {scored.scores.directory} --metric pism,cmab"
-        if scored.served:
-            command = f"hardsample attend {scored.scores.directory} --model A_LOCAL_COPY"
+        command = cmab_command(scored.scores.directory, "FOLDER" if scored.served else None)
         return Section("attention", title, [Text("This run was scored without CMAB. Add it:", command)])
     bounds = scored.scores.cmab_config().bounds
     edges = (0.0, bounds.easy_below, bounds.hard_min, bounds.hard_max, bounds.easy_above, math.inf)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from hardsample.data.images import DEFAULT_MAX_PIXELS
 from hardsample.data.records.option_text import DEFAULT_TEMPLATE, check_template
+from hardsample.engines.protocol import ENGINES
 from hardsample.errors import ConfigError
 from hardsample.metrics.cmab import CmabConfig
 from hardsample.metrics.pism import PismConfig
 
 METRICS = ("pism", "cmab")
-ENGINES = ("transformers", "openai")
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 BOX_FORMATS = ("pixels", "relative_1000")
 
@@ -104,16 +105,7 @@ class ScoringConfig(PismConfig):
     def __post_init__(self) -> None:
         """Check every field."""
         super().__post_init__()
-        object.__setattr__(self, "metric", tuple(self.metric))
-        if (
-            "pism" not in self.metric
-            or not set(self.metric) <= set(METRICS)
-            or len(set(self.metric)) < len(self.metric)
-        ):
-            raise ConfigError(
-                f"metric is {','.join(self.metric)!r}, must be pism or pism,cmab: cmab reads the completions that pism "
-                "makes"
-            )
+        self._check_metric()
         for name in ("limit", "max_new_tokens", "batch_size", "max_pixels", "concurrency"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
@@ -134,6 +126,16 @@ class ScoringConfig(PismConfig):
         for name, choices in (("engine", ENGINES), ("dtype", DTYPES), ("answer_boxes", BOX_FORMATS)):
             if getattr(self, name) not in (*choices, None):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}, must be one of {', '.join(choices)}: choose one")
+
+    def _check_metric(self) -> None:
+        """Make `metric` a tuple in the order of `METRICS`; it may be given as text, such as `pism,cmab`."""
+        given: Any = self.metric
+        metric = [name.strip() for name in (given.split(",") if isinstance(given, str) else given)]
+        if not metric or not set(metric) <= set(METRICS) or len(set(metric)) < len(metric):
+            raise ConfigError(
+                f"metric is {','.join(metric)!r}, must be pism, or pism,cmab, or cmab alone to add it to a finished run"
+            )
+        object.__setattr__(self, "metric", tuple(name for name in METRICS if name in metric))
 
     def _check_engine(self) -> None:
         """Find what does not go with the engine."""

@@ -177,7 +177,7 @@ def test_an_exhaustive_run_has_curves_and_a_run_without_cmab_says_how_to_add_it(
     assert "Accuracy against mask ratio by stratum" in {svg.get("aria-label") for svg in page.named("svg")}
     assert "Accuracy curve P_c(λ), 95 % intervals" in page.text
     assert "This run is lossless" not in page.text
-    assert "scored without CMAB" in page.text and "--metric pism,cmab" in page.text
+    assert "scored without CMAB" in page.text and "hardsample score --metric cmab --output" in page.text
     assert "24 more rollouts measured the blind level" in page.text
 
 

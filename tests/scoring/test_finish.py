@@ -15,8 +15,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from hardsample.cli.main import app
-from hardsample.engines.preparing import Request
+from hardsample.engines.protocol import Request
 from hardsample.engines.results import finish_state
+from hardsample.engines.transformers import TransformersEngine
 from hardsample.evaluation.comparing import compare_scores
 from hardsample.evaluation.evaluate import evaluate
 from hardsample.metrics.finishes import FINISHES, shares_text, unanswered
@@ -27,9 +28,8 @@ from hardsample.metrics.strata import STRATA, StrataError, control_rows, parse_s
 from hardsample.report.explain import explain
 from hardsample.report.page import write_report
 from hardsample.report.tables import accuracy_table, summary
-from hardsample.scoring.add_cmab import attend_run
 from hardsample.scoring.output import Scores
-from hardsample.scoring.score import make_engine, score
+from hardsample.scoring.score import score
 from hardsample.scoring.store import Rollout, Store, StoreReader
 from hardsample.trainer.experiment.paradigms import tercile_strata
 from hardsample.trainer.selection.evidence import Evidence
@@ -84,11 +84,11 @@ def test_the_engine_says_how_completions_ended(model, processor, questions):
     from hardsample.scoring.config import ScoringConfig
 
     requests = [Request(question, 0.0, 0) for question in questions[:24]]
-    whole = make_engine(model, processor, ScoringConfig(max_new_tokens=16, temperature=0.0))
+    whole = TransformersEngine(model, processor, ScoringConfig(max_new_tokens=16, temperature=0.0))
     full = whole.generate(whole.prepare(requests))
     assert {reply.finish for reply in full} == {"stop"}
     longest = max(len(reply.tokens) for reply in full)
-    short = make_engine(model, processor, ScoringConfig(max_new_tokens=longest, temperature=0.0))
+    short = TransformersEngine(model, processor, ScoringConfig(max_new_tokens=longest, temperature=0.0))
     brief = short.generate(short.prepare(requests))
     for reply, short_reply in zip(full, brief, strict=True):  # the end-of-sequence of the longest does not fit
         assert short_reply.tokens == reply.tokens
@@ -130,7 +130,7 @@ def test_cmab_says_unfinished_too(cut):
 
 def test_attending_keeps_unfinished(cut, tmp_path):
     folder = shutil.copytree(cut.directory, tmp_path / "run")
-    again = attend_run(folder, progress=False, device="cpu")
+    again = score(output=folder, metric="cmab", progress=False, device="cpu")
     for name in ("pism_stratum", "cmab_stratum", "unanswered"):
         assert again.table[name][:] == cut.table[name][:]
 
@@ -222,7 +222,7 @@ def test_the_results_of_an_older_version_are_shown_as_ever(cut, tmp_path):
     (folder / "run.json").write_text(json.dumps(run))
     assert "at λ = 0:" not in printed(summary(Scores(folder)))
     assert "How completions ended" not in write_report(folder, tmp_path / "old.html").read_text()
-    attended = attend_run(folder, progress=False, device="cpu")
+    attended = score(output=folder, metric="cmab", progress=False, device="cpu")
     assert set(attended.table["unanswered"]) == {0} and "unfinished" not in attended.table["pism_stratum"]
 
 

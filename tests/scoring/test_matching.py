@@ -21,7 +21,6 @@ from hardsample.report import explain as explaining
 from hardsample.report.explain import explain
 from hardsample.report.page import write_report
 from hardsample.report.parts.gather import gather
-from hardsample.scoring.add_cmab import attend_run
 from hardsample.scoring.matching import known_digests, rejected_samples, scored_records
 from hardsample.scoring.output import OutputError, Scores
 from hardsample.scoring.score import score
@@ -179,8 +178,8 @@ def test_a_report_shows_the_samples_that_were_scored(moved, tmp_path):
 
 def test_attention_is_of_the_samples_that_were_scored(whole, moved, tmp_path):
     shutil.copytree(whole / "run", tmp_path / "run")
-    right = attend_run(tmp_path / "run", device="cpu", progress=False).table
-    result = attend_run(moved(REVERSED), device="cpu", progress=False).table
+    right = score(output=tmp_path / "run", metric="cmab", device="cpu", progress=False).table
+    result = score(output=moved(REVERSED), metric="cmab", device="cpu", progress=False).table
     assert any(right["attention_balance"])
     for name in ("id", "attention_balance", "digest"):
         assert list(result[name]) == list(right[name])

@@ -24,14 +24,14 @@ from transformers import TrainerCallback
 from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
 
 from hardsample.data.loading import load
-from hardsample.engines.transformers import load_model, load_processor
+from hardsample.engines.transformers import load_model, load_processor, resolved_model
 from hardsample.errors import ConfigError
 from hardsample.evaluation.evaluate import evaluate
 from hardsample.files import DONE_FILE, EVALUATION_FILE, PROGRESS_FILE, ROLLOUTS_FILE, SECONDS_FILE, STAGE_FILE
 from hardsample.scoring.config import ScoringConfig
 from hardsample.scoring.matching import scored_records
 from hardsample.scoring.output import Scores
-from hardsample.scoring.score import demo_model, score
+from hardsample.scoring.score import score
 from hardsample.trainer.config import DifficultyAwareGRPOConfig
 from hardsample.trainer.data.decoding import samples_named
 from hardsample.trainer.data.rows import with_images
@@ -147,7 +147,7 @@ def train(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _load(wanted: Mapping[str, Any], options: ModelConfig) -> tuple[Any, Any]:
-    name = demo_model(wanted["model"])
+    name = resolved_model(wanted["model"])
     trust = wanted["trust_remote_code"]
     network = load_model(name, None, options.dtype or "float32", options.attn_implementation, trust_remote_code=trust)
     frozen = 0
