@@ -225,6 +225,7 @@ def train(options: Options) -> DifficultyAwareGRPOTrainer:
     if checkpoint is not None:
         _say(args, f"resuming   from {checkpoint}")
     trainer.train(resume_from_checkpoint=checkpoint)
+    _say(args, trainer.summary())
     trainer.save_model(args.output_dir)
     trainer.save_state()  # the logs to the last step, for `hardsample report`
     if args.push_to_hub:

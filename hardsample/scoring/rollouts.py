@@ -44,7 +44,7 @@ class RolloutJob:
 
     Attributes:
         finished: ladders of the samples that are done and not rejected.
-        rollouts: made by this run, in the store's earlier ones not counted.
+        rollouts: made by this run, those that the store already held not counted.
         grade_seconds: time in the grader.
     """
 
@@ -91,14 +91,14 @@ class RolloutJob:
         asks = [self._under_way.pop(request.key) for request, _ in results]
         made = [(ask, result) for ask, (_, result) in zip(asks, results, strict=True) if isinstance(result, Completion)]
         for (ask, completion), grade in zip(made, self._commit(made), strict=True):
-            before = None if ask.ratio == BLIND_RATIO else ask.ladder.place
+            before = None if ask.ratio == BLIND_RATIO else ask.ladder.position
             answered = not unanswered(completion.finish, grade)
             ask.ladder.record_grade(ask.ratio, ask.realization, grade, answered)
-            if not ask.ladder.finished:  # one that was refused meanwhile is no longer reckoned with
-                self.bar.forecast.rolled(before, ask.ladder.place, grade)
+            if not ask.ladder.finished:  # a sample rejected meanwhile is no longer in the forecast
+                self.bar.forecast.record_rollout(before, ask.ladder.position, grade)
         for ask, (_, result) in zip(asks, results, strict=True):
             if isinstance(result, Failure):
-                ask.ladder.refused = f"column images or prompt: {result.reason}" if result.of_record else result.reason
+                ask.ladder.rejected = f"column images or prompt: {result.reason}" if result.of_record else result.reason
         for ladder in {id(ask.ladder): ask.ladder for ask in asks}.values():
             self._queue.advance(ladder)
         self.bar.update(under_way, note)
@@ -127,12 +127,12 @@ class RolloutJob:
 
     def _finish(self, ladder: Ladder) -> None:
         self.bar.finished += 1
-        if ladder.refused is None:
+        if ladder.rejected is None:
             ladder.record = {name: ladder.record[name] for name in ("id", "ability")}  # let go of images and text
             self.finished.append(ladder)
             return
         self.bar.forecast.drop(ladder)
-        rejection = Rejection(int(ladder.record["record_number"]), ladder.record["id"], ladder.refused)
+        rejection = Rejection(int(ladder.record["record_number"]), ladder.record["id"], ladder.rejected)
         if self.config.strict:
             raise RejectedError(sentence(rejection))
         self.rejected.append(rejection)

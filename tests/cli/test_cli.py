@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from commands import run_module
 from datasets import load_from_disk
 
 from hardsample.cli.main import parse_ratios
@@ -18,8 +19,7 @@ SMALL = ["--limit", "12", "--num-masks", "3", "--tau", "0.3", "--ratios", "0,0.3
 
 def hardsample(*arguments, **more) -> subprocess.CompletedProcess:
     environment = os.environ | {"COLUMNS": "120", "NO_COLOR": "1"}
-    command = [sys.executable, "-m", "hardsample.cli.main", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, **more)
+    return run_module("hardsample.cli.main", *arguments, env=environment, **more)
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ def test_what_only_prints_imports_no_torch(arguments):
         "import sys; from hardsample.cli.main import app\n"
         "try: app(sys.argv[1:])\n"
         "except SystemExit: pass\n"
-        "print([name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
+        "print([name for name in ('torch', 'transformers', 'datasets', 'scipy') if name in sys.modules])"
     )
     command = [sys.executable, "-c", code, *arguments]
     root = Path(__file__).parents[2]

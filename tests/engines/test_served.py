@@ -222,7 +222,7 @@ def test_a_killed_job_asks_for_nothing_again_that_was_committed(proxy, tmp_path,
     assert after and not after & committed
     assert 0 <= made - len(committed) <= 64  # lost: what was in flight at the kill
     assert rollouts(output) == rollouts(greedy[0].directory)
-    assert "of them tries again" in done.stdout
+    assert "of them retries" in done.stdout
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from hardsample.demo import load_split
 from hardsample.engines.transformers import TransformersEngine
 from hardsample.errors import ConfigError
 from hardsample.metrics.cmab import CmabConfig, attention_balance
-from hardsample.report.explain import explain, file_name, image_grids, told_rollout
+from hardsample.report.explain import explain, file_name, image_grids, rollout_to_explain
 from hardsample.report.parts.figures import balance_histogram, layer_profile, mean_intervals
 from hardsample.scoring import attention_pass as attending
 from hardsample.scoring.attention_pass import definition, pending, sample_attention, teacher_forced
@@ -107,7 +107,7 @@ def test_a_balance_is_what_the_models_own_weights_give(run, model, processor, qu
     """The job against eager attention of one sample, on the whole path from the store."""
     record = questions[0]
     with Store(run.directory) as store:
-        told = told_rollout(list(store.rollouts(record["id"])))
+        told = rollout_to_explain(list(store.rollouts(record["id"])))
     text = processor.apply_chat_template(record["prompt"], add_generation_prompt=True, tokenize=False)
     from hardsample.data.images import open_image
 
@@ -349,7 +349,7 @@ def test_explain_names_the_fix_for_an_unknown_id(run):
 
     done = CliRunner().invoke(app, ["explain", str(run.directory), "--id", "../nothing"])
     assert done.exit_code == 1
-    assert "has no sample '../nothing': its ids are such as" in done.output
+    assert "has no sample '../nothing': its ids look like" in done.output
 
 
 def test_other_bounds_from_the_data(run):
