@@ -313,7 +313,7 @@ def test_cmab_alone_needs_a_finished_run_and_its_settings(run, tmp_path):
     with pytest.raises(OutputError, match="hardsample score DATA --model MODEL --metric pism,cmab --output"):
         score(output=tmp_path / "new", metric="cmab")
     assert not (tmp_path / "new").exists()
-    with pytest.raises(ConfigError, match=r"tau is 0\.7, and 0\.5 in the run that cmab is added to"):
+    with pytest.raises(ConfigError, match=r"tau is 0\.7, and 0\.1 in the run that cmab is added to"):
         score(output=run.directory, metric="cmab", tau=0.7)
     with pytest.raises(ConfigError, match="limit is 3, but cmab is added to all samples"):
         score(output=run.directory, metric="cmab", limit=3)
