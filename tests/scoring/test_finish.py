@@ -364,7 +364,7 @@ def test_training_takes_no_evidence_from_what_was_cut_off(cut):
     assert (evidence.levels.level[unfinished] == -1).all() and (evidence.levels.level[~unfinished] > 0).all()
     alpha, beta = evidence.posterior(slice(None), 0)
     codes = stratify(alpha, beta, evidence.levels.level, SMALL["ratios"], evidence.config)
-    assert {NAMES[code] for code in codes[unfinished]} == {"null"}
+    assert {NAMES[code] for code in codes[unfinished]} == {"unscored"}
 
 
 def test_training_takes_no_evidence_from_cut_off_text_only_samples():

@@ -261,8 +261,8 @@ def test_a_row_without_an_id_has_no_score():
     ("column", "message"),
     [
         ({"name": ["a", "b"]}, "no column 'id'"),
-        ({"id": ["a", "b", "a"]}, "id 'a' stands more than once"),
-        ({"id": ["a", None, None]}, "id None stands more than once"),
+        ({"id": ["a", "b", "a"]}, "id 'a' is repeated in the training dataset"),
+        ({"id": ["a", None, None]}, "id None is repeated in the training dataset"),
         ({"id": ["x", "y"]}, r"none of the 2 samples has a score in runs/mine.*first id is 'x', theirs 'a'"),
     ],
 )
