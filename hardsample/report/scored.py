@@ -167,7 +167,7 @@ def strata_section(scored: Scored) -> Section:
     parts.append(
         Text(
             "Relabel without new rollouts, or write a subset and a random control of its size to train on:",
-            f"hardsample strata {scored.scores.directory} --subset medium+hard --control",
+            f"hardsample export {scored.scores.directory} --subset medium+hard --control",
         )
     )
     return Section("strata", "Strata", parts)
@@ -222,7 +222,7 @@ def attention_section(scored: Scored) -> Section:
             return Section("attention", title, [Text(f"This run has no attention balance: {reason}")])
         command = f"hardsample score … --output {scored.scores.directory} --metric pism,cmab"
         if scored.served:
-            command = f"hardsample attend {scored.scores.directory} --model A_LOCAL_COPY"
+            command = f"hardsample score --metric cmab --output {scored.scores.directory} --model A_LOCAL_COPY"
         return Section("attention", title, [Text("This run was scored without CMAB. Add it:", command)])
     bounds = scored.scores.cmab_config().bounds
     edges = (0.0, bounds.easy_below, bounds.hard_min, bounds.hard_max, bounds.easy_above, math.inf)

@@ -1,4 +1,4 @@
-"""CMAB for a run that is finished: `hardsample attend DIR --model M`, with a copy of the model on this machine.
+"""CMAB for a finished run: `hardsample score --metric cmab --output DIR --model M`, with a copy of the model here.
 
 A server shows no attention, so what it completed is run through a local copy once more. It told no token ids: they are
 those that the copy's tokenizer makes of the text, which may be cut otherwise than the server cut them.

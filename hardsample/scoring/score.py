@@ -21,7 +21,7 @@ from hardsample.data.loading import Data, Loaded, NoRecordsError, load
 from hardsample.engines.openai import OpenAIEngine
 from hardsample.engines.results import EngineError
 from hardsample.engines.transformers import TransformersEngine, load_model, load_processor, model_fingerprint
-from hardsample.errors import HardsampleError
+from hardsample.errors import NothingToScoreError
 from hardsample.grading.grader import Grader
 from hardsample.metrics.pism import max_rollouts
 from hardsample.scoring.attention_pass import attend_to, attention_backend
@@ -35,10 +35,6 @@ Engine = TransformersEngine | OpenAIEngine
 
 UPGRADES = {"search": ("lossless", "exhaustive"), "blind": (False, True)}
 """Settings that may change in one direction when a folder is continued: they ask for more of the same rollouts."""
-
-
-class NothingToScoreError(HardsampleError, ValueError):
-    """Every record was rejected, or there was none."""
 
 
 def score(
@@ -220,7 +216,7 @@ def open_engine(name: str, processor: Any, config: ScoringConfig) -> Engine:
 
 def attend_command(output: Path) -> str:
     """How CMAB is computed for rollouts that a server made."""
-    return f"hardsample attend {output} --model FOLDER"
+    return f"hardsample score --metric cmab --output {output} --model FOLDER"
 
 
 def reopened_engine(scores: Scores, model: str | None = None, device: str | None = None) -> TransformersEngine:

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from hardsample.cli.console import template_of
 from hardsample.cli.main import app
 from hardsample.data.digests import sample_digest
-from hardsample.data.records.option_text import DEFAULT_TEMPLATE
+from hardsample.data.records.defaults import DEFAULT_TEMPLATE
 from hardsample.scoring.config import ScoringConfig
 from hardsample.scoring.output import Scores
 from hardsample.scoring.score import data_name, score

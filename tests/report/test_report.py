@@ -298,7 +298,7 @@ def test_a_signature_comes_with_what_to_do():
         ["Flat curve: for all.", "Piled up at the extremes: x.", "New sign."], "DIR"
     )
     assert "--blind" in flat.advice
-    assert piled.command == "hardsample strata DIR --cmab-bounds quantile:0.1,0.3,0.7,0.9"
+    assert piled.command == "hardsample stratify DIR --cmab-bounds quantile:0.1,0.3,0.7,0.9"
     assert (other.text, other.advice, other.command) == ("New sign.", "", "")
 
 

@@ -9,19 +9,17 @@ from functools import lru_cache
 from typing import Any
 
 from hardsample.data.records.conversation import RecordError
+from hardsample.data.records.defaults import DEFAULT_TEMPLATE, NO_TEMPLATE
 from hardsample.data.records.solutions import given_options, read_literal, unwrap, written_options
-from hardsample.errors import ConfigError
 from hardsample.grading.parsing.answers import find_answer
 
 OPTION_COLUMNS = ("options", "choices", "option", "choice")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
-DEFAULT_TEMPLATE = "{letter}. {option}\nAnswer with the letter of the right option."
 SEVERAL_TEMPLATE = "{letter}. {option}\nAnswer with the letters of all right options."
 """What the default is where several options together are the answer."""
 BARE_TEMPLATE = "- {option}\nAnswer with the right option."
 """What the default is where options are themselves letters of other options, so that a letter would mean two."""
-NO_TEMPLATE = "none"
 
 _FIELD = re.compile(r"\{(letter|option)\}")
 _ONE_LETTER = re.compile(r"\(?([A-Za-z])\)?[.:)]?")
@@ -45,19 +43,6 @@ class Choice:
 
     places: frozenset[int]
     index: int | None = None
-
-
-def check_template(template: str) -> None:
-    """Find out whether a template can list options.
-
-    Raises:
-        ValueError: it is not "none" and no line of it, or more than one, has {option}.
-    """
-    if template != NO_TEMPLATE and sum("{option}" in line for line in template.split("\n")) != 1:
-        raise ConfigError(
-            f"options_template is {template!r}: one of its lines must have {{option}}, and may have {{letter}}, as in "
-            f"{DEFAULT_TEMPLATE!r}; or give none"
-        )
 
 
 def column_options(raw: Mapping[str, Any]) -> tuple[list[str] | None, str]:
