@@ -21,7 +21,7 @@ from trl.rewards import accuracy_reward, get_soft_overlong_punishment, reasoning
 
 from hardsample.data.loading import Loaded, load
 from hardsample.engines.transformers import load_processor
-from hardsample.errors import ConfigError
+from hardsample.errors import ConfigError, HardsampleError
 from hardsample.files import OVERLONG_FILE, RUN_FILE, TRAINING_FILE
 from hardsample.grading.grader import correctness_reward
 from hardsample.scoring.config import RolloutConfig, ScoringConfig
@@ -45,7 +45,7 @@ REWARDS = {
 """Reward functions by name: ours, and those of `trl grpo`."""
 
 
-class TrainingError(ConfigError):
+class TrainingError(HardsampleError, ValueError):
     """The options do not make a training; says what to change."""
 
 
@@ -110,8 +110,8 @@ def parse(arguments: list[str]) -> Options:
         arguments: of the command line.
 
     Raises:
-        ConfigError: data, model or output are missing, an option is unknown or out of range, or the file cannot be
-            read.
+        TrainingError: data, model or output are missing, or an option is unknown or not accepted.
+        ConfigError: an option is out of range, or the file cannot be read.
     """
     if not arguments:
         raise TrainingError("there are no options: give --config FILE.yaml, such as examples/train_demo.yaml")

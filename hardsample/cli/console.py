@@ -162,6 +162,17 @@ def say_loading() -> None:
     say("loading …", err=True)
 
 
+@contextmanager
+def reading_options() -> Iterator[None]:
+    """Make every error that a user can fix one of usage: nothing has been done yet but to read the options."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except HardsampleError as error:
+        raise ConfigError(str(error)) from error
+
+
 def missing(**values: Any) -> None:
     """Check that the command line or its file gives what a command needs.
 

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import typer
 from typer.core import TyperCommand
 
-from hardsample.cli.console import Help
+from hardsample.cli.console import Help, reading_options
 from hardsample.errors import ConfigError
 from hardsample.settings import read_settings
 
@@ -84,7 +84,8 @@ class Setting:
             more["show_default"] = default = default.replace("\n", "\\n")
         if kind is bool:  # a file may say yes where the command line then says no
             more["show_default"] = False if not default else None
-        option = typer.Option(help=metadata["help"], rich_help_panel=self.group, **more)
+        repeated = "; repeat the option for more" if get_origin(kind) is list else ""
+        option = typer.Option(help=metadata["help"] + repeated, rich_help_panel=self.group, **more)
         missing = default is MISSING
         return inspect.Parameter(
             self.name,
@@ -175,7 +176,9 @@ def with_settings(config: type) -> Callable[[Callable[..., None]], Callable[...,
         def run(context: typer.Context, config_file: Path | None, **values: Any) -> None:
             del config_file  # read by its callback, before the other options
             mine = {parameter.name: values.pop(parameter.name) for parameter in own}
-            command(**mine, config=build(config, values | context.meta.get(FILE_ONLY, {})))
+            with reading_options():
+                made = build(config, values | context.meta.get(FILE_ONLY, {}))
+            command(**mine, config=made)
 
         def read_file(context: typer.Context, path: Path | None) -> Path | None:
             if path is not None:

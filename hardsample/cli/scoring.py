@@ -7,11 +7,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hardsample.cli.console import EXIT_CODES, OUT, app, missing, quiet_libraries, running, say, say_loading
+from hardsample.cli.console import (
+    EXIT_CODES,
+    OUT,
+    app,
+    missing,
+    quiet_libraries,
+    reading_options,
+    running,
+    say,
+    say_loading,
+)
 from hardsample.cli.options import Command, with_settings
 from hardsample.errors import ConfigError
 from hardsample.files import SCORES_FILE
-from hardsample.metrics.strata import UNFINISHED, Bounds, StrataError, parse_subset
+from hardsample.metrics.strata import UNFINISHED, Bounds, parse_subset
 from hardsample.scoring.config import ScoringConfig
 from hardsample.settings import field_of
 
@@ -182,11 +192,9 @@ def export(
     specs = subset or []
     if not specs:
         raise ConfigError("--subset is missing: name the strata, such as --subset medium+hard")
-    try:
+    with reading_options():
         for spec in specs:
             parse_subset(spec)
-    except StrataError as error:
-        raise ConfigError(str(error)) from error
     export_subsets(directory, specs, (seed or [0]) if control or seed else [], output)
 
 

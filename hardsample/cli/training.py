@@ -17,6 +17,7 @@ from hardsample.cli.console import (
     catch_signals,
     missing,
     quiet_libraries,
+    reading_options,
     running,
     say,
     say_loading,
@@ -167,7 +168,8 @@ def train(
     quiet_libraries()
     catch_signals()
     try:
-        parsed = training.parse([*(["--config", str(config)] if config else []), *context.args])
+        with reading_options():
+            parsed = training.parse([*(["--config", str(config)] if config else []), *context.args])
         training.train(parsed)
     except KeyboardInterrupt:
         say("\nstopped; to resume from the last checkpoint in output_dir, give the same command again:", err=True)
@@ -205,7 +207,8 @@ def experiment(
         from hardsample.report.preview import preview
         from hardsample.trainer.experiment.runner import check_options, run_experiment
 
-        check_options(config)
+        with reading_options():
+            check_options(config)
         if dry_run:
             OUT.print(preview(config))
             say("next: the same command without --dry-run")

@@ -261,9 +261,9 @@ def test_the_released_variant_lies_beside_the_papers(run):
         assert store.count_unattended(name) == 0
 
 
-@pytest.mark.parametrize("metric", [("cmab",), ("pism", "rho"), ("pism", "pism"), ()])
+@pytest.mark.parametrize("metric", [("rho",), ("pism", "rho"), ("pism", "pism"), ()])
 def test_metrics_that_are_none_are_refused(metric):
-    with pytest.raises(ValueError, match="must be pism or pism,cmab"):
+    with pytest.raises(ValueError, match="must be pism, or pism,cmab, or cmab on a finished folder"):
         ScoringConfig(metric=metric)
 
 
@@ -295,10 +295,10 @@ def test_explain_names_the_fix_for_an_unknown_id(run):
 def test_other_bounds_from_the_data(run):
     from typer.testing import CliRunner
 
-    done = CliRunner().invoke(app, ["strata", str(run.directory), "--cmab-bounds", "quantile:0.1,0.3,0.7,0.9"])
+    done = CliRunner().invoke(app, ["stratify", str(run.directory), "--cmab-bounds", "quantile:0.1,0.3,0.7,0.9"])
     assert done.exit_code == 0, done.output
     assert "PISM and CMAB, bounds on ρ̄" in done.output
-    done = CliRunner().invoke(app, ["strata", str(run.directory), "--cmab-bounds", "3,2,1,0"])
+    done = CliRunner().invoke(app, ["stratify", str(run.directory), "--cmab-bounds", "3,2,1,0"])
     assert done.exit_code == 1 and "must be four ascending numbers" in done.output
 
 

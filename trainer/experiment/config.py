@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hardsample.errors import ConfigError
+from hardsample.errors import HardsampleError
 from hardsample.scoring.config import METRICS, RolloutConfig
 from hardsample.settings import declared, named_settings, read_settings
 
@@ -29,7 +29,7 @@ OURS = ("output_dir", "seed", "max_steps", "num_train_epochs", "scores", "policy
 """Options of a stage that the experiment sets itself."""
 
 
-class ExperimentError(ConfigError):
+class ExperimentError(HardsampleError, ValueError):
     """The file does not make an experiment, or the folder is another's; says what to change."""
 
 
