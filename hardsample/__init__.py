@@ -53,7 +53,7 @@ class _Checkout:
 
 
 if not _Path(__file__).with_name("kernels").is_dir():
-    _sys.meta_path.insert(0, _Checkout)  # type: ignore[arg-type]
+    _sys.meta_path.insert(0, _Checkout)
 
 
 def __getattr__(name: str) -> _Any:

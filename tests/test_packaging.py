@@ -63,7 +63,8 @@ def test_the_wheel_holds_every_module_and_the_data_of_demo_and_report(dist):
     for package, source in SOURCES.items():
         expected |= {f"{package}/{path.relative_to(REPO / source)}" for path in (REPO / source).rglob("*.py")}
     folders = (REPO / "hardsample" / name for name in ("demo", "report"))
-    data = (path for folder in folders for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
+    data = (path for folder in folders for path in folder.rglob("*") if path.is_file())
+    data = (path for path in data if path.suffix not in (".pyc", ".toml"))
     expected |= {str(path.relative_to(REPO)) for path in data}
     assert {"hardsample/kernels/reference.py", "hardsample/trainer/__init__.py"} <= expected
     assert names == expected

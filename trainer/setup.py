@@ -64,7 +64,7 @@ class Setup:
     @property
     def mask_kind(self) -> str:
         """How the scores masked."""
-        return self.pism.kind
+        return self.pism.mask_kind
 
     def make(self) -> Difficulty:
         """Makes the state of a training that has not begun."""

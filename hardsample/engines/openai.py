@@ -282,7 +282,7 @@ def rollout_seed(seed: int, request: Request) -> int:
 def png_uri(pixels: Pixels) -> str:
     """An image, uint8 (height, width, 3), as a data URI that loses nothing."""
     file = io.BytesIO()
-    Image.fromarray(image.numpy()).save(file, "PNG", compress_level=_PNG_LEVEL)
+    Image.fromarray(pixels.numpy()).save(file, "PNG", compress_level=_PNG_LEVEL)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 

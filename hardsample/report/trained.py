@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hardsample.files import TRAINING_FILE
+from hardsample.files import TRAINER_STATE_FILE, TRAINING_FILE
 from hardsample.metrics.strata import STRATA
 from hardsample.report.parts import charts
 from hardsample.report.parts.document import Chart, Page, Part, Section, Table, Text
@@ -83,11 +83,11 @@ def read_logs(directory: Path) -> tuple[Logs, str]:
         OutputError: there is none.
     """
     found: list[tuple[int, Path]] = []
-    for path in directory.glob(f"checkpoint-*/{TRAINER_STATE}"):
+    for path in directory.glob(f"checkpoint-*/{TRAINER_STATE_FILE}"):
         number = path.parent.name.rpartition("-")[2]
         if number.isdigit():
             found.append((int(number), path))
-    whole = _logs(directory / TRAINER_STATE)
+    whole = _logs(directory / TRAINER_STATE_FILE)
     for step, path in sorted(found, reverse=True):
         if whole and whole[-1]["step"] >= step:
             break
@@ -97,7 +97,7 @@ def read_logs(directory: Path) -> tuple[Logs, str]:
         return whole, THE_END
     raise OutputError(
         f"the training in {directory} has no logs yet: looked for log entries with a reward in "
-        f"checkpoint-*/{TRAINER_STATE}; let it come to its first checkpoint (save_steps, logging_steps)"
+        f"checkpoint-*/{TRAINER_STATE_FILE}; let it come to its first checkpoint (save_steps, logging_steps)"
     )
 
 

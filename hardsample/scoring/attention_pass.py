@@ -27,7 +27,7 @@ from hardsample.attention.teacher_forcing import forced_masses, teacher_forced
 from hardsample.engines.preparing import Request, preparing_thread
 from hardsample.engines.transformers import Prepared, TransformersEngine
 from hardsample.kernels.ops import chosen
-from hardsample.metrics.cmab import CmabConfig, attention_balance, sample_balance
+from hardsample.metrics.cmab import CmabConfig, SampleAttention, attention_balance, sample_balance
 from hardsample.metrics.ladders import Ladder
 from hardsample.scoring.progress import CountProgress, Display
 from hardsample.scoring.store import Attention, Store

@@ -22,12 +22,12 @@ from hardsample.data.records.image_columns import unread_image
         ({"image_url": "https://example.org/x"}, ["https://example.org/x"]),
         ({"image_urls": ["a.png"]}, ["a.png"]),
         ({"question_image": {"bytes": b"x", "path": None}}, [{"bytes": b"x", "path": None}]),
-        ({"image": "a.webp"}, ["a.webp"]),
+        ({"picture": "a.webp"}, ["a.webp"]),
         ({"file_name": "a.png"}, ["a.png"]),
         ({"image_2": "b.png", "image_1": "a.png", "image_3": None}, ["a.png", "b.png"]),
         ({"image1": "a.png", "image2": {"bytes": None, "path": None}}, ["a.png"]),
         ({"image": "a.png", "image_path": "b.png", "image_1": "c.png"}, ["a.png"]),
-        ({"image_id": "a17", "image_width": 4, "image": "of a cat", "file_name": "notes.txt"}, []),
+        ({"image_id": "a17", "image_width": 4, "picture": "of a cat", "file_name": "notes.txt"}, []),
     ],
 )
 def test_columns_of_images(columns, images):
@@ -50,7 +50,7 @@ def test_videos_and_sounds_are_rejected(name):
         ({"screen_image": "a.png"}, "Q", "column 'screen_image'"),
         ({"scan": {"bytes": b"x", "path": None}}, "Q", "column 'scan'"),
         ({"source": "a.png"}, "Q", None),
-        ({}, "What is in the image?", "question"),
+        ({}, "What is in the picture?", "question"),
         ({}, "如图,求x", "question"),
         ({}, "Find the image of f.", None),
         ({}, "What is 2 + 2?", None),

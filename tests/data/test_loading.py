@@ -216,7 +216,7 @@ def test_what_pillow_warns_of_names_the_file_once(root, caplog):
 
 def test_warnings_are_logged_with_the_datas_name(root, caplog):
     with caplog.at_level("WARNING", logger="hardsample.data.loading"):
-        loaded = load(jsonl(root, record(problem="What is in the image?"), record(image="a.png")))
+        loaded = load(jsonl(root, record(problem="What is in the picture?"), record(image="a.png")))
     (warning,) = loaded.warnings
     assert warning.startswith("1 of 2 records have no image, though their question speaks of one")
     assert f"data.jsonl: {warning}" in caplog.text

@@ -1,6 +1,6 @@
 """A proxy that spoils a share of the requests to a server: `python faulty_proxy.py PORT UPSTREAM LOG …`.
 
-LOG gets a JSON line for every request: its seed, what became of it, and the time. Run by tests/test_served.py.
+LOG gets a JSON line for every request: its seed, what became of it, and the time. Run by tests/engines/test_served.py.
 """
 
 import argparse

@@ -19,7 +19,7 @@ from hardsample.demo import load_split, model_path
 from hardsample.engines.openai import OpenAIEngine, rollout_seed
 from hardsample.engines.preparing import Request
 from hardsample.engines.results import EngineError
-from hardsample.evaluation import evaluate
+from hardsample.evaluation.evaluate import evaluate
 from hardsample.scoring.add_cmab import attend_run
 from hardsample.scoring.output import Scores
 from hardsample.scoring.score import score

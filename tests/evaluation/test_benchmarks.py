@@ -10,7 +10,6 @@ from typer.testing import CliRunner
 
 from hardsample.cli.main import app
 from hardsample.demo import load_split
-from hardsample.evaluation import evaluate
 from hardsample.evaluation.benchmarks import (
     BENCHMARKS,
     GENERAL,
@@ -23,6 +22,7 @@ from hardsample.evaluation.benchmarks import (
     grade_yes_no,
     missing_data,
 )
+from hardsample.evaluation.evaluate import evaluate
 from hardsample.files import BENCHMARK_FILE, ROLLOUTS_FILE
 from hardsample.metrics.intervals import accuracy_interval, mean_interval
 from hardsample.scoring.output import Scores

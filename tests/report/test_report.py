@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from hardsample.cli.main import app
 from hardsample.data.images import open_image
 from hardsample.engines.masking import mask_image
-from hardsample.evaluation import evaluate
+from hardsample.evaluation.evaluate import evaluate
 from hardsample.kernels.keys import mask_key
 from hardsample.metrics.strata import STRATA
 from hardsample.report.page import write_report

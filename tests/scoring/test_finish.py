@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 from hardsample.cli.main import app
 from hardsample.engines.preparing import Request
 from hardsample.engines.results import finish_state
-from hardsample.evaluation import evaluate
 from hardsample.evaluation.comparing import compare_scores
+from hardsample.evaluation.evaluate import evaluate
 from hardsample.metrics.finishes import FINISHES, shares_text, unanswered
 from hardsample.metrics.ladders import Ladder
 from hardsample.metrics.pism import PismConfig, next_rollouts, verdict

@@ -188,7 +188,7 @@ def test_other_data_has_another_fingerprint(data):
         data.select([1, 0, 2, 3, 4, 5]),
         data.select(range(5)),
         data.remove_columns("images"),
-        data.rename_column("images", "images"),
+        data.rename_column("images", "photos"),
         data.map(lambda record: {"id": record["id"].upper()}),
         data.remove_columns("id"),
         data.remove_columns("id").select([1, 0, 2, 3, 4, 5]),

@@ -13,14 +13,14 @@ IMAGE_COLUMNS = ("decoded_image", "images", "image", "image_paths", "image_path"
 OTHER_MEDIA = ("videos", "video", "video_path", "video_paths", "audios", "audio", "audio_path", "audio_paths")
 
 _NAME = re.compile(
-    r"(?:decoded|question|query|input|main|source|raw)?(?:image|img|image|photo|figure)s?"
+    r"(?:decoded|question|query|input|main|source|raw)?(?:image|img|picture|photo|figure)s?"
     r"(?:path|file|filename|name|url|uri|src|bytes|data)?s?|filename|filepath"
 )
 _SAYS_IMAGE = re.compile(r"(?:\w*_)?(?:image|img)", re.IGNORECASE)
 _NUMBERED = re.compile(r"(?:image|img)_?(\d{1,2})")
 _FILE = re.compile(r"[^\n]{1,4000}\.(?:png|jpe?g|webp|gif|bmp|tiff?|avif|heic)(?:\?[^\s]*)?", re.IGNORECASE)
 _SPEAKS = re.compile(
-    r"[<\[({]image\b|\b(?:the|this|these|following|above|below|given|attached|shown)\s+(?:images?|images?|photos?|figure)\b"
+    r"[<\[({]image\b|\b(?:the|this|these|following|above|below|given|attached|shown)\s+(?:images?|pictures?|photos?|figure)\b"
     r"(?!\s+of\s+[a-z]\b)|图中|如图|图片|下图|上图",
     re.IGNORECASE,
 )
