@@ -166,7 +166,7 @@ def summary(scores: Scores) -> RenderableType:
         f"{'waiting for the server' if served else 'in the model'}, "
         f"{_seconds(seconds['wait_for_prepare'])} waiting for images, {_seconds(seconds['grade'])} grading; "
         f"{counts['rollouts_this_run']:,} rollouts in this run",
-        f"images   {'in threads' if served else 'beside the model'}: {_seconds(seconds['decode'])} decoding, "
+        f"images     {'in threads' if served else 'beside the model'}: {_seconds(seconds['decode'])} decoding, "
         f"{_seconds(seconds['mask'])} masking ({run['backends']['mask_pixels']}), {_seconds(seconds['processor'])} "
         + ("writing PNG" if served else f"in the processor ({run['backends']['image_processor']})"),
         *([_requests(counts)] if served else []),
