@@ -11,8 +11,6 @@ from typer.testing import CliRunner
 from hardsample.cli.main import app
 from hardsample.demo import load_split
 from hardsample.evaluation.benchmarks import (
-    BENCHMARKS,
-    GENERAL,
     RULES,
     BenchmarkError,
     first_completion,
@@ -23,6 +21,7 @@ from hardsample.evaluation.benchmarks import (
     missing_data,
 )
 from hardsample.evaluation.evaluate import evaluate
+from hardsample.evaluation.presets import BENCHMARKS, GENERAL
 from hardsample.files import BENCHMARK_FILE, ROLLOUTS_FILE
 from hardsample.metrics.intervals import accuracy_interval, mean_interval
 from hardsample.scoring.output import Scores

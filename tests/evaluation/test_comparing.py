@@ -186,7 +186,7 @@ def test_the_command_writes_page_and_list(tmp_path, hostile):
     done = CliRunner().invoke(app, ["compare", str(first), str(second), "--output", str(tmp_path / "x.txt")])
     assert done.exit_code == 2
     done = CliRunner().invoke(app, ["compare", str(first), str(tmp_path)])
-    assert done.exit_code == 1 and "holds no finished run" in done.output
+    assert done.exit_code == 1 and "holds no results" in done.output
 
 
 def test_where_nothing_varies_there_is_no_correlation(tmp_path):

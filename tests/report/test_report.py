@@ -383,7 +383,7 @@ def test_the_command_writes_the_page_and_says_where(scored_folder, tmp_path):
     assert output.stat().st_size < 2_000_000
     done = CliRunner().invoke(app, ["report", str(tmp_path)])
     assert done.exit_code == 1
-    assert "holds nothing to report" in done.output
+    assert "holds no results" in done.output
 
 
 def test_a_training_is_watched_by_the_command(tmp_path):
