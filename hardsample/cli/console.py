@@ -94,7 +94,8 @@ def message_of(error: Exception) -> str:
         return " ".join(str(error).split())
     context = getattr(error, "ctx", None)
     where = f" (see {context.command_path} --help)" if context is not None else ""
-    message = " ".join(error.format_message().split()).replace("Value error, ", "").removesuffix(".")
+    text: str = error.format_message()  # type: ignore[attr-defined]
+    message = " ".join(text.split()).replace("Value error, ", "").removesuffix(".")
     return message + where
 
 
