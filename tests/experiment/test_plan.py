@@ -104,7 +104,7 @@ def test_thirds_where_a_stratum_is_small():
         ({"recipes": ["dpo all"]}, "there is no recipe"),
         ({"grpo": {"max_steps": 3}}, "max_steps, which the experiment sets itself"),
         ({"primary": {"recipe": "full"}}, "the primary comparison names 'full'"),
-        ({"variants": {"a": {"rewards": []}}}, "variants.a: there is no option 'rewards'"),
+        ({"variants": {"a": {"rewards": []}}}, "variants.a: there is no setting 'rewards'"),
     ],
 )
 def test_what_is_no_experiment(options, said):
