@@ -1,5 +1,5 @@
 # Each target first sets up what it needs in .venv; `make PYTHON=python3.12 …` chooses another interpreter, and
-# `make test ARGS="-k pism"` passes arguments on.
+# `make test ARGS="-k pism"` passes arguments on (ARGS="-n 0": all in one process).
 PYTHON ?= python3
 ARGS ?=
 
@@ -14,7 +14,7 @@ TYPES := $(VENV)/types
 help:
 	@echo "make setup   an environment in $(VENV) with hardsample, editable, and all that the other targets need"
 	@echo "make demo    score the bundled questions with the demo model, then train it on medium+hard and on a control"
-	@echo "make test    all tests"
+	@echo "make test    all tests, on all cores"
 	@echo "make style   linter, formatter (check only) and type checker"
 	@echo "make bench   the kernels' benchmarks; python bench/run.py prints their ratios to the baselines"
 
@@ -33,7 +33,7 @@ demo: $(READY)
 	$(BIN)/hardsample demo $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest -q --durations=15 $(ARGS)
+	$(BIN)/python -m pytest -q -n auto --dist worksteal --durations=15 $(ARGS)
 
 # mypy cannot be told that kernels/ and trainer/ are parts of hardsample, so it is shown a folder where they are.
 style: $(READY)

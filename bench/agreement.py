@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 from hardsample.demo import load_split, model_path
-from hardsample.engines.transformers import Request, load_model, load_processor
+from hardsample.engines.protocol import Request
+from hardsample.engines.transformers import TransformersEngine, load_model, load_processor
 from hardsample.scoring.config import ScoringConfig
-from hardsample.scoring.score import make_engine
 
 RESULTS = Path(__file__).parent / "results"
 RATIOS = (0.0, 0.3, 0.6)
@@ -16,7 +16,7 @@ RATIOS = (0.0, 0.3, 0.6)
 
 def completions(dtype: str, size: int, requests: list[Request]) -> list[object]:
     model = load_model(str(model_path()), "cpu", dtype)
-    engine = make_engine(model, load_processor(str(model_path())), ScoringConfig())
+    engine = TransformersEngine(model, load_processor(str(model_path())), ScoringConfig())
     batches = [requests[start : start + size] for start in range(0, len(requests), size)]
     return [result for batch in batches for result in engine.generate(engine.prepare(batch))]
 

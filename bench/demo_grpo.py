@@ -21,10 +21,10 @@ from trl import GRPOConfig, GRPOTrainer
 
 from hardsample.demo import KNOBS, load_split, model_path
 from hardsample.demo.generator import SIZES, make_record
-from hardsample.engines.transformers import Request, load_model, load_processor
+from hardsample.engines.protocol import Request
+from hardsample.engines.transformers import TransformersEngine, load_model, load_processor
 from hardsample.grading.grader import Grader, correctness_reward
 from hardsample.scoring.config import ScoringConfig
-from hardsample.scoring.score import make_engine
 
 RESULTS = Path(__file__).parent / "results" / "embedded"
 HELD_OUT_PRETRAINING = 1_200
@@ -47,7 +47,7 @@ def pretraining_records(count: int) -> list[dict]:
 def accuracy(model, records: list[dict]) -> dict[str, float]:
     """Accuracy at T = 0.7, one rollout a record, by ability."""
     settings = model.generation_config
-    engine = make_engine(model, load_processor(str(model_path())), ScoringConfig(batch_size=256, seed=1234))
+    engine = TransformersEngine(model, load_processor(str(model_path())), ScoringConfig(batch_size=256, seed=1234))
     right: dict[str, list[int]] = {}
     training = model.training
     model.eval()

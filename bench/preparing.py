@@ -42,12 +42,13 @@ from hardsample.demo import load_split, model_path
 from hardsample.demo.build import build_processor, vocabulary
 from hardsample.engines import transformers as engine_module
 from hardsample.engines.image_workers import default_workers
-from hardsample.engines.preparing import Preparation, Request, Seconds
-from hardsample.engines.transformers import load_model, load_processor
+from hardsample.engines.preparing import Preparation, Seconds
+from hardsample.engines.protocol import Request
+from hardsample.engines.transformers import TransformersEngine, load_model, load_processor
 from hardsample.kernels.keys import mask_key, philox, ratio_units
 from hardsample.kernels.ops import chosen
 from hardsample.scoring.config import ScoringConfig
-from hardsample.scoring.score import make_engine, score
+from hardsample.scoring.score import score
 
 RESULTS = Path(__file__).parent / "results"
 PATCH, WIDTH, LAYERS, NEW_TOKENS = 14, 256, 2, 4
@@ -167,7 +168,7 @@ def measured(
     engines = {}
     for label, kind in KINDS.items():
         with replaced(kind):
-            engines[label] = make_engine(model, processor, ScoringConfig())
+            engines[label] = TransformersEngine(model, processor, ScoringConfig())
         engines[label].prepare(batches["lossless"])  # decodes the images, tries the workers
     engines["after"].prepare(list(batches.values())[-1])  # touches its buffer for the first time, once in a run
     model_ms = 0.0

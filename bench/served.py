@@ -30,11 +30,12 @@ from PIL import Image
 from preparing import machine
 
 from hardsample.demo import load_split, model_path
-from hardsample.engines.preparing import Request
+from hardsample.engines.openai import OpenAIEngine
+from hardsample.engines.protocol import Request
 from hardsample.metrics.intervals import mean_interval
 from hardsample.scoring.config import ScoringConfig
 from hardsample.scoring.output import Scores
-from hardsample.scoring.score import open_engine, score
+from hardsample.scoring.score import score
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (0, 1, 2)
@@ -151,8 +152,7 @@ def client_cost(url: str, count: int) -> list[dict]:
     for name, record, number in (("96 × 96", small, count), (f"{LARGE} × {LARGE} noise", large, count // 10)):
         for ratio in (0.0, 0.5):
             config = ScoringConfig(engine="openai", base_url=url, concurrency=16)
-            engine = open_engine("stub", None, config)
-            with engine.flight() as flight:
+            with OpenAIEngine("stub", config) as engine, engine.client.flight(engine.rollout) as flight:
                 flight.start(0, Request(record, ratio, 0))
                 flight.landed()
                 began, cpu, landed = time.perf_counter(), time.process_time(), 0

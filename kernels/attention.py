@@ -11,7 +11,7 @@ With scores s(i, j) = scale · q_i · k_j over the keys that row i sees, and lse
 
 and divides by the norm at the end. Image and text tokens come in long runs, so most tiles hold keys of one kind, and
 their mass is the Σ p that the norm needs anyway: a small first launch marks the tiles, and only mixed ones are summed
-by kind. `attention_mass` is given lse, and forms exp(s − lse) of the wanted columns and rows only.
+by kind. `attention_mass` takes lse as input, and computes exp(s − lse) for the wanted columns and rows only.
 """
 
 from math import log
@@ -34,7 +34,7 @@ _LN_2 = tl.constexpr(0.6931471805599453)
 
 @triton.jit(do_not_specialize=["keys"])
 def mark_tiles(kinds, padded, marks, keys, BLOCK_N: tl.constexpr):
-    """The kind that all keys of each tile have, or _MIXED; and a copy of the kinds that ends with a whole tile."""
+    """Store the kind that all keys of each tile have, or _MIXED, and a copy of the kinds padded to whole tiles."""
     tiles = tl.cdiv(keys, BLOCK_N)
     program = tl.program_id(0).to(tl.int64)
     b, column = program // tiles, program % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -74,7 +74,7 @@ def attend_tiles(
     DIM: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Takes the keys start … stop − 1 into a tile's running state; EDGE: not all rows may see all of them."""
+    """Accumulate the keys start … stop − 1 into a tile's running state; EDGE: some rows may not see all of them."""
     dims = tl.arange(0, q.shape[1])
     for first in tl.range(start, stop, BLOCK_N):
         column = tl.multiple_of(first, BLOCK_N) + tl.arange(0, BLOCK_N)
@@ -88,8 +88,8 @@ def attend_tiles(
         if EDGE:
             if MASK:
                 at = column.to(tl.int64)[None, :] * mask_key
-                seen = tl.load(mask[:, None] + at, mask=(column < keys)[None, :], other=0)
-                scores = tl.where(seen != 0, scores, -float("inf"))
+                visible = tl.load(mask[:, None] + at, mask=(column < keys)[None, :], other=0)
+                scores = tl.where(visible != 0, scores, -float("inf"))
             if CAUSAL and MASK:
                 if first + BLOCK_N > edge:
                     scores = tl.where(column[None, :] <= limit[:, None], scores, -float("inf"))
@@ -98,7 +98,7 @@ def attend_tiles(
             elif not MASK:
                 scores = tl.where((column < keys)[None, :], scores, -float("inf"))
         peak = tl.maximum(top, tl.max(scores, 1) * scale)
-        safe = tl.where(peak == -float("inf"), 0.0, peak)  # no key seen yet
+        safe = tl.where(peak == -float("inf"), 0.0, peak)  # no visible key so far
         p = tl.exp2(scores * scale - safe[:, None])
         shrink = tl.exp2(top - safe)
         total = tl.sum(p, 1)
@@ -165,7 +165,7 @@ def attention_with_mass(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """A tile of BLOCK_M rows of one head: output, lse, and the masses of the rows row_start … row_stop − 1."""
+    """Compute a tile of BLOCK_M rows of one head: output, lse, and the masses of rows row_start … row_stop − 1."""
     tiles = tl.cdiv(queries, BLOCK_M)
     program = tl.program_id(0)
     tile = program % tiles
@@ -190,7 +190,7 @@ def attention_with_mass(
     if CAUSAL:
         stop = tl.maximum(tl.minimum(stop, first + BLOCK_M + query_offset), 0)
         whole = tl.maximum(tl.minimum(whole, (first + query_offset + 1) // BLOCK_N * BLOCK_N), 0)
-    edge = whole  # where tiles begin that some row sees in part only; a mask can hide keys of any tile
+    edge = whole  # first tile that some row sees only in part; a mask can hide keys of any tile
     if MASK:
         whole = 0
     wanted = (first < row_stop) & (first + BLOCK_M > row_start)
@@ -209,11 +209,11 @@ def attention_with_mass(
         v_key, mask_key, scale, wanted, True, CAUSAL, MASK, MASS, DIM, BLOCK_N,
     )
     # fmt: on
-    place = (b * heads + h) * queries + row
+    row_index = (b * heads + h) * queries + row
     share = 1.0 / tl.where(norm > 0, norm, 1.0)
     total = (total * share[:, None]).to(output.dtype.element_ty)
-    tl.store(output + place[:, None] * DIM + dims[None, :], total, mask=inside)
-    tl.store(lse + place, (top + tl.log2(norm)) * _LN_2, mask=row < queries)
+    tl.store(output + row_index[:, None] * DIM + dims[None, :], total, mask=inside)
+    tl.store(lse + row_index, (top + tl.log2(norm)) * _LN_2, mask=row < queries)
     if MASS:  # noqa: SIM102 (decided by the compiler; the next by each program)
         if wanted:
             own = (row >= row_start) & (row < row_stop)
@@ -260,7 +260,7 @@ def mass_of_columns(
     BLOCK_N: tl.constexpr,
     PROBES: tl.constexpr,
 ):
-    """BLOCK_M pairs of a row and a head, of the heads that share one head of k, so that its columns are read once."""
+    """Sum the masses of BLOCK_M pairs of row and head; the heads share one head of k, whose columns are read once."""
     pairs = (row_stop - row_start) * group
     tiles = tl.cdiv(pairs, BLOCK_M)
     program = tl.program_id(0)
@@ -272,8 +272,8 @@ def mass_of_columns(
     dims = tl.arange(0, BLOCK_D)
     inside = (pair < pairs)[:, None] & (dims < DIM)[None, :]
     queried = tl.load(q + b * q_batch + (h * q_head + at * q_row)[:, None] + dims[None, :], mask=inside, other=0.0)
-    place = (b * kv_heads * group + h) * queries + at
-    total = tl.load(lse + place, mask=pair < pairs, other=0.0) * _LOG2_E
+    row_index = (b * kv_heads * group + h) * queries + at
+    total = tl.load(lse + row_index, mask=pair < pairs, other=0.0) * _LOG2_E
     k += b * k_batch + kv_head * k_head
     columns += b * keys
     if MASK:
@@ -284,39 +284,39 @@ def mass_of_columns(
     for kind in tl.static_range(2):
         count = tl.load(counts + b * 2 + kind)
         blocks = tl.cdiv(count, BLOCK_N)
-        if CAUSAL:  # columns ascend: only tiles whose first one is seen by the last row
-            seen_blocks = 0
+        if CAUSAL:  # columns ascend: only tiles whose first column the last row sees
+            visible_blocks = 0
             for base in range(0, blocks, PROBES):
                 probe = base + tl.arange(0, PROBES)
                 column = tl.load(columns + start + probe * BLOCK_N, mask=probe < blocks, other=0)
-                seen_blocks += tl.sum(((probe < blocks) & (column <= last)).to(tl.int32))
-            blocks = seen_blocks
-        found = tl.zeros([BLOCK_M], tl.float32)
+                visible_blocks += tl.sum(((probe < blocks) & (column <= last)).to(tl.int32))
+            blocks = visible_blocks
+        mass_sum = tl.zeros([BLOCK_M], tl.float32)
         for block in tl.range(0, blocks):
             index = block * BLOCK_N + tl.arange(0, BLOCK_N)
             column = tl.load(columns + start + index, mask=index < count, other=0)
             chosen = (index < count)[:, None] & (dims < DIM)[None, :]
             keys_tile = tl.load(k + column.to(tl.int64)[:, None] * k_key + dims[None, :], mask=chosen, other=0.0)
             scores = tl.dot(queried, tl.trans(keys_tile), input_precision="ieee")
-            seen = (index < count)[None, :]
+            visible = (index < count)[None, :]
             if CAUSAL:
-                seen &= column[None, :] <= (row + query_offset)[:, None]
+                visible &= column[None, :] <= (row + query_offset)[:, None]
             if MASK:
-                seen &= tl.load(mask[:, None] + column.to(tl.int64)[None, :] * mask_key, mask=seen, other=0) != 0
+                visible &= tl.load(mask[:, None] + column.to(tl.int64)[None, :] * mask_key, mask=visible, other=0) != 0
             p = tl.exp2(scores * scale - total[:, None])
-            found += tl.sum(tl.where(seen, p, 0.0), 1)
-        place = (b * kv_heads * group + h) * (row_stop - row_start) + (at - row_start)
-        tl.store(mass + place * 2 + kind, found, mask=pair < pairs)
+            mass_sum += tl.sum(tl.where(visible, p, 0.0), 1)
+        row_index = (b * kv_heads * group + h) * (row_stop - row_start) + (at - row_start)
+        tl.store(mass + row_index * 2 + kind, mass_sum, mask=pair < pairs)
         start += count
 
 
 def fused_constants(tiles: Tiles, head_dim: int, causal: bool, masked: bool, mass: bool = True) -> dict[str, Any]:
-    """What `attention_with_mass` is compiled with; without masses it is plain attention, for comparison."""
+    """Return the compile-time constants of `attention_with_mass`; without masses it is plain attention."""
     return {"CAUSAL": causal, "MASK": masked, "MASS": mass, **_common_constants(tiles, head_dim)}
 
 
 def mass_constants(tiles: Tiles, head_dim: int, causal: bool, masked: bool) -> dict[str, Any]:
-    """What `mass_of_columns` is compiled with."""
+    """Return the compile-time constants of `mass_of_columns`."""
     return {"CAUSAL": causal, "MASK": masked, "PROBES": 1024, **_common_constants(tiles, head_dim)}
 
 
@@ -346,9 +346,9 @@ def fused_attention(
     *,
     with_mass: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The op `hardsample::fused_attention` in Triton; the arguments are those of `reference_attention.attention`.
+    """Run the op `hardsample::fused_attention` in Triton; arguments as of `reference_attention.attention`.
 
-    Without masses, for benches, it is the same kernel with their part compiled out; `mass` is then not written.
+    Without masses (for benchmarks) the same kernel runs with that part compiled out, and `mass` is not written.
     """
     q, k, v = _dense_rows(q), _dense_rows(k), _dense_rows(v)
     if scale <= 0:  # the kernel takes the maximum before it scales
@@ -391,7 +391,7 @@ def attention_mass(
     row_start: int,
     row_stop: int,
 ) -> Tensor:
-    """The op `hardsample::attention_mass` in Triton, with the arguments of `reference_attention.attention_mass`."""
+    """Run the op `hardsample::attention_mass` in Triton; arguments as of `reference_attention.attention_mass`."""
     q, k = _dense_rows(q), _dense_rows(k)
     batch, heads, queries, dim = q.shape
     kv_heads, group = k.shape[1], heads // k.shape[1]
@@ -412,7 +412,7 @@ def attention_mass(
 
 
 def _capability(tensor: Tensor) -> tuple[int, int]:
-    """Of the tensor's device; Triton's interpreter takes the tiles of sm_90."""
+    """Return the compute capability of the tensor's device; Triton's interpreter uses the tiles of sm_90."""
     return torch.cuda.get_device_capability(tensor.device) if tensor.is_cuda else (9, 0)
 
 
@@ -421,7 +421,7 @@ def _dense_rows(tensor: Tensor) -> Tensor:
 
 
 def _as_bytes(mask: Tensor | None) -> tuple[Tensor | None, list[int]]:
-    """The mask as bytes, and its strides: 0 where it is the same for all batch rows or heads."""
+    """Return the mask as bytes, and its strides: 0 if it is the same for all batch rows or heads."""
     if mask is None:
         return None, [0, 0, 0, 0]
     strides = [0 if size == 1 else stride for size, stride in zip(mask.shape[:2], mask.stride()[:2], strict=True)]

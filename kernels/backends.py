@@ -1,4 +1,4 @@
-"""Which backends an op has, which of them this machine can run, and which one a call takes."""
+"""The backends of each op, which of them can run on this machine, and which one a call uses."""
 
 import warnings
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class BackendError(ValueError):
-    """A backend was asked for by name that does not exist or cannot run this call."""
+    """The named backend does not exist, or cannot run this call."""
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class Backend:
 
     Attributes:
         name: `reference`, `cpp`, `triton` or `cuda`.
-        module: module beside this one that holds it; imported when it is first used.
+        module: module next to this one that holds it; imported on first use.
         function: its name there; takes the op's arguments.
-        why_not: says why it cannot run on a tensor (its device, its dtype, this installation); None if it can.
+        why_not: returns why it cannot run on a tensor (device, dtype, installation); None if it can.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Backend:
     why_not: Callable[[Tensor], str | None] = lambda tensor: None
 
     def run(self, *arguments: Any) -> Any:
-        """Run it."""
+        """Run the backend."""
         return getattr(import_module(f".{self.module}", __package__), self.function)(*arguments)
 
 
@@ -39,27 +39,27 @@ _warned: set[tuple[str, str]] = set()
 
 
 def register(op: str, *backends: Backend) -> None:
-    """Name the backends of an op, the preferred one first; the last one, the reference, runs everywhere."""
+    """Register the backends of an op, the preferred one first; the last, the reference, runs everywhere."""
     _table[op] = list(backends)
 
 
 def names(op: str) -> list[str]:
-    """The names of an op's backends, the preferred one first."""
+    """Return the names of an op's backends, the preferred one first."""
     return [backend.name for backend in _table[op]]
 
 
 def reasons(op: str, tensor: Tensor) -> dict[str, str | None]:
-    """For each backend of an op why it cannot run on this tensor, or None if it can; the preferred one first."""
+    """Return why each backend of an op cannot run on this tensor (None if it can), the preferred one first."""
     return {backend.name: backend.why_not(tensor) for backend in _table[op]}
 
 
 def choose(op: str, tensor: Tensor, name: str = "") -> Backend:
-    """The backend that runs an op on a tensor: the named one, else the first that can.
+    """Return the backend that runs an op on a tensor: the named one, or else the first that can.
 
-    On a GPU without a suitable backend the reference runs, with one warning for each op.
+    On a GPU without a suitable backend the reference runs, with one warning per op.
 
     Raises:
-        BackendError: the named backend does not exist or cannot run here; says why.
+        BackendError: the named backend does not exist or cannot run here; the message says why.
     """
     if name:
         for backend in _table[op]:
@@ -69,9 +69,9 @@ def choose(op: str, tensor: Tensor, name: str = "") -> Backend:
                     raise BackendError(f"backend {name!r} cannot run {op} here: {reason}")
                 return backend
         raise BackendError(f"backend is {name!r}, must be one of {', '.join(names(op))} for {op}")
-    backend = next(one for one in _table[op] if one.why_not(tensor) is None)
+    backend = next(candidate for candidate in _table[op] if candidate.why_not(tensor) is None)
     if backend.name == "reference" and tensor.is_cuda and (op, tensor.device.type) not in _warned:
         _warned.add((op, tensor.device.type))
-        found = "; ".join(f"{one}: {reason}" for one, reason in reasons(op, tensor).items() if reason)
-        warnings.warn(f"{op} runs on the slow PyTorch reference on {tensor.device} ({found})", stacklevel=2)
+        unusable = "; ".join(f"{name}: {reason}" for name, reason in reasons(op, tensor).items() if reason)
+        warnings.warn(f"{op} runs on the slow PyTorch reference on {tensor.device} ({unusable})", stacklevel=2)
     return backend

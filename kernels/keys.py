@@ -1,7 +1,7 @@
 """The generator behind every mask and every draw: Philox words, keys from seed and id, ratios as integers. No torch.
 
-A mask is a function of (seed, sample id, image index, realization, ratio) and of nothing else; `reference.py` says how
-its bits become masks.
+A mask is a function of (seed, sample id, image index, realization, ratio) and of nothing else; `reference.py` defines
+how its bits become masks.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from typing import Any
 
 KINDS = ("pixel", "patch", "rectangle")
 ROUNDS = 7
-"""Philox rounds of every stream of hardsample; passes BigCrush by its authors, 10 is their default."""
+"""Philox rounds of every stream of hardsample; passes BigCrush according to its authors, whose default is 10."""
 PATCH_SIZE = 14
 """Side of the squares of kind `patch`, in pixels of the masked space."""
 FULL_RATIO = 65536
@@ -29,7 +29,7 @@ Word = Any
 
 
 def philox(counter: Sequence[Word], key: Sequence[Word], rounds: int = ROUNDS) -> tuple[Word, Word, Word, Word]:
-    """Philox4x32: four uniform 32-bit words for each counter.
+    """Compute Philox4x32: four uniform 32-bit words for each counter.
 
     One round maps (c0, c1, c2, c3) to (hi(M1·c2) ^ c1 ^ k0, lo(M1·c2), hi(M0·c0) ^ c3 ^ k1, lo(M0·c0)); the key
     grows by a Weyl constant between rounds (Salmon et al., 2011).
@@ -59,12 +59,12 @@ def philox(counter: Sequence[Word], key: Sequence[Word], rounds: int = ROUNDS) -
 
 
 def mask_key(seed: int, sample_id: str, purpose: bytes = b"") -> Key:
-    """Makes the Philox key of one sample.
+    """Return the Philox key of one sample.
 
     Args:
         seed: run seed, 0 … 2⁶⁴−1.
         sample_id: the sample's id, unique in its dataset.
-        purpose: at most 16 bytes, BLAKE2b's `person`: streams of different purposes are independent. Masks have none.
+        purpose: at most 16 bytes, BLAKE2b's `person`: streams with different purposes are independent. Empty for masks.
 
     Returns:
         (low 32 bits, high 32 bits) of BLAKE2b-64(seed as 8 bytes little-endian ‖ id in UTF-8).
@@ -80,7 +80,7 @@ def mask_key(seed: int, sample_id: str, purpose: bytes = b"") -> Key:
 
 
 def ratio_units(ratio: float | Fraction) -> int:
-    """Converts a mask ratio to the generator's integer unit, in which ratios are also compared.
+    """Convert a mask ratio to the generator's integer unit, in which ratios are also compared.
 
     Args:
         ratio: λ, share of masked pixels, 0 … 1.

@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs
-"""Pixel masking in Triton: one launch masks every variant on a CUDA device, with the reference's bits.
+"""Pixel masking in Triton: one launch masks every variant on a CUDA device, bit-identical to the reference.
 
     out[v] = fill where pixel p of variant v is masked, images[source_v] elsewhere
     pixel      p = y · W + x is masked iff lane[p mod 8] < units_v, lanes of Philox4x32-7 at the counter
@@ -7,9 +7,9 @@
     patch      the same of draw (y // 14) · ⌈W / 14⌉ + x // 14; a small first launch makes all draws
     rectangle  y_v <= y < y_v + height_v and x_v <= x < x_v + width_v
 
-Masking writes far more than it computes, so the plan is about stores: a program masks one block of pixels in all
-channels and frames, each Philox call serves eight pixels of all of them, and neighbouring threads write neighbouring
-values, up to 16 bytes each. Values are moved as bits: one kernel serves all dtypes of a size.
+Masking writes far more than it computes, so the design optimizes stores: a program masks one block of pixels in all
+channels and frames, each Philox call serves eight pixels in all of them, and adjacent threads write adjacent values, up
+to 16 bytes each. Values are moved as bits, so one kernel serves all dtypes of a size.
 """
 
 from collections.abc import Sequence
@@ -35,19 +35,19 @@ _TOP = tl.constexpr(COLUMNS.index("y"))
 
 @triton.jit
 def load_word(variant, column):
-    """One column of a variant as uint32; the table holds bits as int32."""
+    """Load one column of a variant as uint32; the table holds bits as int32."""
     return tl.load(variant + column).to(tl.uint32, bitcast=True)
 
 
 @triton.jit
 def pair_below(word, units):
-    """Two draws, the halves of a word, as two bits."""
+    """Compare two draws, the halves of a word, with `units`; return two bits."""
     return ((word & 0xFFFF) < units).to(tl.int32) | (((word >> 16) < units).to(tl.int32) << 1)
 
 
 @triton.jit
 def draw_eight(call, variant):
-    """The draws 8 · call … 8 · call + 7 (call: uint32) as bits, the first one lowest: 1 is masked."""
+    """Return the draws 8 · call … 8 · call + 7 (call: uint32) as bits, the first lowest: 1 is masked."""
     key = load_word(variant, 0).to(tl.uint64) | (load_word(variant, 1).to(tl.uint64) << 32)
     units = load_word(variant, _UNITS)
     image_index, realization = load_word(variant, _IMAGE_INDEX), load_word(variant, _IMAGE_INDEX + 1)
@@ -59,11 +59,11 @@ def draw_eight(call, variant):
 
 @triton.jit
 def row_bits(y, x, inside, variant, cells, cells_x, KIND: tl.constexpr, STEP: tl.constexpr):
-    """Kinds `patch` and `rectangle`: the STEP pixels of a row from (y, x) on as bits, the first one lowest."""
+    """Return the STEP pixels of a row from (y, x) on as bits, the first lowest; for kinds `patch` and `rectangle`."""
     if KIND == "patch":
         row = cells + (y // _CELL).to(tl.int64) * cells_x
         bits = -tl.load(row + x // _CELL, mask=inside, other=0).to(tl.int32)
-        if _CELL % STEP != 0:  # they may lie in two cells
+        if _CELL % STEP != 0:  # the pixels may lie in two cells
             last = tl.minimum((x + (STEP - 1)) // _CELL, (cells_x - 1).to(tl.uint32))
             own = (1 << (-(x % _CELL).to(tl.int32) + _CELL)) - 1
             bits = (bits & own) | (-tl.load(row + last, mask=inside, other=0).to(tl.int32) & ~own)
@@ -79,8 +79,10 @@ def row_bits(y, x, inside, variant, cells, cells_x, KIND: tl.constexpr, STEP: tl
 
 @triton.jit
 def words_of(bits, word, CHANNELS: tl.constexpr, PACK: tl.constexpr, TYPE: tl.constexpr):
-    """Which bits of each word (1, n) of a group (groups,) are masked: value i of word w is of pixel (w · PACK + i) //
-    CHANNELS of the group."""
+    """Return the mask bits of each word (1, n) of a group (groups,).
+
+    Value i of word w belongs to pixel (w · PACK + i) // CHANNELS of the group.
+    """
     WIDTH: tl.constexpr = TYPE.primitive_bitwidth // PACK
     words = tl.zeros([bits.shape[0], word.shape[1]], tl.uint32)
     for i in tl.static_range(PACK):
@@ -91,7 +93,7 @@ def words_of(bits, word, CHANNELS: tl.constexpr, PACK: tl.constexpr, TYPE: tl.co
 
 @triton.jit(do_not_specialize=["num_variants", "num_cells"])
 def draw_cells(cells, table, num_variants, num_cells, GROUPS: tl.constexpr):
-    """cells[v, d] = whether draw d of variant v is masked, for kind `patch`."""
+    """Store cells[v, d]: whether draw d of variant v is masked, for kind `patch`."""
     program = tl.program_id(0)
     v = (program % num_variants).to(tl.int64)
     call = (program // num_variants) * GROUPS + tl.arange(0, GROUPS)
@@ -121,13 +123,13 @@ def mask_raster(
     ALIGN: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
-    """A block of GROUPS · 8 pixels of one variant in layout `hwc` or `chw`."""
+    """Mask a block of GROUPS · 8 pixels of one variant in layout `hwc` or `chw`."""
     TYPE: tl.constexpr = out.dtype.element_ty
     program = tl.program_id(0)
     block, v = (program // num_variants).to(tl.int64), (program % num_variants).to(tl.int64)
     variant, fills = table + v * _COLUMNS, table + num_variants.to(tl.int64) * _COLUMNS
     source = load_word(variant, _SOURCE).to(tl.int64)
-    plane = plane.to(tl.int64) * ALIGN  # so the compiler knows how far planes are aligned
+    plane = plane.to(tl.int64) * ALIGN  # tells the compiler the alignment of planes
     call = block.to(tl.uint32) * GROUPS + tl.arange(0, GROUPS).to(tl.uint32)
     if KIND == "pixel":
         bits = draw_eight(call, variant)
@@ -146,8 +148,8 @@ def mask_raster(
         else:
             pixel = first[:, None] + tl.arange(0, 8).to(tl.uint32)[None, :]
             inside = pixel.to(tl.int64) < pixels
-            one = row_bits(pixel // width, pixel % width, inside, variant, cells, cells_x, KIND, 1)
-            bits = tl.sum(one << tl.arange(0, 8)[None, :], 1)
+            pixel_bits = row_bits(pixel // width, pixel % width, inside, variant, cells, cells_x, KIND, 1)
+            bits = tl.sum(pixel_bits << tl.arange(0, 8)[None, :], 1)
 
     # A thread's share is whole vectors of four words: the pixels of one call, or of two where a word holds four values.
     UNIT: tl.constexpr = 16 if PACK == 4 else 8
@@ -158,20 +160,20 @@ def mask_raster(
     WORDS: tl.constexpr = UNIT // PACK * (1 if LAYOUT == "chw" else CHANNELS)  # of a share, in one plane
     if LAYOUT == "chw":
         masked = tl.reshape(words_of(bits, tl.arange(0, WORDS)[None, :], 1, PACK, TYPE), [UNITS * WORDS])
-        place = block * (UNITS * WORDS) + tl.arange(0, UNITS * WORDS)
+        offset = block * (UNITS * WORDS) + tl.arange(0, UNITS * WORDS)
         for c in tl.static_range(CHANNELS):
             fill = tl.load(fills + c).to(TYPE)
-            value = tl.load(images + (source * CHANNELS + c) * plane + place, mask=place < plane)
+            value = tl.load(images + (source * CHANNELS + c) * plane + offset, mask=offset < plane)
             value = (value & ~masked) | (fill & masked)
-            tl.store(out + (v * CHANNELS + c) * plane + place, value, mask=place < plane)
+            tl.store(out + (v * CHANNELS + c) * plane + offset, value, mask=offset < plane)
     else:
         for start in tl.static_range(0, WORDS, 4):
             word = start + tl.arange(0, 4)[None, :]
             masked = words_of(bits, word, CHANNELS, PACK, TYPE)
             fill = tl.load(fills + word % CHANNELS).to(TYPE)
-            place = block * (UNITS * WORDS) + (tl.arange(0, UNITS) * WORDS)[:, None] + word
-            value = tl.load(images + source * plane + place, mask=place < plane)
-            tl.store(out + v * plane + place, (value & ~masked) | (fill & masked), mask=place < plane)
+            offset = block * (UNITS * WORDS) + (tl.arange(0, UNITS) * WORDS)[:, None] + word
+            value = tl.load(images + source * plane + offset, mask=offset < plane)
+            tl.store(out + v * plane + offset, (value & ~masked) | (fill & masked), mask=offset < plane)
 
 
 @triton.jit(do_not_specialize=["num_variants", "blocks", "blocks_x", "num_cells", "cells_x"])
@@ -196,7 +198,7 @@ def mask_patches(
     ROWS: tl.constexpr,
     CALLS: tl.constexpr,
 ):
-    """A block of MERGE × MERGE patches, which lie one after the other, of one variant in layout `patches`.
+    """Mask a block of MERGE × MERGE consecutive patches of one variant in layout `patches`.
 
     Rows of a patch need not start at multiples of eight pixels. Groups of STEP = gcd(PATCH, 8) pixels never cross a
     Philox call; they find theirs among CALLS for each of the block's ROWS of pixels.
@@ -245,7 +247,7 @@ def mask_patches(
 
 
 class Launch(NamedTuple):
-    """What one kind, layout and size of values are compiled with, and how many programs a variant has."""
+    """Compile-time constants for a kind, layout and value size, and the number of programs per variant."""
 
     kernel: Any
     constants: dict[str, Any]
@@ -254,14 +256,14 @@ class Launch(NamedTuple):
 
 
 def plan_launch(kind: str, layout: str, geometry: Sequence[int], item_size: int, pack: int) -> Launch:
-    """Chooses kernel, block sizes and warps.
+    """Choose kernel, block sizes and warps.
 
     Args:
         kind: `pixel`, `patch` or `rectangle`.
         layout: `hwc`, `chw` or `patches`.
         geometry: see `hardsample.kernels.variants.Geometry`.
         item_size: bytes of a value: 1, 2 or 4.
-        pack: values that are moved as one word, see `values_a_word`.
+        pack: values moved as one word, see `values_a_word`.
     """
     height, width, channels, patch, merge, frames = geometry
     if layout == "patches":
@@ -294,13 +296,13 @@ def plan_launch(kind: str, layout: str, geometry: Sequence[int], item_size: int,
 
 
 def values_a_word(layout: str, geometry: Sequence[int], item_size: int, address: int = 0) -> int:
-    """How many values can be moved as one word of at most 4 bytes; odd sizes and addresses allow fewer.
+    """Return how many values can be moved as one word of at most 4 bytes; odd sizes and addresses allow fewer.
 
     Args:
         layout: `hwc`, `chw` or `patches`.
         geometry: see `hardsample.kernels.variants.Geometry`.
         item_size: bytes of a value.
-        address: of the tensors, joined by "or".
+        address: bitwise OR of the tensors' addresses.
     """
     height, width, channels, patch, *_ = geometry
     run = {"hwc": height * width * channels, "chw": height * width, "patches": patch}[layout]
@@ -320,7 +322,7 @@ def mask_pixels(
     geometry: Sequence[int],
     out: Tensor,
 ) -> None:
-    """The op `hardsample::mask_pixels` in Triton; the arguments are those of `reference.mask_pixels`."""
+    """Run the op `hardsample::mask_pixels` in Triton; the arguments are those of `reference.mask_pixels`."""
     height, width, *_ = geometry
     device, count, item_size = images.device, len(variants), images.element_size()
     pack = values_a_word(layout, geometry, item_size, images.data_ptr() | out.data_ptr())

@@ -1,6 +1,6 @@
-"""Opens the two native libraries beside this file and calls them; csrc/hardsample.h says what each function does.
+"""Open the two native libraries next to this file and call them; csrc/hardsample.h documents each function.
 
-A library that is absent, of another ABI or broken is no error: its backends say why they cannot run.
+A library that is missing, broken or of another ABI is not an error: its backends report why they cannot run.
 """
 
 import os
@@ -25,7 +25,7 @@ _int64s = POINTER(c_int64)
 _MASK = [c_void_p, c_void_p, c_void_p, c_int64, POINTER(c_uint32), _int64s, c_int, c_int, c_int]
 _MASS = [*[c_void_p] * 7, *[_int64s] * 3, *[c_int64] * 6, c_int, c_int, c_int64, c_float, c_int64, c_int64]
 
-# The argument types of every C function; all return int but hs_cuda_error.
+# The argument types of every C function; all return int except hs_cuda_error.
 _CPU = {
     "hs_abi": [],
     "hs_cpu_level": [],
@@ -52,16 +52,16 @@ class NativeError(RuntimeError):
 
 @cache
 def _open(name: str) -> CDLL | str:
-    """A library with its argument types set, or the reason why there is none."""
+    """Return a library with its argument types set, or the reason why there is none."""
     table, abi = (_CPU, "hs_abi") if name == "libhardsample" else (_CUDA, "hs_cuda_abi")
     path = Path(__file__).parent / f"{name}.so"
     if not path.exists():
         return f"{name}.so was not built (no compiler when hardsample was installed?)"
     try:
         library = CDLL(str(path))
-        found = getattr(library, abi)()
-        if found != ABI:
-            return f"{name}.so has ABI {found}, this is {ABI}: build it again (pip install -e .)"
+        found_abi = getattr(library, abi)()
+        if found_abi != ABI:
+            return f"{name}.so has ABI {found_abi}, this is {ABI}: build it again (pip install -e .)"
         for function, types in table.items():
             getattr(library, function).argtypes = types
     except (OSError, AttributeError) as error:
@@ -72,44 +72,44 @@ def _open(name: str) -> CDLL | str:
 
 
 def library(name: str) -> CDLL:
-    """`libhardsample` or `libhardsample_cuda`.
+    """Return `libhardsample` or `libhardsample_cuda`.
 
     Raises:
-        NativeError: it cannot be opened; says why.
+        NativeError: it cannot be opened; the message says why.
     """
-    found = _open(name)
-    if isinstance(found, str):
-        raise NativeError(found)
-    return found
+    opened = _open(name)
+    if isinstance(opened, str):
+        raise NativeError(opened)
+    return opened
 
 
 def cpu_level() -> int:
-    """The best level of the CPU library here: 0 baseline (x86-64-v2), 1 AVX2, 2 AVX-512."""
+    """Return the best level of the CPU library here: 0 baseline (x86-64-v2), 1 AVX2, 2 AVX-512."""
     return int(library("libhardsample").hs_cpu_level())
 
 
 def num_threads() -> int:
-    """PyTorch's number of threads; 1 in a forked process, where GNU OpenMP would hang."""
+    """Return PyTorch's number of threads; 1 in a forked process, where GNU OpenMP would hang."""
     return torch.get_num_threads() if os.getpid() == _owner else 1
 
 
 def why_not_cpu(tensor: Tensor) -> str | None:
-    """Why the CPU library cannot run on a tensor; None if it can."""
+    """Return why the CPU library cannot run on a tensor; None if it can."""
     if tensor.device.type != "cpu":
         return f"it runs on the CPU, and this is {tensor.device}"
-    found = _open("libhardsample")
-    return found if isinstance(found, str) else _why_not_dtype(tensor)
+    opened = _open("libhardsample")
+    return opened if isinstance(opened, str) else _why_not_dtype(tensor)
 
 
 def why_not_cuda(tensor: Tensor) -> str | None:
-    """Why the CUDA library cannot run on a tensor; None if it can."""
+    """Return why the CUDA library cannot run on a tensor; None if it can."""
     if not tensor.is_cuda:
         return f"it runs on CUDA devices, and this is {tensor.device}"
-    found = _open("libhardsample_cuda")
-    if isinstance(found, str):
-        return found
+    opened = _open("libhardsample_cuda")
+    if isinstance(opened, str):
+        return opened
     if torch.cuda.get_device_capability(tensor.device) < (8, 0):
-        return f"it needs compute capability 8.0, {tensor.device} is of an older kind"
+        return f"it needs compute capability 8.0 or higher, and {tensor.device} is older"
     return _why_not_dtype(tensor)
 
 
@@ -129,7 +129,7 @@ def mask_pixels_cpu(
     level: int | None = None,
     threads: int | None = None,
 ) -> None:
-    """The op `hardsample::mask_pixels` in C++; `level` and `threads` are for tests and benches."""
+    """Run the op `hardsample::mask_pixels` in C++; `level` and `threads` are for tests and benchmarks."""
     native = library("libhardsample")
     arguments = _mask_arguments(images, variants.to(torch.uint32), fill, kind, layout, geometry, out)
     level = native.hs_cpu_level() if level is None else level
@@ -145,7 +145,7 @@ def mask_pixels_cuda(
     geometry: Sequence[int],
     out: Tensor,
 ) -> None:
-    """The op `hardsample::mask_pixels` in CUDA, on the current stream."""
+    """Run the op `hardsample::mask_pixels` in CUDA, on the current stream."""
     native = library("libhardsample_cuda")
     table = variants.to(torch.int32).pin_memory().to(images.device, non_blocking=True)
     arguments = _mask_arguments(images, table, fill, kind, layout, geometry, out)
@@ -162,19 +162,19 @@ def emulate_mask_pixels(
     geometry: Sequence[int],
     out: Tensor,
 ) -> None:
-    """The CUDA kernel's own code on CPU tensors, thread after thread: slow, for tests."""
+    """Run the CUDA kernel's own code on CPU tensors, one thread after another: slow, for tests."""
     native = library("libhardsample_cuda")
     arguments = _mask_arguments(images, variants.to(torch.uint32), fill, kind, layout, geometry, out)
     _check_cuda(native, native.hs_cuda_emulate_mask_pixels(*arguments))
 
 
 def broadcast_cpu(image: Tensor, out: Tensor, *, threads: int | None = None) -> None:
-    """out[v] = image, by non-temporal stores: the floor of masking.
+    """Copy the image to every out[v] with non-temporal stores: the lower bound for masking.
 
     Args:
         image: contiguous, on the CPU.
         out: (copies, *image), contiguous, of the same dtype; written.
-        threads: default PyTorch's number.
+        threads: PyTorch's number by default.
     """
     native = library("libhardsample")
     size = image.numel() * image.element_size()
@@ -198,7 +198,7 @@ def attention_mass_cpu(
     level: int | None = None,
     threads: int | None = None,
 ) -> Tensor:
-    """The op `hardsample::attention_mass` in C++; `level` and `threads` are for tests and benches."""
+    """Run the op `hardsample::attention_mass` in C++; `level` and `threads` are for tests and benchmarks."""
     native = library("libhardsample")
     level = native.hs_cpu_level() if level is None else level
     with _MassCall(q, k, lse, columns, counts, mask, causal, query_offset, scale, row_start, row_stop) as call:
@@ -219,7 +219,7 @@ def attention_mass_cuda(
     row_start: int,
     row_stop: int,
 ) -> Tensor:
-    """The op `hardsample::attention_mass` in CUDA, on the current stream."""
+    """Run the op `hardsample::attention_mass` in CUDA, on the current stream."""
     native = library("libhardsample_cuda")
     with (
         torch.cuda.device(q.device),
@@ -243,7 +243,7 @@ def emulate_attention_mass(
     row_start: int,
     row_stop: int,
 ) -> Tensor:
-    """The CUDA kernel's own code on CPU tensors, thread after thread: slow, for tests."""
+    """Run the CUDA kernel's own code on CPU tensors, one thread after another: slow, for tests."""
     native = library("libhardsample_cuda")
     with _MassCall(q, k, lse, columns, counts, mask, causal, query_offset, scale, row_start, row_stop) as call:
         _check_cuda(native, native.hs_cuda_emulate_attention_mass(*call.arguments))

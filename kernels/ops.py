@@ -1,7 +1,7 @@
-"""The front door of the kernels: `mask_pixels`, `attention_with_mass` and what chooses their backends.
+"""The public ops of the kernels: `mask_pixels`, `attention_with_mass`, and the choice of their backends.
 
-Each op is a `torch.library` custom op with a fake, so that it can be traced and compiled; its body hands the call to a
-backend of the table at the end of this file. Every backend is held to the PyTorch reference.
+Each op is a `torch.library` custom op with a fake, so it can be traced and compiled; its body passes the call to a
+backend from the table at the end of this file. Every backend is tested against the PyTorch reference.
 """
 
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ def mask_pixels(
     temporal_patch_size: int = 2,
     backend: str | None = None,
 ) -> Shaped[Tensor, "variants *image"]:
-    """Masks one image, or one image for each variant, with each (ratio, realization, key), in one pass.
+    """Mask one image, or one image for each variant, with each (ratio, realization, key), in one pass.
 
     Layouts, for one image:
 
@@ -67,25 +67,25 @@ def mask_pixels(
             size 1 or len(ratios). Any dtype that holds the fill values.
         ratios: λ of each variant, 0 … 1.
         realizations: k of each variant.
-        keys: Philox key of each variant, see `hardsample.kernels.reference.mask_key`.
+        keys: Philox key of each variant, see `hardsample.kernels.keys.mask_key`.
         fill: value that masked pixels take: one for all channels or one a channel, in the images' own unit (black is
             0 in uint8 and (0 − mean) / std after normalization). Rounded to fp32, then to the images' dtype.
         kind: `pixel`, `patch` (cells of 14 × 14 pixels) or `rectangle`.
         layout: `hwc`, `chw` or `patches`.
         image_index: index of the image in its record, for all variants or for each.
-        out: contiguous buffer for the result, reused by callers that mask many images: the first touch of fresh
-            memory costs far more than masking.
+        out: contiguous buffer for the result, for callers that mask many images: the first touch of new memory costs
+            far more than masking.
         grid_thw: (1, gh, gw) of the image, for layout `patches` only.
         patch_size: p, pixels (layout `patches`).
         merge_size: m, patches (layout `patches`).
         temporal_patch_size: T, frames (layout `patches`).
-        backend: `cpp`, `triton`, `cuda` or `reference`; the fastest that can run if not given. All give the same bits.
+        backend: `cpp`, `triton`, `cuda` or `reference`; default: the fastest that can run. All give the same bits.
 
     Returns:
         The masked variants, (len(ratios), *shape of one image), dtype and device of the images; `out` if given.
 
     Raises:
-        ValueError: shapes, lengths, kind, layout or a value do not fit; the message names it.
+        ValueError: shapes, lengths, kind, layout or a value are invalid; the message names it.
         BackendError: the named backend cannot run here.
     """
     count = len(ratios)
@@ -145,11 +145,11 @@ def _(
 
 
 class AttentionMass(NamedTuple):
-    """What `attention_with_mass` returns; the masses and lse are not differentiable."""
+    """Result of `attention_with_mass`; the masses and lse are not differentiable."""
 
     output: Float[Tensor, "batch head query dim"]
     image: Float[Tensor, "batch *head row"]
-    """Σ of the attention probabilities over image keys, of each row of the range."""
+    """Σ of the attention probabilities over image keys, for each row of the range."""
     text: Float[Tensor, "batch *head row"]
     """The same over the text keys of the prompt."""
     lse: Float[Tensor, "batch head query"]
@@ -157,18 +157,18 @@ class AttentionMass(NamedTuple):
 
 
 class MassPlan(NamedTuple):
-    """Which two of the three kinds of keys are summed, and where they are; made once for all layers of a forward."""
+    """Which two of the three kinds of keys are summed, and their positions; made once for all layers of a forward."""
 
     kinds: Int8[Tensor, "batch key"]
     columns: Int[Tensor, "batch key"]
-    """Key positions: those of the smallest kind in ascending order, of the next, of the third."""
+    """Key positions in ascending order: of the smallest kind, then the next, then the third."""
     counts: Int[Tensor, "batch 2"]
     order: Int64[Tensor, "batch 3"]
-    """The kinds by number of keys, fewest first; the last one follows from the others."""
+    """The kinds by number of keys, fewest first; the mass of the last follows from the others."""
 
 
 def plan_mass(kinds: Int8[Tensor, "batch key"]) -> MassPlan:
-    """Finds for each row of the batch the two kinds with the fewest keys; waits for no device.
+    """Find the two kinds with the fewest keys for each row of the batch, without a device synchronization.
 
     Args:
         kinds: OTHER, IMAGE or TEXT for each key.
@@ -195,26 +195,26 @@ def attention_with_mass(
     plan: MassPlan | None = None,
     backend: str | None = None,
 ) -> AttentionMass:
-    """Attention that also returns how much of each row's probability lies on image keys and on text keys.
+    """Compute attention, and how much of each row's probability lies on image keys and on text keys.
 
         A(i, j) = exp(scale · q_i · k_j − lse_i);  image_i = Σ_{j image} A(i, j);  text_i = Σ_{j prompt text} A(i, j)
 
-    The matrix A of all rows and keys is never made. Gradients of q, k and v are those of plain attention.
+    The full matrix A is never materialized. Gradients of q, k and v are those of plain attention.
 
     Args:
         q: queries, (B, H, Tq, D).
         k: keys, (B, H / g, Tk, D): not repeated for grouped queries.
         v: values, like k.
         kinds: int8 (B, Tk): IMAGE, TEXT or OTHER for each key.
-        mask: bool, True where a query may attend, or None; joined with `causal` by "and".
+        mask: bool, True where a query may attend, or None; combined with `causal` by logical and.
         causal: row i sees the keys j ≤ i + query_offset only.
         query_offset: position of query 0 among the keys (0: aligned top-left, as transformers does; Tk − Tq: bottom-
             right). Matters for `causal` only.
         scale: factor of the scores; 1 / √D if not given.
-        rows: (first, one after the last) of the rows whose masses are wanted; all if not given.
+        rows: (first, last + 1) of the rows whose masses are wanted; default: all.
         per_head: return masses of each head instead of their average.
-        plan: `plan_mass(kinds)`, if it was made already.
-        backend: `sdpa+M` (PyTorch's attention, and its lse for a mass-only kernel M: `cpp`, `triton`, `cuda` or
+        plan: `plan_mass(kinds)`, if already computed.
+        backend: `sdpa+M` (PyTorch's attention, whose lse goes to a mass-only kernel M: `cpp`, `triton`, `cuda` or
             `reference`), `flash-attn+M` (the flash-attn package instead), `triton` (both in one kernel) or `reference`.
 
     Returns:
@@ -222,7 +222,7 @@ def attention_with_mass(
         no key has output and masses 0.
 
     Raises:
-        ValueError: shapes, dtypes or the range do not fit; the message names them.
+        ValueError: shapes, dtypes or the range are invalid; the message names them.
         BackendError: the named backend cannot run here.
     """
     start, stop = rows if rows is not None else (0, q.shape[2])
@@ -252,8 +252,8 @@ def attention_with_mass(
             stop,
             kernel,
         )
-        seen = visible_keys(mask, causal, query_offset, (start, stop), k.shape[2], q.device)
-        image, text = _all_kinds(mass, plan.order, None if seen is None else seen.any(-1))
+        visible = visible_keys(mask, causal, query_offset, (start, stop), k.shape[2], q.device)
+        image, text = _all_kinds(mass, plan.order, None if visible is None else visible.any(-1))
     if not per_head:
         image, text = image.mean(1), text.mean(1)
     return AttentionMass(output, image, text, lse.detach())
@@ -264,11 +264,11 @@ def _all_kinds(
     order: Int64[Tensor, "batch 3"],
     sees: Bool[Tensor, "#batch #head row"] | None,
 ) -> tuple[Float[Tensor, "batch head row"], Float[Tensor, "batch head row"]]:
-    """Image and text masses from the two that were computed: the third is what is left of 1 (0 for blind rows)."""
+    """Return image and text masses from the two computed ones: the third is the rest up to 1 (0 for blind rows)."""
     rest = (1 if sees is None else sees.to(mass.dtype)) - mass.sum(-1)
-    three = torch.cat([mass, rest.clamp(min=0)[..., None]], -1)
-    rank = order.argsort(1)[:, None, None, :].expand(three.shape)
-    by_kind = three.gather(-1, rank)
+    masses = torch.cat([mass, rest.clamp(min=0)[..., None]], -1)
+    rank = order.argsort(1)[:, None, None, :].expand(masses.shape)
+    by_kind = masses.gather(-1, rank)
     return by_kind[..., IMAGE], by_kind[..., TEXT]
 
 
@@ -278,8 +278,8 @@ def _check_attention(
     batch, heads, queries, dim = q.shape
     if k.shape != v.shape or k.shape[0] != batch or k.shape[3] != dim or heads % k.shape[1]:
         raise ValueError(
-            f"q is {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: k and v must be alike, of q's batch and "
-            "dim, and their heads must divide q's"
+            f"q is {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: k and v must have the same shape, with "
+            "q's batch and dim, and their heads must divide q's"
         )
     if kinds.shape != (batch, k.shape[2]) or kinds.dtype != torch.int8:
         raise ValueError(f"kinds is {tuple(kinds.shape)} {kinds.dtype}, must be int8 {(batch, k.shape[2])}")
@@ -424,7 +424,7 @@ _fused_attention.register_autograd(_backward, setup_context=_save)
 
 @torch.compiler.assume_constant_result
 def _default_attention(device: torch.device, dtype: torch.dtype, dim: int) -> str:
-    """PyTorch's attention with the fastest mass-only kernel that can run; the reference where that is not to be had."""
+    """Return PyTorch's attention with the fastest mass-only kernel that can run, or else the reference."""
     probe = torch.empty((1, 1, 1, dim), dtype=dtype, device=device)
     if why_not_sdpa(probe) is None:
         return f"sdpa+{choose('attention_mass', probe).name}"
@@ -432,30 +432,30 @@ def _default_attention(device: torch.device, dtype: torch.dtype, dim: int) -> st
 
 
 def chosen(tensor: Tensor) -> dict[str, str]:
-    """The backends that calls on tensors of this device and dtype take if none is named: op → backend."""
-    found = {"mask_pixels": choose("mask_pixels", tensor).name}
+    """Return the default backends for tensors of this device and dtype: op → backend."""
+    names_by_op = {"mask_pixels": choose("mask_pixels", tensor).name}
     if tensor.is_floating_point():
-        found["attention_with_mass"] = _default_attention(tensor.device, tensor.dtype, 64)
-    return found
+        names_by_op["attention_with_mass"] = _default_attention(tensor.device, tensor.dtype, 64)
+    return names_by_op
 
 
 def backends(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, dict[str, str]]:
-    """What can run on a device: op → backend → "" if it can, else the reason why not; preferred ones first.
+    """Return what can run on a device: op → backend → "" if it can, else the reason; preferred backends first.
 
     >>> backends()["mask_pixels"]["reference"]
     ''
     """
     probe = torch.empty((1, 1, 1, 16), dtype=dtype, device=device)
-    found = {"mask_pixels": reasons("mask_pixels", probe)}
+    reasons_by_op = {"mask_pixels": reasons("mask_pixels", probe)}
     masses = reasons("attention_mass", probe)
     vendors = {"sdpa": why_not_sdpa(probe), "flash-attn": why_not_flash(probe)}
-    found["attention_with_mass"] = {
+    reasons_by_op["attention_with_mass"] = {
         **{
             f"{vendor}+{mass}": no or masses[mass] for vendor, no in vendors.items() for mass in names("attention_mass")
         },
         **reasons("fused_attention", probe),
     }
-    return {op: {name: reason or "" for name, reason in table.items()} for op, table in found.items()}
+    return {op: {name: reason or "" for name, reason in table.items()} for op, table in reasons_by_op.items()}
 
 
 def _why_not_triton(tensor: Tensor) -> str | None:

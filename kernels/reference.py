@@ -1,4 +1,4 @@
-"""Pixel masking in plain PyTorch: the definition that every other backend is held to, bit for bit.
+"""Pixel masking in plain PyTorch: the definition that every other backend must match bit for bit.
 
 Random bits come from Philox4x32 with 7 rounds, a counter-based generator: a mask is a function of (seed, sample id,
 image index, realization, ratio) and of nothing else, so it does not depend on batch size, order, device or backend.
@@ -30,7 +30,7 @@ _BLOCK = 32768  # calls at a time: temporaries stay in the cache, and torch star
 
 
 def check_mask(height: int, width: int, realization: int, image_index: int, kind: str) -> None:
-    """Checks what enters the counter, so that no word wraps silently.
+    """Check the inputs of the counter, so that no word wraps silently.
 
     Args:
         height: pixels of the masked space.
@@ -54,15 +54,15 @@ def check_mask(height: int, width: int, realization: int, image_index: int, kind
 def mask_rectangle(
     height: int, width: int, ratio: float | Fraction, realization: int, key: Key, image_index: int = 0
 ) -> tuple[int, int, int, int]:
-    """Places the rectangle of kind `rectangle`, in integers only.
+    """Return the rectangle of kind `rectangle`, computed in integers only.
 
     With u = round(λ·65536) and the four Philox words r0 … r3 of draw 2³²−1:
 
         area   A = (u·H·W + 32768) >> 16, the pixel count nearest to λ·H·W; A = 0 gives (0, 0, 0, 0)
         shapes s = ⌈√A⌉; wide ones have the heights ⌈A/W⌉ … min(s, H), tall ones the widths ⌈A/H⌉ … min(s, W);
-               a given side a gets the other side b = (2A + a) // 2a, nearest to A/a, which always fits
+               for a given side a the other side is b = (2A + a) // 2a, nearest to A/a, which always fits
         choice i = (r0·n) >> 32 of the n shapes, the wide ones first, each group in ascending order
-        place  y = (r1·(H−h+1)) >> 32, x = (r2·(W−w+1)) >> 32
+        offset y = (r1·(H−h+1)) >> 32, x = (r2·(W−w+1)) >> 32
 
     So the listed shapes are equally likely, images and their transposes are treated alike, the area is as near to A
     as the drawn side allows (|h·w − A| ≤ a/2 ≤ s/2), and u = 65536 always covers the whole image.
@@ -106,7 +106,7 @@ def pixel_mask(
     kind: str = "pixel",
     device: torch.device | str | None = None,
 ) -> Bool[Tensor, "height width"]:
-    """Draws one mask.
+    """Draw one mask.
 
     Args:
         height: H, pixels of the masked space (at least 1).
@@ -117,7 +117,7 @@ def pixel_mask(
         image_index: index of the image in its record, 0 … 2³²−1.
         kind: `pixel`, `patch` (cells of 14 × 14 pixels in raster order, cut at the right and lower edge) or
             `rectangle`.
-        device: where the mask is made; the CPU if not given.
+        device: of the mask; the CPU by default.
 
     Returns:
         True where the image takes the fill value, shape (height, width).
@@ -151,15 +151,15 @@ def mask_pixels(
     geometry: Sequence[int],
     out: Tensor,
 ) -> None:
-    """Masks each variant of a checked call; the definition of the op `hardsample::mask_pixels`.
+    """Mask each variant of a checked call: the definition of the op `hardsample::mask_pixels`.
 
     Args:
         images: (1 or more, *image), contiguous; layouts as in `hardsample.kernels.ops.mask_pixels`.
         variants: the table of `hardsample.kernels.variants.variant_table`, int64 (variants, 10), on the CPU.
-        fill: one value a channel.
+        fill: one value per channel.
         kind: `pixel`, `patch` or `rectangle`.
         layout: `hwc`, `chw` or `patches`.
-        geometry: height, width, channels, patch size, merge size, frames (the last three 0 but for `patches`).
+        geometry: height, width, channels, patch size, merge size, frames (the last three are 0 except for `patches`).
         out: (variants, *image), contiguous; written.
     """
     height, width, *_ = geometry
@@ -175,7 +175,7 @@ def mask_pixels(
 def _views(
     layout: str, geometry: Sequence[int]
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Shapes in which one image, the fill and the mask broadcast, and the order of the mask's dimensions."""
+    """Return the shapes in which image, fill and mask broadcast, and the order of the mask's dimensions."""
     height, width, channels, patch, merge, frames = geometry
     if layout == "hwc":
         return (height, width, channels), (channels,), (height, width, 1), (0, 1, 2)
@@ -193,7 +193,7 @@ def _views(
 def _draws_below(
     draws: int, units: int, realization: int, key: Key, image_index: int, device: torch.device | str | None
 ) -> Bool[Tensor, " draws"]:
-    """Makes the draws 0 … draws−1 and says for each whether its 16-bit lane is below `units`."""
+    """Make the draws 0 … draws−1 and return for each whether its 16-bit lane is below `units`."""
     calls = -(-draws // 8)
     below = torch.empty((calls, 8), dtype=torch.bool, device=device)
     for start in range(0, calls, _BLOCK):

@@ -1,4 +1,4 @@
-"""Attention with the mass on image and text keys, in plain PyTorch: the definition and the oracle of all backends.
+"""Attention with the mass on image and text keys, in plain PyTorch: definition and oracle of all backends.
 
 With scores s(i, j) = scale · q_i · k_j over the keys that row i sees, and lse_i = log Σ_j exp s(i, j):
 
@@ -29,23 +29,23 @@ def visible_keys(
     num_keys: int,
     device: torch.device,
 ) -> Bool[Tensor, "#batch #head row key"] | None:
-    """Which keys some rows see; None stands for all.
+    """Return which keys some rows see; None stands for all.
 
     Args:
         mask: True where a query may attend, or None.
         causal: whether row i sees the keys j ≤ i + query_offset only.
         query_offset: position of query 0 among the keys.
-        rows: first row, and the one after the last.
+        rows: first row, last row + 1.
         num_keys: Tk.
         device: of the result.
     """
     start, stop = rows
-    seen = None if mask is None else mask[:, :, start:stop]
+    visible = None if mask is None else mask[:, :, start:stop]
     if causal:
         row = torch.arange(start, stop, device=device).view(1, 1, -1, 1)
-        below = torch.arange(num_keys, device=device) <= row + query_offset
-        seen = below if seen is None else seen & below
-    return seen
+        causal_keys = torch.arange(num_keys, device=device) <= row + query_offset
+        visible = causal_keys if visible is None else visible & causal_keys
+    return visible
 
 
 def attention(
@@ -60,7 +60,7 @@ def attention(
     row_start: int,
     row_stop: int,
 ) -> tuple[Float[Tensor, "batch head query dim"], Float[Tensor, "batch head row 2"], Float[Tensor, "batch head query"]]:
-    """Output, masses (image, text) of the rows row_start … row_stop − 1, and lse of all rows.
+    """Return output, masses (image, text) of the rows row_start … row_stop − 1, and lse of all rows.
 
     See `hardsample.kernels.ops.attention_with_mass` for the arguments.
     """
@@ -72,9 +72,9 @@ def attention(
     of_kind = torch.stack([kinds == IMAGE, kinds == TEXT], -1).to(work)
     values = v.to(work)
     for start, stop, scores in _scores(q, k.to(work), scale, (0, queries)):
-        seen = visible_keys(mask, causal, query_offset, (start, stop), k.shape[2], q.device)
-        if seen is not None:
-            scores.masked_fill_(~seen, -torch.inf)
+        visible = visible_keys(mask, causal, query_offset, (start, stop), k.shape[2], q.device)
+        if visible is not None:
+            scores.masked_fill_(~visible, -torch.inf)
         total = torch.logsumexp(scores, -1)
         weights = scores.sub_(total.nan_to_num(neginf=0.0)[..., None]).exp_()
         lse[:, :, start:stop] = total
@@ -102,13 +102,13 @@ def attention_backward(
     Float[Tensor, "batch kv_head key dim"],
     Float[Tensor, "batch kv_head key dim"],
 ]:
-    """Gradients of q, k and v for the gradient of the output.
+    """Return the gradients of q, k and v from the gradient of the output.
 
         dV = Aᵀ dO;  dS = A ∘ (dO Vᵀ − rowsum(dO ∘ O));  dQ = scale · dS K;  dK = scale · dSᵀ Q
 
     Args:
         grad: dO.
-        q: as in the forward, and so are the others.
+        q: as in the forward, like the other arguments.
         k: keys.
         v: values.
         output: O.
@@ -125,10 +125,10 @@ def attention_backward(
     grad_k, grad_v = torch.zeros_like(keys), torch.zeros_like(values)
     for start, stop, scores in _scores(q, keys, scale, (0, q.shape[2])):
         part = grad[:, :, start:stop].to(work)
-        seen = visible_keys(mask, causal, query_offset, (start, stop), k.shape[2], q.device)
+        visible = visible_keys(mask, causal, query_offset, (start, stop), k.shape[2], q.device)
         weights = scores.sub_(lse[:, :, start:stop, None]).exp_()
-        if seen is not None:
-            weights = weights.masked_fill_(~seen, 0.0)
+        if visible is not None:
+            weights = weights.masked_fill_(~visible, 0.0)
         inner = (part * output[:, :, start:stop].to(work)).sum(-1, keepdim=True)
         d_scores = weights * (_grouped(part, values.transpose(-1, -2)) - inner) * scale
         grad_q[:, :, start:stop] = _grouped(d_scores, keys).to(q.dtype)
@@ -153,21 +153,21 @@ def attention_mass(
     row_start: int,
     row_stop: int,
 ) -> Float[Tensor, "batch head row 2"]:
-    """Masses on two sets of keys, from q, k and the lse of an attention that was computed elsewhere.
+    """Return the masses on two sets of keys, from q, k and the lse of an attention computed elsewhere.
 
     Args:
         q: queries.
         k: keys, not repeated for grouped queries.
         lse: log Σ_j exp s(i, j) of every row; that of a row without a visible key is ignored.
-        columns: key positions: in each batch row first counts[b, 0] of the one set in ascending order, then
-            counts[b, 1] of the other; what follows is not read.
+        columns: key positions: in each batch row first counts[b, 0] of the first set in ascending order, then
+            counts[b, 1] of the second; the rest is not read.
         counts: sizes of the two sets.
         mask: as in `visible_keys`.
         causal: as in `visible_keys`.
         query_offset: as in `visible_keys`.
         scale: factor of the scores.
         row_start: first row wanted.
-        row_stop: the one after the last.
+        row_stop: last row + 1.
 
     Returns:
         Σ over each set of exp(s(i, j) − lse_i), in float32 (float64 for float64 inputs).
@@ -186,14 +186,14 @@ def attention_mass(
             if causal:
                 row = torch.arange(start, stop, device=q.device)[:, None]
                 scores.masked_fill_(chosen > row + query_offset, 0.0)
-            place = slice(start - row_start, stop - row_start)
-            mass[b, :, place, 0] = scores[0, ..., :first].sum(-1)
-            mass[b, :, place, 1] = scores[0, ..., first:].sum(-1)
+            window = slice(start - row_start, stop - row_start)
+            mass[b, :, window, 0] = scores[0, ..., :first].sum(-1)
+            mass[b, :, window, 1] = scores[0, ..., first:].sum(-1)
     return mass
 
 
 def _scores(q: Tensor, k: Tensor, scale: float, rows: tuple[int, int]) -> Iterator[tuple[int, int, Tensor]]:
-    """Scores of a few rows at a time: (first row, row after the last, (batch, head, rows, keys))."""
+    """Yield the scores of a few rows at a time: (first row, last row + 1, (batch, head, rows, keys))."""
     batch, heads, _, _ = q.shape
     step = max(1, _CHUNK_BYTES // max(1, k.element_size() * batch * heads * k.shape[2]))
     for start in range(*rows, step):
@@ -204,7 +204,7 @@ def _scores(q: Tensor, k: Tensor, scale: float, rows: tuple[int, int]) -> Iterat
 
 
 def _grouped(weights: Tensor, values: Tensor) -> Tensor:
-    """weights @ values, (batch, head, rows, dim), with the values of fewer heads not repeated."""
+    """Return weights @ values, (batch, head, rows, dim), without repeating the values of grouped heads."""
     batch, heads, rows, keys = weights.shape
     merged = weights.reshape(batch, values.shape[1], -1, keys) @ values
     return merged.view(batch, heads, rows, values.shape[-1])

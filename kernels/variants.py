@@ -1,4 +1,4 @@
-"""What a masking call asks for, checked and written as numbers: the table and the geometry that every backend reads."""
+"""A checked masking call as numbers: the variant table and the geometry that every backend reads."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -13,8 +13,8 @@ from .reference import check_mask, mask_rectangle
 
 LAYOUTS = ("hwc", "chw", "patches")
 COLUMNS = ("key0", "key1", "image_index", "realization", "units", "source", "y", "x", "height", "width")
-"""Of the variant table: the Philox key, two counter words, round(λ · 65536), the row of the image stack, and the
-rectangle (zeros for the other kinds). In C it is `hs_variant`."""
+"""Columns of the variant table: the Philox key, two counter words, round(λ · 65536), the row of the image stack, and
+the rectangle (zeros for the other kinds). In C it is `hs_variant`."""
 
 
 class Geometry(NamedTuple):
@@ -36,10 +36,10 @@ def geometry_of(
     merge_size: int = 2,
     temporal_patch_size: int = 2,
 ) -> Geometry:
-    """Finds the masked space of one image of this shape; the arguments are those of `ops.mask_pixels`.
+    """Return the masked space of one image of this shape; the arguments are those of `ops.mask_pixels`.
 
     Raises:
-        ValueError: the layout is unknown, or the patches do not fit the grid; the message names the value.
+        ValueError: the layout is unknown, or the patches do not match the grid; the message names the value.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout is {layout!r}, must be one of {', '.join(LAYOUTS)}")
@@ -74,7 +74,7 @@ def variant_table(
     kind: str,
     sources: Sequence[int],
 ) -> Int64[Tensor, "variants 10"]:
-    """Checks every variant and writes one row each, in the order of `COLUMNS`.
+    """Check every variant and write one row each, in the order of `COLUMNS`.
 
     Args:
         geometry: of the images.
@@ -94,12 +94,12 @@ def variant_table(
     count = len(ratios)
     if not len(realizations) == len(keys) == count:
         raise ValueError(
-            f"{count} ratios, {len(realizations)} realizations, {len(keys)} keys: give one of each a variant"
+            f"{count} ratios, {len(realizations)} realizations, {len(keys)} keys: give one of each per variant"
         )
     indices = [image_index] * count if isinstance(image_index, int) else list(image_index)
     if len(indices) != count:
         raise ValueError(
-            f"image_index has {len(indices)} entries for {count} variants: give one number, or one a variant"
+            f"image_index has {len(indices)} entries for {count} variants: give one number, or one per variant"
         )
     rows = []
     for ratio, realization, key, index, source in zip(ratios, realizations, keys, indices, sources, strict=True):
@@ -112,14 +112,14 @@ def variant_table(
 
 
 def fill_values(fill: float | Sequence[float], channels: int, dtype: torch.dtype) -> list[float]:
-    """One fill value for each channel, checked against the images' dtype.
+    """Return one fill value per channel, checked against the images' dtype.
 
     Raises:
-        ValueError: their number does not fit, or they are no integers in 0 … 255 for images of integers.
+        ValueError: their number is wrong, or they are not integers in 0 … 255 for integer images.
     """
     values = [float(fill)] * channels if isinstance(fill, (int, float)) else [float(value) for value in fill]
     if len(values) != channels:
-        raise ValueError(f"fill has {len(values)} values for {channels} channels: give one number, or one a channel")
+        raise ValueError(f"fill has {len(values)} values for {channels} channels: give one number, or one per channel")
     if not dtype.is_floating_point and not all(0 <= value <= 255 and value == int(value) for value in values):
         raise ValueError(f"fill is {values}, must be integers in 0 … 255 for {dtype} images")
     return values

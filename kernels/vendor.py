@@ -1,6 +1,6 @@
-"""Attention from a vendor's kernel that also gives the lse of each row: PyTorch's, or the flash-attn package's.
+"""Attention from a vendor's kernel that also returns the lse of each row: PyTorch's, or the flash-attn package's.
 
-Both are differentiable as they are. PyTorch's backward kernels also serve the fused kernel's output and lse.
+Both are differentiable. PyTorch's backward kernels also serve the output and lse of the fused kernel.
 """
 
 from importlib.util import find_spec
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .reference_attention import visible_keys
 
-_ALIGNMENT = 16  # CUDA's memory-efficient kernel wants rows of its bias to start at multiples of this many values
+_ALIGNMENT = 16  # rows of the bias of CUDA's memory-efficient kernel must start at multiples of this many values
 
 
 def attention_with_lse(
@@ -24,7 +24,7 @@ def attention_with_lse(
     query_offset: int,
     scale: float,
 ) -> tuple[Float[Tensor, "batch head query dim"], Float[Tensor, "batch head query"]]:
-    """Output and lse of plain attention.
+    """Compute output and lse of plain attention.
 
     Args:
         vendor: `sdpa` (PyTorch) or `flash-attn`.
@@ -37,10 +37,10 @@ def attention_with_lse(
         scale: factor of the scores.
 
     Returns:
-        Output, 0 in rows that see no key, and lse, which means nothing in such rows.
+        Output, 0 in rows that see no key, and lse, which is undefined in such rows.
 
     Raises:
-        ValueError: the vendor is unknown, or cannot take this call.
+        ValueError: the vendor is unknown, or does not support this call.
     """
     if vendor == "flash-attn":
         return _flash_attn(q, k, v, mask, causal, query_offset, scale)
@@ -61,7 +61,7 @@ def attention_with_lse(
     k, v = (tensor.repeat_interleave(group, 1) if group > 1 else tensor for tensor in (k, v))
     bias = None if mask is None else _padded_bias(mask, q, keys)
     output, lse, *_ = aten._scaled_dot_product_efficient_attention(q, k, v, bias, True, 0.0, aligned, scale=scale)
-    if mask is not None:  # a row without a visible key: the kernel's answer is not defined
+    if mask is not None:  # a row without a visible key: the kernel's output is undefined
         output = output.masked_fill(~mask.any(-1, keepdim=True), 0.0)
     return output, lse[:, :, :queries]
 
@@ -82,7 +82,7 @@ def attention_backward(
     Float[Tensor, "batch kv_head key dim"],
     Float[Tensor, "batch kv_head key dim"],
 ]:
-    """Gradients of q, k and v by PyTorch's own kernels, from an output and lse that any kernel computed.
+    """Return the gradients of q, k and v by PyTorch's kernels, from an output and lse that any kernel computed.
 
     The arguments are those of `reference_attention.attention_backward`.
     """
@@ -120,24 +120,24 @@ def attention_backward(
 def _joined(
     mask: Tensor | None, causal: bool, query_offset: int, queries: int, keys: int, device: torch.device
 ) -> Tensor | None:
-    """Mask and causal order as one mask of four dimensions."""
-    seen = visible_keys(mask, causal, query_offset, (0, queries), keys, device)
-    return None if seen is None else seen.view((1,) * (4 - seen.ndim) + tuple(seen.shape))
+    """Return mask and causal order as one four-dimensional mask."""
+    visible = visible_keys(mask, causal, query_offset, (0, queries), keys, device)
+    return None if visible is None else visible.view((1,) * (4 - visible.ndim) + tuple(visible.shape))
 
 
 def _takes_flash(q: Tensor, k: Tensor, mask: Tensor | None, aligned: bool) -> bool:
-    """Whether CUDA's flash kernel takes this call; it has no masks and aligns causal rows to the last key."""
+    """Return whether CUDA's flash kernel supports this call: no mask, and causal rows aligned to the last key."""
     return mask is None and (not aligned or q.shape[2] == k.shape[2]) and q.dtype != torch.float32
 
 
 def _padded_bias(mask: Tensor, q: Tensor, keys: int) -> Tensor:
-    """The bias of CUDA's memory-efficient kernel, (B, H, Tq, Tk): its rows start at aligned addresses."""
+    """Return the bias of CUDA's memory-efficient kernel, (B, H, Tq, Tk), with rows at aligned addresses."""
     padded = torch.nn.functional.pad(mask, (0, -keys % _ALIGNMENT))
     return _bias(padded, q.dtype)[..., :keys].expand(*q.shape[:3], keys)
 
 
 def _bias(mask: Bool[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape"]:
-    """0 where a query may attend, −∞ elsewhere."""
+    """Return 0 where a query may attend, −∞ elsewhere."""
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
 
 
@@ -146,11 +146,11 @@ def _flash_attn(
 ) -> tuple[Tensor, Tensor]:
     reason = why_not_flash(q)
     if reason is None and mask is not None:
-        reason = "it takes no boolean mask"
+        reason = "it does not support a boolean mask"
     if reason is None and causal and query_offset != k.shape[2] - q.shape[2]:
         reason = f"it aligns causal rows to the last key (query_offset {k.shape[2] - q.shape[2]}), not {query_offset}"
     if reason:
-        raise ValueError(f"flash-attn cannot take this call: {reason}")
+        raise ValueError(f"flash-attn does not support this call: {reason}")
     from flash_attn import flash_attn_func
 
     q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
@@ -159,22 +159,26 @@ def _flash_attn(
 
 
 def why_not_sdpa(q: Tensor) -> str | None:
-    """Why PyTorch's attention gives no lse for this tensor; None if it does."""
+    """Return why PyTorch's attention returns no lse for this tensor; None if it does."""
     if q.device.type == "cpu":
         return None
     if q.device.type != "cuda":
-        return f"PyTorch gives no lse on {q.device.type}"
+        return f"PyTorch returns no lse on {q.device.type}"
     if q.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        return f"PyTorch gives no lse for {q.dtype} on CUDA"
-    return None if q.shape[-1] % 8 == 0 and q.shape[-1] <= 256 else f"head dim {q.shape[-1]} is no multiple of 8 to 256"
+        return f"PyTorch returns no lse for {q.dtype} on CUDA"
+    return (
+        None
+        if q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
+        else f"head dim {q.shape[-1]} is not a multiple of 8 up to 256"
+    )
 
 
 def why_not_flash(q: Tensor) -> str | None:
-    """Why the flash-attn package cannot run on this tensor; None if it can."""
+    """Return why the flash-attn package cannot run on this tensor; None if it can."""
     if find_spec("flash_attn") is None:
         return "flash-attn is not installed (pip install hardsample[flash])"
     if not q.is_cuda:
         return f"flash-attn runs on CUDA devices, and this is {q.device}"
     if torch.cuda.get_device_capability(q.device) < (8, 0):
-        return "flash-attn needs compute capability 8.0"
-    return None if q.dtype in (torch.float16, torch.bfloat16) else f"flash-attn takes no {q.dtype}"
+        return "flash-attn needs compute capability 8.0 or higher"
+    return None if q.dtype in (torch.float16, torch.bfloat16) else f"flash-attn does not support {q.dtype}"

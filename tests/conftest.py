@@ -1,13 +1,44 @@
 """What several tests use: the demo model, loaded once, and the first of its questions."""
 
 import json
+import os
+import shutil
 import sqlite3
 from dataclasses import asdict
 
 import pytest
+from filelock import FileLock
+
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # one thread a worker, and each process that a test starts; before torch is read
+    os.environ |= {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
 
 from hardsample.demo import load_split, model_path
 from hardsample.engines.transformers import load_model, load_processor
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory):
+    """Return a function that gives the folder of a name: made by whichever worker asks first, read by all.
+
+    Its second argument fills the folder. Nobody may change what is in it: a test that must works on a copy.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made-once"
+
+    def folder(name, fill):
+        path, done = shared / name, shared / f"{name}.done"
+        shared.mkdir(exist_ok=True)
+        with FileLock(shared / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(path, ignore_errors=True)
+                path.mkdir()
+                fill(path)
+                done.touch()
+        return path
+
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -33,13 +64,16 @@ def hostile():
 
 
 @pytest.fixture(scope="session")
-def scored_folder(tmp_path_factory, hostile):
+def scored_folder(made_once, hostile):
     """A finished scoring by both metrics of 24 questions from a file; one of them is hostile wherever it can be."""
+    return made_once("scored", lambda folder: _score_hostile(folder, hostile)) / "run"
+
+
+def _score_hostile(folder, hostile):
     from datasets import Value
 
     from hardsample.scoring.score import score
 
-    folder = tmp_path_factory.mktemp("scored")
     questions = load_split("demo:pool", 24)
     questions = questions.add_column("source", ["drawn", hostile] * 12).cast_column("source", Value("string"))
 
@@ -56,7 +90,6 @@ def scored_folder(tmp_path_factory, hostile):
         said = "UPDATE rollouts SET completion = ? || completion WHERE sample = ?"
         assert store.execute(said, (hostile, hostile)).rowcount > 0
     store.close()
-    return folder / "run"
 
 
 @pytest.fixture(scope="session")
@@ -86,5 +119,5 @@ def experiment_folder(tmp_path_factory):
         (cell / "cell.json").write_text(json.dumps(about | {"trainings": ["sft-1", key]}))
         done = folder / "trainings" / key
         done.mkdir(parents=True)
-        (done / "done.json").write_text(json.dumps({"rewards": [0.1, 0.2, 0.3], "no_signal": [0.5, 0.4, 0.3]}))
+        (done / "done.json").write_text(json.dumps({"rewards": [0.1, 0.2, 0.3], "frac_zero_std": [0.5, 0.4, 0.3]}))
     return folder

@@ -45,14 +45,16 @@ def built(done: subprocess.CompletedProcess[str], folder: Path, pattern: str) ->
 
 
 @pytest.fixture(scope="module")
-def dist(tmp_path_factory) -> Path:
+def dist(made_once) -> Path:
     """A source archive, and a wheel made from it without a compiler."""
     pytest.importorskip("build", reason="'build' makes the packages, and is not installed")
-    folder = tmp_path_factory.mktemp("dist")
-    done = run("-m", "build", "--no-isolation", "--outdir", str(folder), cwd=checkout(folder), **NO_COMPILER)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "hardsample: leaving out libhardsample" in done.stdout + done.stderr
-    return folder
+
+    def build(folder: Path) -> None:
+        done = run("-m", "build", "--no-isolation", "--outdir", str(folder), cwd=checkout(folder), **NO_COMPILER)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "hardsample: leaving out libhardsample" in done.stdout + done.stderr
+
+    return made_once("dist", build)
 
 
 def test_the_wheel_holds_every_module_and_the_data_of_demo_and_report(dist):

@@ -35,9 +35,9 @@ ALL_LOAD = {
 NONE_LOADS = {
     "formats-that-are-missing/tools_openai.jsonl": "tools are not supported",
     "formats-that-are-missing/tools_sharegpt.jsonl": "tools are not supported",
-    "gold-is-option-index/outside.jsonl": "is none of the 2 options",
+    "gold-is-option-index/outside.jsonl": "is not one of the 2 options",
     "video-scored-as-text/blocks.jsonl": "block type 'video' is not supported",
-    "video-scored-as-text/video.jsonl": "videos and sounds are not read",
+    "video-scored-as-text/video.jsonl": "video and audio are not supported",
 }
 RIGHT = {
     "gold-is-option-index/scienceqa.jsonl": ("A", "cat"),

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
+from accelerate.utils import gather_object
 from jaxtyping import Float
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from hardsample.trainer.selection.sumtree import Rows
 
 
 def language_model(model: Any) -> Any:
-    """The model of transformers inside an unwrapped model: that under a PEFT adapter, or the model itself."""
+    """Return the transformers model inside an unwrapped model: the one under a PEFT adapter, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
@@ -39,7 +40,7 @@ class Balances:
 
     @contextmanager
     def of(self, rows: Tensor) -> Iterator[None]:
-        """Says that the log-prob forward inside is the policy's, with gradients.
+        """Announce that the log-prob forward inside the block is the policy's, with gradients.
 
         Args:
             rows: (batch,) the dataset row of each completion, −1 of those that do not count.
@@ -52,7 +53,7 @@ class Balances:
 
     @contextmanager
     def collect(self, model: Any, call: Mapping[str, Any]) -> Iterator[None]:
-        """Reads the forward inside, which is one over the whole batch.
+        """Read the forward inside the block, which is a single one over the whole batch.
 
         Args:
             model: unwrapped.
@@ -78,7 +79,7 @@ class Balances:
         self._waiting.append((rows, collector.masses))
 
     def take(self) -> tuple[Rows, Float[np.ndarray, "rows"]]:
-        """Gives all balances since the last time, and forgets them.
+        """Return all balances since the last call, and forget them.
 
         Returns:
             (rows, ρ̄): ρ̄ is NaN where a completion has none.
@@ -90,23 +91,30 @@ class Balances:
             np.array([value for _, value in known], dtype=np.float64),
         )
 
-    def state(self) -> list[list[float | None]]:
-        """Gives what is not taken yet, for JSON."""
-        self._settle()
-        return [[row, None if value != value else value] for row, value in self._known]
+    def gather(self) -> tuple[Rows, Float[np.ndarray, "rows"]]:
+        """Take the balances of all ranks, in their order; see `take`."""
+        of_ranks = gather_object([self.take()])
+        return np.concatenate([rows for rows, _ in of_ranks]), np.concatenate([values for _, values in of_ranks])
 
-    def load_state(self, state: list[list[float | None]]) -> None:
-        """Takes over a saved state."""
-        self._known = [(int(row), float("nan") if value is None else value) for row, value in state]  # type: ignore[arg-type]
+    def state_dict(self) -> dict[str, list]:
+        """Return what is not taken yet, as JSON can hold it: rows, and ρ̄ of each, None where there is none."""
+        self._settle()
+        values = [None if np.isnan(value) else value for _, value in self._known]
+        return {"rows": [row for row, _ in self._known], "values": values}
+
+    def load_state_dict(self, state: Mapping[str, list]) -> None:
+        """Load what `state_dict` returned."""
+        values = [float("nan") if value is None else value for value in state["values"]]
+        self._known = list(zip(state["rows"], values, strict=True))
         self._waiting = []
 
     def _settle(self) -> None:
-        """Computes ρ̄ of the forwards since: later than they ran, so that a GPU need not be waited for in between."""
+        """Compute ρ̄ of the forwards so far, only when it is needed: training does not wait for the GPU in between."""
         for rows, masses in self._waiting:
             on_host = _on_host(masses)
-            for place, row in enumerate(rows.tolist()):
+            for index, row in enumerate(rows.tolist()):
                 if row >= 0:
-                    value = attention_balance(*on_host.sample(place), config=self.config).value
+                    value = attention_balance(*on_host.sample(index), config=self.config).value
                     self._known.append((row, float("nan") if value is None else value))
         self._waiting = []
 

@@ -1,4 +1,4 @@
-"""The event of ours that a Trainer callback may hear."""
+"""The event that hardsample adds to those of Trainer callbacks."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ from hardsample.trainer.difficulty import Difficulty, Restratified
 
 
 class DifficultyCallback(TrainerCallback):
-    """Base of callbacks that want to hear when all samples were weighed anew.
+    """Base of callbacks that are called when all samples were reweighted.
 
-    Any callback with a method `on_restratify` hears it; this base says what it gets.
+    Any callback with a method `on_restratify` is called; this base documents its arguments.
     """
 
     def on_restratify(
@@ -22,7 +22,7 @@ class DifficultyCallback(TrainerCallback):
         difficulty: Difficulty,
         **kwargs: Any,
     ) -> None:
-        """Hears that all samples were weighed anew.
+        """Called after all samples were reweighted.
 
         Args:
             args: of the trainer.

@@ -1,4 +1,4 @@
-"""The folder `difficulty/` of a checkpoint: what all ranks share, and of each rank what it alone holds.
+"""The folder `difficulty/` of a checkpoint: the state that all ranks share, and that of each rank alone.
 
     difficulty/state.json, state.safetensors      evidence, strata, stream, counters; written by the first process
     difficulty/rank0.json, rank0.safetensors …    unfinished generation buffer, phase, metrics not yet logged
@@ -19,41 +19,41 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hardsample.trainer.selection.states import StateError
+from hardsample.trainer.selection.states import StateDict, StateError, join_arrays, split_arrays
 
 FOLDER = "difficulty"
 Buffer = list[dict[str, Any]]
 
 
-def save_shared(folder: Path, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> None:
-    """Writes what all ranks share.
+def save_shared(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write what all ranks share.
 
     Args:
         folder: `difficulty/` of a checkpoint; made if need be.
-        arrays: named arrays.
-        header: for JSON.
+        state: nested; its arrays are written as safetensors, the rest as JSON.
     """
+    arrays, rest = split_arrays(state)
     folder.mkdir(parents=True, exist_ok=True)
     _complete(folder / "state.safetensors", lambda path: save_arrays({n: _owned(a) for n, a in arrays.items()}, path))
-    _complete(folder / "state.json", lambda path: path.write_text(json.dumps(header, indent=1) + "\n"))
+    _complete(folder / "state.json", lambda path: path.write_text(json.dumps(rest, indent=1) + "\n"))
 
 
-def load_shared(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Reads what `save_shared` wrote.
+def load_shared(folder: Path) -> StateDict:
+    """Read the state that `save_shared` wrote.
 
     Raises:
         StateError: a file is missing or damaged.
     """
-    return _read(folder / "state.safetensors", load_arrays), _read(folder / "state.json", _json)
+    return join_arrays(_read(folder / "state.safetensors", load_arrays), _read(folder / "state.json", _json))
 
 
 def save_rank(folder: Path, rank: int, buffer: Buffer | None, header: Mapping[str, Any]) -> None:
-    """Writes what one rank alone holds.
+    """Write what one rank alone holds.
 
     Args:
         folder: `difficulty/` of a checkpoint; made if need be.
         rank: of the process.
-        buffer: the slices of the unfinished generation: tensors, and what JSON can hold.
+        buffer: the parts of the unfinished generation, one a micro-step: tensors, and what JSON can hold.
         header: for JSON.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def save_rank(folder: Path, rank: int, buffer: Buffer | None, header: Mapping[st
 
 
 def load_json(folder: Path, rank: int) -> dict[str, Any]:
-    """Reads the header that `save_rank` wrote, without the buffer.
+    """Read the header that `save_rank` wrote, without the buffer.
 
     Args:
         folder: `difficulty/` of a checkpoint.
@@ -84,7 +84,7 @@ def load_json(folder: Path, rank: int) -> dict[str, Any]:
 
 
 def load_own(folder: Path, rank: int, layout: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
-    """Reads the header that `save_rank` wrote, and checks that this run can resume from it.
+    """Read the header that `save_rank` wrote, and check that this run can resume from it.
 
     Args:
         folder: `difficulty/` of a checkpoint.
@@ -92,13 +92,13 @@ def load_own(folder: Path, rank: int, layout: Mapping[str, Any]) -> tuple[dict[s
         layout: what an unfinished generation depends on, with `generate_every`.
 
     Returns:
-        (header, whether the layout is the saved one, and so the buffer and the phase of use).
+        (header, whether the layout is unchanged, so that the buffer and the phase can be used).
 
     Raises:
         StateError: the file is missing, damaged or of another version, or an unfinished generation of another layout.
     """
     header = load_json(folder, rank)
-    missing = [name for name in (*layout, "step", "metrics", "balances") if name not in header]
+    missing = [name for name in (*layout, "step", "rows", "metrics", "balances") if name not in header]
     if missing:
         raise StateError(
             f"{folder}: rank {rank} lacks {', '.join(missing)}: it is of another version of hardsample or damaged; "
@@ -117,7 +117,7 @@ def load_own(folder: Path, rank: int, layout: Mapping[str, Any]) -> tuple[dict[s
 
 
 def load_buffer(folder: Path, rank: int, device: torch.device) -> Buffer | None:
-    """Reads the buffer that `save_rank` wrote.
+    """Read the buffer that `save_rank` wrote.
 
     Args:
         folder: `difficulty/` of a checkpoint.
@@ -148,17 +148,17 @@ def _complete(path: Path, write: Any) -> None:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    found = json.loads(path.read_text())
-    if not isinstance(found, dict):
+    content = json.loads(path.read_text())
+    if not isinstance(content, dict):
         raise ValueError("no object")
-    return found
+    return content
 
 
 def _rank(path: Path) -> dict[str, Any]:
-    found = _json(path)
-    if not isinstance(found.get("buffer", 0), list | None):
+    content = _json(path)
+    if not isinstance(content.get("buffer", 0), list | None):
         raise ValueError("it has no buffer")
-    return found
+    return content
 
 
 def _read(path: Path, reader: Any) -> Any:

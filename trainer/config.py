@@ -5,7 +5,7 @@
 With the defaults training is TRL's own; a plain `GRPOConfig` counts as one with these defaults.
 """
 
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from trl import GRPOConfig
@@ -24,15 +24,14 @@ class DifficultyOptions:
     scores: str | None = field(
         default=None,
         metadata={
-            "help": "folder of a finished `hardsample score` run on this data, found again by the column id (default: "
-            "no sample has a score, all that is known comes from training)"
+            "help": "folder of a finished `hardsample score` run on this data, matched by the column id (default: "
+            "none, so that all evidence comes from training)"
         },
     )
     restratify_steps: int = field(
         default=10,
         metadata={
-            "help": "steps after which all samples are weighed anew, at least 1; those that a step touched are weighed "
-            "at once"
+            "help": "steps after which all samples are reweighted, at least 1; those of a step are reweighted at once"
         },
     )
     probe_fraction: float = field(
@@ -50,7 +49,7 @@ class DifficultyOptions:
         },
     )
     monitor_steps: int = field(
-        default=25, metadata={"help": "steps between two looks at the monitoring set, at least 1"}
+        default=25, metadata={"help": "steps between two rollouts of the monitoring set, at least 1"}
     )
     attention_balance: bool = field(
         default=False,
@@ -59,11 +58,11 @@ class DifficultyOptions:
 
     @property
     def switched_on(self) -> bool:
-        """Whether anything here is to do more than watch."""
+        """Whether any option here does more than watch."""
         return bool(self.scores or self.probe_fraction or self.monitor_size or self.attention_balance)
 
     def __post_init__(self) -> None:
-        """Checks every field."""
+        """Check every field."""
         for name in ("restratify_steps", "monitor_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, must be at least 1 step: choose one, such as 10")
@@ -82,26 +81,19 @@ class DifficultyOptions:
 class DifficultyAwareGRPOConfig(GRPOConfig, DifficultyOptions, PolicyConfig, EvidenceConfig):
     """`GRPOConfig` and when to draw which sample; all options of TRL keep their meaning and their defaults."""
 
-    policy: str = field(default="uniform", metadata=PolicyConfig.__dataclass_fields__["policy"].metadata)
-
     def __post_init__(self) -> None:
-        """Checks our own fields, then TRL does its own."""
+        """Check our own fields, then TRL's."""
         for part in (DifficultyOptions, PolicyConfig, EvidenceConfig):
             part.__post_init__(self)
         super().__post_init__()
 
 
 def part_of(args: Any, part: type[_Part]) -> _Part:
-    """Takes one group of options out of the trainer's arguments.
+    """Take one group of options out of the trainer's arguments.
 
     Args:
-        args: `DifficultyAwareGRPOConfig`, or any other whose missing fields count as its defaults.
+        args: `DifficultyAwareGRPOConfig`, or another config: fields that it lacks have their defaults.
         part: `DifficultyOptions`, `PolicyConfig` or `EvidenceConfig`.
     """
-    defaults = DifficultyAwareGRPOConfig.__dataclass_fields__
-    values = {}
-    for one in fields(part):  # type: ignore[arg-type]
-        default = defaults[one.name].default
-        assert default is not MISSING
-        values[one.name] = getattr(args, one.name, default)
-    return part(**values)
+    names = [option.name for option in fields(part)]  # type: ignore[arg-type]
+    return part(**{name: getattr(args, name) for name in names if hasattr(args, name)})

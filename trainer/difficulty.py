@@ -1,13 +1,14 @@
-"""What a training knows of its samples and draws by: evidence, strata, weights, prompt stream, counts for the logs.
+"""What a training knows about its samples and draws by: evidence, strata, weights, prompt stream, counters.
 
-One object, of arrays only: no model, no dataset, no device. All ranks hold the same one, because all are told the same
-(gathered) outcomes. One generation goes
+One object, of arrays only: no model, no dataset, no device. All ranks hold equal ones, because all get the same
+(gathered) outcomes. A generation calls
 
-    rows = difficulty.next_prompts(step, total_steps)     # all evidence so far speaks
+    rows = difficulty.next_prompts(step, total_steps)     # by all evidence so far
     difficulty.observe(rewards, step)                     # the groups of these rows
     difficulty.observe_probes(rows, levels, successes, step); difficulty.observe_balance(rows, balances, step)
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,13 +22,13 @@ from hardsample.trainer.selection.evidence import Evidence, Outcomes
 from hardsample.trainer.selection.levels import Rows
 from hardsample.trainer.selection.policies import Context, PolicyConfig, weigh
 from hardsample.trainer.selection.sampler import POOL, Batch, draw_uniform, generator
-from hardsample.trainer.selection.states import StateError
-from hardsample.trainer.selection.strata import NAMES, NULL, Strata
+from hardsample.trainer.selection.states import StateDict, StateError
+from hardsample.trainer.selection.strata import NAMES, UNSCORED, Strata
 from hardsample.trainer.selection.stream import PromptStream
 
 STREAM_SLICE, STREAM_PROBES, STREAM_PANEL = 2, 3, 4
-"""Streams of `sampler.generator`: what the monitoring set holds, what is probed, what the estimates are made on."""
-STATE_VERSION = 1
+"""Streams of `sampler.generator`: for the monitoring set, for the choice of probes, for the panel of the estimates."""
+STATE_VERSION = 2
 _COUNTERS = ("rollouts", "probes", "monitor_rollouts", "effective_rollouts", "groups", "zero_std_groups")
 
 
@@ -44,13 +45,13 @@ class Shape:
 
 @dataclass(frozen=True)
 class Restratified:
-    """What a reweighting of all samples found."""
+    """The result of a reweighting of all samples."""
 
     step: int
     counts: dict[str, int]
     """Samples in each stratum."""
     moves: dict[str, int]
-    """Moves since the last one, by `from->to`; only those that happened."""
+    """Moves since the last reweighting, by `from->to`; only those that happened."""
 
 
 class Difficulty:
@@ -65,7 +66,8 @@ class Difficulty:
 
     Attributes:
         last: the batch that was drawn last; None before the first.
-        note: what had to be widened, as last said; None if nothing.
+        note: what had to be widened at the last draw; None if nothing.
+        new_note: the same, unless the draw before widened the same strata; so it is worth a warning.
         counters: rollouts and groups so far, by name.
     """
 
@@ -76,6 +78,8 @@ class Difficulty:
         self.strata = Strata(evidence)
         self.last: Batch | None = None
         self.note: str | None = None
+        self.new_note: str | None = None
+        self._topic = ""
         self.counters = dict.fromkeys(_COUNTERS, 0)
         size = len(evidence)
         rng = generator(shape.seed, 0, STREAM_SLICE)
@@ -90,7 +94,7 @@ class Difficulty:
         self._drawn = np.empty(0, dtype=np.int8)
 
     def next_prompts(self, step: int, total_steps: int) -> Batch:
-        """Draws the next generation batch by all evidence so far.
+        """Draw the next generation batch by all evidence so far.
 
         Args:
             step: optimizer steps done.
@@ -101,9 +105,9 @@ class Difficulty:
             if self._refreshed is None:
                 self._weigh(context)
             elif len(self._touched):
-                found = weigh(self.evidence, self.strata, context, self._touched)
-                self.stream.set_weights(found.values, self._touched)
-                if found.note != self._weights_note:
+                reweighted = weigh(self.evidence, self.strata, context, self._touched)
+                self.stream.set_weights(reweighted.values, self._touched)
+                if reweighted.note != self._weights_note:
                     self._weigh(context)
         if self._refreshed is None:
             self._refreshed = step
@@ -115,10 +119,13 @@ class Difficulty:
         self._drawn = self.strata.codes[self.last.rows]
         notes = [note for note in (self._weights_note, self.last.note) if note]
         self.note = "; ".join(notes) or None
+        topic = re.sub(r"\d+", "", self.note or "")  # counts change at every step, what was widened does not
+        self.new_note = self.note if topic != self._topic else None
+        self._topic = topic
         return self.last
 
     def observe(self, rewards: Float[np.ndarray, "groups G"], step: int) -> Outcomes:
-        """Adds the rewards of the last batch's groups, and counts them.
+        """Add the rewards of the last batch's groups, and count them.
 
         Args:
             rewards: (prompts, G), NaN where a completion has none.
@@ -128,17 +135,17 @@ class Difficulty:
             The outcomes of the groups.
         """
         assert self.last is not None, "next_prompts comes first"
-        found = self.evidence.observe(self.last.rows, rewards, step)
+        outcomes = self.evidence.observe(self.last.rows, rewards, step)
         self._touch(self.last.rows, step)
         size = rewards.size
         self.counters["rollouts"] += size
-        self.counters["effective_rollouts"] += int(found.spread.sum()) * rewards.shape[1]
-        self.counters["groups"] += len(found.spread)
-        self.counters["zero_std_groups"] += int((~found.spread).sum())
-        return found
+        self.counters["effective_rollouts"] += int(outcomes.spread.sum()) * rewards.shape[1]
+        self.counters["groups"] += len(outcomes.spread)
+        self.counters["zero_std_groups"] += int((~outcomes.spread).sum())
+        return outcomes
 
     def choose_probes(self) -> tuple[Rows, Integer[np.ndarray, "probes"]]:
-        """Chooses whom of the last batch to probe on masked images, and at which level of λ.
+        """Choose which samples of the last batch to probe on masked images, and at which level of λ.
 
         Returns:
             (rows, levels), of the share `probe_fraction` of the prompts (rounded at random), fewer where fewer have a
@@ -155,7 +162,7 @@ class Difficulty:
     def observe_probes(
         self, rows: Rows, levels: Integer[np.ndarray, "rows"], rewards: Float[np.ndarray, "rows"], step: int
     ) -> float | None:
-        """Adds masked rollouts; one without reward counts as not made.
+        """Add masked rollouts; those without a reward do not count.
 
         Args:
             rows: samples.
@@ -174,12 +181,12 @@ class Difficulty:
         return float(won.mean()) if len(won) else None
 
     def observe_balance(self, rows: Rows, balances: Float[np.ndarray, "rows"], step: int) -> None:
-        """Adds attention balances ρ̄, see `Evidence.observe_balance`; `step` is that of the next choice."""
+        """Add attention balances ρ̄, see `Evidence.observe_balance`; `step` is that of the next choice."""
         self.evidence.observe_balance(rows, balances)
         self._touch(rows, step)
 
     def monitor_due(self, step: int) -> bool:
-        """Says whether the monitoring set is to be rolled out now; the answer is remembered."""
+        """Return whether the monitoring set is due; if so, count it as rolled out."""
         due = len(self.monitor) > 0 and (
             self._monitored is None or step - self._monitored >= self.options.monitor_steps
         )
@@ -189,14 +196,14 @@ class Difficulty:
         return due
 
     def restratify(self, step: int, total_steps: int) -> Restratified | None:
-        """Weighs all samples anew if `restratify_steps` have gone by.
+        """Reweight all samples if `restratify_steps` have passed.
 
         Args:
             step: optimizer steps done.
             total_steps: of the training.
 
         Returns:
-            What was found; None if it is not time.
+            The result; None if it is not due.
         """
         if self._refreshed is None or step - self._refreshed < self.options.restratify_steps:
             return None
@@ -212,31 +219,53 @@ class Difficulty:
         return Restratified(step, self.counts(), moves)
 
     def counts(self) -> dict[str, int]:
-        """Samples in each stratum."""
+        """Return the number of samples in each stratum."""
         return dict(zip(NAMES, self.strata.counts.tolist(), strict=True))
 
-    def metrics(self, found: Outcomes, step: int) -> dict[str, float]:
-        """What the last batch and the data look like, for the logs.
+    @property
+    def rollouts(self) -> int:
+        """All rollouts so far, probes and monitoring set included."""
+        return self.counters["rollouts"] + self.counters["probes"] + self.counters["monitor_rollouts"]
+
+    def summary(self) -> str:
+        """Return in three lines what the rollouts went to."""
+        counters, groups = self.counters, max(self.counters["groups"], 1)
+        strata = ", ".join(f"{count:,} {name}" for name, count in self.counts().items())
+        return (
+            f"Policy {self.policy.policy}: {self.rollouts:,} rollouts ({counters['rollouts']:,} for training, "
+            f"{counters['probes']:,} probes, {counters['monitor_rollouts']:,} on the monitoring set).\n"
+            f"  effective       {counters['effective_rollouts']:,} rollouts; {counters['zero_std_groups']:,} of "
+            f"{counters['groups']:,} groups ({counters['zero_std_groups'] / groups:.0%}) had zero variance\n"
+            f"  strata now      {strata}; {int(self.strata.moves.sum()):,} moves during training"
+        )
+
+    def metrics(self, outcomes: Outcomes, step: int) -> dict[str, float]:
+        """Return what the logs say of the last batch and the data.
 
         Args:
-            found: the outcomes of the last batch.
+            outcomes: of the last batch.
             step: optimizer steps done.
         """
         assert self.last is not None, "next_prompts comes first"
         drawn = np.bincount(self._drawn, minlength=len(NAMES)) / len(self._drawn)
-        metrics = {"frac_zero_std": float((~found.spread).mean()), "explored": float(self.last.explored.mean())}
+        metrics = {"frac_zero_std": float((~outcomes.spread).mean()), "explored": float(self.last.explored.mean())}
         for name, share, held in zip(NAMES, drawn, self.strata.counts / len(self.evidence), strict=True):
-            if name == NAMES[NULL] and not share and not held:
+            if name == NAMES[UNSCORED] and not share and not held:
                 continue
             metrics[f"draws/{name}"], metrics[f"data/{name}"] = float(share), float(held)
-        expected = self.expected_without_signal(step)
+        expected = self.expected_frac_zero_std(step)
         if expected is not None:
             metrics["frac_zero_std_uniform"] = expected
         return metrics
 
-    def expected_without_signal(self, step: int) -> float | None:
-        """Share of groups that would have no signal under uniform draws, as the evidence says: the mean of
-        E[p^G] + E[(1−p)^G] over the samples with evidence among a fixed random 4,096; None if none has any.
+    def expected_frac_zero_std(self, step: int) -> float | None:
+        """Estimate the share of zero-variance groups under uniform draws.
+
+        Args:
+            step: optimizer steps done.
+
+        Returns:
+            The mean of E[p^G] + E[(1−p)^G] over the samples with evidence among a fixed random 4,096; None if none has.
         """
         alpha, beta = self.evidence.posterior(self._panel, step)
         known = alpha + beta > 2 * PRIOR + 0.5
@@ -244,69 +273,64 @@ class Difficulty:
             return None
         return float(1 - spread_probability(alpha[known], beta[known], self.shape.num_generations).mean())
 
-    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Gives all there is to save: named arrays (not copied), and a header for JSON."""
-        parts = {"evidence": self.evidence.state(), "strata": self.strata.state(), "stream": self.stream.state()}
-        arrays = {f"{name}.{key}": array for name, (found, _) in parts.items() for key, array in found.items()}
-        arrays |= {"touched": self._touched.astype(np.int64), "moves": self._moves}
-        header: dict[str, Any] = {name: one for name, (_, one) in parts.items()}
-        header |= {
+    def state_dict(self) -> StateDict:
+        """Return the state of each part, the counters, and when things were last done."""
+        return {
             "version": STATE_VERSION,
             "policy": self.policy.policy,
             "seed": self.shape.seed,
+            **{name: part.state_dict() for name, part in self._parts().items()},
             "counters": dict(self.counters),
             "refreshed": self._refreshed,
             "monitored": self._monitored,
             "weights_note": self._weights_note,
+            "touched": self._touched.astype(np.int64),
+            "moves": self._moves,
         }
-        return arrays, header
 
-    def load_state(self, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> None:
-        """Takes over a saved state.
-
-        Args:
-            arrays: as `state` gave them.
-            header: as `state` gave it.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what `state_dict` returned.
 
         Raises:
             StateError: it is old, damaged, or of other data or another policy.
         """
-        wanted = ("evidence", "strata", "stream", "counters", "refreshed", "monitored", "weights_note", "policy")
-        missing = [name for name in wanted if name not in header] + [n for n in ("touched", "moves") if n not in arrays]
-        if header.get("version") != STATE_VERSION or missing:
+        missing = [name for name in self.state_dict() if name not in state]
+        if state.get("version") != STATE_VERSION or missing:
             raise StateError(
-                f"the saved difficulty state has version {header.get('version')!r}, must be {STATE_VERSION}"
-                f"{' (missing: ' + ', '.join(missing) + ')' if missing else ''}: resume with the hardsample that saved "
-                "it, or start anew"
+                f"the saved difficulty state has version {state.get('version')!r}, must be {STATE_VERSION}"
+                f"{' (missing: ' + ', '.join(missing) + ')' if missing else ''}: resume with the version of hardsample "
+                "that saved it, or start a new run"
             )
-        if header["policy"] != self.policy.policy:
+        if state["policy"] != self.policy.policy:
             raise StateError(
-                f"the checkpoint was saved under policy {header['policy']!r}, this run has {self.policy.policy!r}: "
+                f"the checkpoint was saved under policy {state['policy']!r}, this run has {self.policy.policy!r}: "
                 "resume with the policy that it was saved with, or start a new run from its weights"
             )
-        if header.get("seed") != self.shape.seed:
+        if state["seed"] != self.shape.seed:
             raise StateError(
-                f"the checkpoint was saved with seed {header.get('seed')}, this run has {self.shape.seed}: resume "
+                f"the checkpoint was saved with seed {state['seed']}, this run has {self.shape.seed}: resume "
                 "with the seed that it was saved with"
             )
-        for name, part in (("evidence", self.evidence), ("strata", self.strata), ("stream", self.stream)):
-            mine = {key.removeprefix(f"{name}."): one for key, one in arrays.items() if key.startswith(f"{name}.")}
-            part.load_state(mine, header[name])
-        self.counters = {name: int(header["counters"].get(name, 0)) for name in _COUNTERS}
-        self._refreshed, self._monitored = header["refreshed"], header["monitored"]
-        self._weights_note = header["weights_note"]
-        self._touched, self._moves = np.array(arrays["touched"]), np.array(arrays["moves"])
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+        self.counters = {name: int(state["counters"].get(name, 0)) for name in _COUNTERS}
+        self._refreshed, self._monitored = state["refreshed"], state["monitored"]
+        self._weights_note = state["weights_note"]
+        self._touched, self._moves = np.array(state["touched"]), np.array(state["moves"])
+
+    def _parts(self) -> dict[str, Evidence | Strata | PromptStream]:
+        return {"evidence": self.evidence, "strata": self.strata, "stream": self.stream}
 
     def _touch(self, rows: Rows, step: int) -> None:
-        """Works the strata of samples out anew, and has them weighed at the next choice."""
+        """Recompute the strata of some samples, and mark them for reweighting at the next choice."""
         if len(rows):
             self._moves += self.strata.refresh(step, rows)
             self._touched = np.union1d(self._touched, rows)
 
     def _weigh(self, context: Context) -> None:
-        found = weigh(self.evidence, self.strata, context)
-        self._weights_note = found.note
-        self.stream.set_weights(found.values)
+        weights = weigh(self.evidence, self.strata, context)
+        self._weights_note = weights.note
+        self.stream.set_weights(weights.values)
 
     def _context(self, step: int, total_steps: int) -> Context:
         counts = tuple(int(count) for count in self.strata.counts)

@@ -1,12 +1,12 @@
-"""From a trainer's dataset, scores and options to what choosing needs; all that can be refused is refused here."""
+"""From a trainer's dataset, scores and options to the setup of a training; options that do not fit are errors here."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from accelerate.logging import get_logger
 from datasets import Dataset
 from jaxtyping import Bool
 
@@ -25,12 +25,12 @@ from hardsample.trainer.selection.policies import PolicyConfig
 from hardsample.trainer.selection.stream import PromptStream, StockOrder
 from hardsample.trainer.selection.sumtree import Rows
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What does not change in a training."""
+    """The settings of a training, which do not change."""
 
     given: Any
     """The training dataset as the trainer has it."""
@@ -67,7 +67,7 @@ class Setup:
         return self.pism.mask_kind
 
     def make(self) -> Difficulty:
-        """Makes the state of a training that has not begun."""
+        """Return the state of a training that has not begun."""
         evidence = Evidence(self.size, self.evidence, self.ratios, self.fingerprint)
         if self.scored is not None:
             evidence.seed(*self.scored)
@@ -86,7 +86,7 @@ class Setup:
         return Difficulty(evidence, stream, self.policy, self.options, self.shape)
 
     def masks(self, records: Sequence[dict[str, Any]], ratios: Sequence[float], generation: int) -> list[MaskDraw]:
-        """New masks for the images of some records: realizations that the scores did not use.
+        """Return new masks for the images of some records: realizations that the scores did not use.
 
         Args:
             records: of the dataset.
@@ -97,10 +97,10 @@ class Setup:
 
 
 def set_up(trainer: Any, samples: Sequence[str | None] | None = None) -> Setup | None:
-    """Reads what choosing needs off a trainer.
+    """Collect the setup of a trainer.
 
     Args:
-        trainer: a `GRPOTrainer` that has been made.
+        trainer: a `GRPOTrainer` after its `__init__`.
         samples: id of the scored sample of each row of its dataset, see `as_scored`; default the column `id`.
 
     Returns:
@@ -109,7 +109,7 @@ def set_up(trainer: Any, samples: Sequence[str | None] | None = None) -> Setup |
     Raises:
         ScoresError: the scores do not fit the dataset.
         OutputError: there are no scores in the folder.
-        ValueError: an option does not go with the data or the model.
+        ConfigError: an option does not fit the data or the model.
     """
     args, data = trainer.args, trainer.train_dataset
     options, policy = part_of(args, DifficultyOptions), part_of(args, PolicyConfig)
@@ -132,9 +132,8 @@ def set_up(trainer: Any, samples: Sequence[str | None] | None = None) -> Setup |
             )
     if options.monitor_size and (trainer.environment_factories is not None or trainer.rollout_func is not None):
         raise ConfigError(
-            f"monitor_size is {options.monitor_size}, but rollouts of environments or of a rollout_func cannot be "
-            "made apart: "
-            "set monitor_size=0"
+            f"monitor_size is {options.monitor_size}, but rollouts of environments or a rollout_func cannot be "
+            "generated separately: set monitor_size=0"
         )
     if options.probe_fraction:
         _check_probes(trainer, data, scores)
@@ -160,7 +159,7 @@ def set_up(trainer: Any, samples: Sequence[str | None] | None = None) -> Setup |
 
 
 def _is_placeholder(trainer: Any) -> bool:
-    """Says whether TRL made the dataset itself, of empty prompts, because an environment owns the data."""
+    """Return whether TRL made the dataset itself, of empty prompts, because an environment owns the data."""
     data = trainer.train_dataset
     if trainer.environment_factories is None or getattr(data, "column_names", None) != ["prompt"]:
         return False
@@ -168,16 +167,16 @@ def _is_placeholder(trainer: Any) -> bool:
 
 
 def _check_probes(trainer: Any, data: Any, scores: Scores | None) -> None:
-    found = None
+    problem = None
     if scores is None:
-        found = "there are no scores whose λ* it could probe: give scores"
+        problem = "there are no scores whose λ* it could probe: give scores"
     elif trainer.tools or trainer.environment_factories is not None or trainer.rollout_func is not None:
-        found = "rollouts of tools, environments or a rollout_func cannot be made apart"
+        problem = "rollouts of tools, environments or a rollout_func cannot be generated separately"
     elif scores.config().mask_space == "model" and trainer.use_vllm:
-        found = "the scores were made in mask space model, and vLLM takes images: score in mask space source"
+        problem = "the scores were made in mask space model, and vLLM takes images: score in mask space source"
     elif not isinstance(data, Dataset) or not {"images", "image"} & set(data.column_names):
-        found = "the dataset has no images to mask"
+        problem = "the dataset has no images to mask"
     elif trainer.args.remove_unused_columns:
-        found = "remove_unused_columns takes away the ids that masks are made by: set remove_unused_columns=False"
-    if found is not None:
-        raise ConfigError(f"probe_fraction is {trainer.args.probe_fraction}, but {found}; or set probe_fraction=0")
+        problem = "remove_unused_columns takes away the ids that masks are made by: set remove_unused_columns=False"
+    if problem is not None:
+        raise ConfigError(f"probe_fraction is {trainer.args.probe_fraction}, but {problem}; or set probe_fraction=0")

@@ -20,13 +20,13 @@ from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 from trl.rewards import accuracy_reward, get_soft_overlong_punishment, reasoning_accuracy_reward, think_format_reward
 
 from hardsample.data.loading import Loaded, load
-from hardsample.engines.transformers import load_processor
+from hardsample.engines.transformers import load_processor, resolved_model
 from hardsample.errors import ConfigError, HardsampleError
 from hardsample.files import OVERLONG_FILE, RUN_FILE, TRAINING_FILE
 from hardsample.grading.grader import correctness_reward
 from hardsample.scoring.config import RolloutConfig, ScoringConfig
 from hardsample.scoring.output import OutputError, write_rejected
-from hardsample.scoring.score import demo_model, score
+from hardsample.scoring.score import score
 from hardsample.settings import declared, read_settings
 from hardsample.trainer.config import DifficultyAwareGRPOConfig
 from hardsample.trainer.data.decoding import samples_named
@@ -195,7 +195,7 @@ def train(options: Options) -> DifficultyAwareGRPOTrainer:
     training, args, model = options.training, options.grpo, options.model
     output = Path(args.output_dir)
     rewards = [reward(name) for name in training.reward_funcs]
-    name = demo_model(str(model.model_name_or_path))
+    name = resolved_model(str(model.model_name_or_path))
     output.mkdir(parents=True, exist_ok=True)
     checkpoint = args.resume_from_checkpoint
     if checkpoint in (None, True, "true", "True") and training.resume:
@@ -245,6 +245,7 @@ def train(options: Options) -> DifficultyAwareGRPOTrainer:
     if checkpoint is not None:
         _say(args, f"resuming   from {checkpoint}")
     trainer.train(resume_from_checkpoint=checkpoint)
+    _say(args, trainer.summary())
     trainer.save_model(args.output_dir)
     trainer.save_state()  # the logs to the last step, for `hardsample report`
     if args.push_to_hub:

@@ -1,4 +1,4 @@
-"""What goes wrong in GRPO and shows in its logs, said once each, with the likely cause and the remedy.
+"""Alarms for what goes wrong in GRPO and shows in its logs, each raised once, with the likely cause and the fix.
 
 Pure: logged numbers in, sentences out.
 """
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from math import isfinite, sqrt
 from statistics import fmean, median, variance
 
-NO_SIGNAL = 0.95
-"""Share of zero-variance groups, as a mean over the window, above which hardly a rollout teaches."""
+ZERO_VARIANCE = 0.95
+"""Share of zero-variance groups, as a mean over the window, above which hardly any rollout teaches."""
 WINDOW = 10
-"""Logged entries that are looked at together."""
+"""Log entries that are looked at together."""
 KL_LIMIT = 10.0
 """Mean KL to the reference, in nats a token, above which the policy is lost."""
 LOSS_FACTOR = 100.0
-"""A loss of so many times the median size of the losses before has blown up, if it is at least 1."""
+"""A loss of this many times the median size of the losses before has diverged, if it is at least 1."""
 COLLAPSE = 0.5
 """The reward has collapsed if the mean of the window falls under this share of the way from the start's to the best's
 mean, counted from below: under half of the best where rewards start at 0."""
@@ -30,16 +30,16 @@ class Alarm:
     """Something that went wrong."""
 
     name: str
-    """`no_signal`, `loss`, `kl` or `reward_collapse`."""
+    """`zero_variance`, `loss`, `kl` or `reward_collapse`."""
     text: str
 
 
 class Watch:
-    """Looks at every log entry of a training; each alarm is given once."""
+    """Watches the log entries of a training; each alarm is raised once."""
 
     def __init__(self) -> None:
         self.raised: list[Alarm] = []
-        self._signal: deque[float] = deque(maxlen=WINDOW)
+        self._zero_variance: deque[float] = deque(maxlen=WINDOW)
         self._rewards: deque[float] = deque(maxlen=WINDOW)
         self._losses: deque[float] = deque(maxlen=5 * WINDOW)
         self._best: tuple[float, float] | None = None  # mean and variance of the best window
@@ -47,7 +47,7 @@ class Watch:
         self._steps: tuple[int, float] = 0, 0.0  # number and sum of squares of the differences of neighbours
 
     def update(self, logs: Mapping[str, object]) -> list[Alarm]:
-        """Takes in one log entry of a training step.
+        """Check one log entry of a training step.
 
         Args:
             logs: as TRL logs it; `frac_reward_zero_std`, `reward`, `loss`, `grad_norm` and `kl` are looked at.
@@ -55,26 +55,26 @@ class Watch:
         Returns:
             New alarms.
         """
-        found = [*self._on_signal(logs), *self._on_loss(logs), *self._on_reward(logs)]
+        alarms = [*self._on_zero_variance(logs), *self._on_loss(logs), *self._on_reward(logs)]
         known = {alarm.name for alarm in self.raised}
-        new = [alarm for alarm in found if alarm.name not in known]
+        new = [alarm for alarm in alarms if alarm.name not in known]
         self.raised += new
         return new
 
-    def _on_signal(self, logs: Mapping[str, object]) -> list[Alarm]:
+    def _on_zero_variance(self, logs: Mapping[str, object]) -> list[Alarm]:
         value = _number(logs, "difficulty/frac_zero_std", _number(logs, "frac_reward_zero_std"))
         if value is None:
             return []
-        self._signal.append(value)
-        if len(self._signal) < WINDOW or fmean(self._signal) <= NO_SIGNAL:
+        self._zero_variance.append(value)
+        if len(self._zero_variance) < WINDOW or fmean(self._zero_variance) <= ZERO_VARIANCE:
             return []
         return [
             Alarm(
-                "no_signal",
-                f"{fmean(self._signal):.0%} of the groups had no signal over the last {WINDOW} logs: nearly every "
-                "rollout is wasted. Likely the samples drawn are all solved or all out of reach, or the reward does "
-                "not tell completions apart. Draw by policy='signal', add easier or harder data, or look at the "
-                "reward of a few completions",
+                "zero_variance",
+                f"{fmean(self._zero_variance):.0%} of the groups had zero variance over the last {WINDOW} logs: "
+                "nearly every rollout is wasted. Likely the samples drawn are all solved or all out of reach, or the "
+                "reward does not tell completions apart. Draw by policy='signal', add easier or harder data, or look "
+                "at the reward of a few completions",
             )
         ]
 
@@ -85,8 +85,8 @@ class Watch:
             alarms.append(
                 Alarm(
                     "kl",
-                    f"the KL to the reference is {kl:.3g} nats a token: the policy has left it for good. Lower the "
-                    "learning rate, raise beta, and go back to an earlier checkpoint",
+                    f"the KL to the reference is {kl:.3g} nats per token: the policy is lost. Lower the "
+                    "learning rate, raise beta, and return to an earlier checkpoint",
                 )
             )
         usual = median(self._losses) if len(self._losses) >= WINDOW else None
@@ -130,7 +130,7 @@ class Watch:
                 "reward_collapse",
                 f"the mean reward fell from {best:.3g} to {mean:.3g}: the policy unlearns. Likely the learning "
                 "rate is too high, or the samples drawn became too hard too fast: lower it, raise beta, widen the "
-                "policy (exploration, easy_weight), and go back to an earlier checkpoint",
+                "policy (exploration, easy_weight), and return to an earlier checkpoint",
             )
         ]
 

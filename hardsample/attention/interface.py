@@ -1,18 +1,18 @@
-"""The attention function `hardsample` of transformers: SDPA, which also gives attention masses while it is asked to.
+"""The attention function `hardsample` for transformers: SDPA that also returns attention masses on request.
 
-    use_attention_mass(model)                    # the language model only; vision towers keep what they have
+    use_attention_mass(model)                    # the language model only; vision towers are not changed
     with collect_attention_mass(model, input_ids, completion_mask, attention_mask) as collector:
         model(input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values)
     collector.masses                             # (layers, batch, tokens)
 
-Who is asked is a context variable: it is the thread's own (two threads may share a model), ends with the context
-whatever is raised in it, and holds for the one language model it names. The language model's forward hook, there only
-while asked, says how many tokens the cache holds; nothing else is attached to the model.
+The request is a context variable: it is local to the thread (two threads may share a model), it ends with the context
+even if an exception is raised, and it applies to one language model only. While masses are requested, a forward hook on
+the language model reports how many tokens the cache holds; nothing else is attached to the model.
 
-With gradients the output comes from the very call that SDPA makes, and the masses from the completion's queries alone,
-outside of autograd: gradients are SDPA's to the bit, and gradient checkpointing, which runs a layer again in the
-backward and compares what it saves, finds the same whether or not masses are still asked for by then. Without
-gradients one call of `attention_with_mass` gives both.
+With gradients the output comes from SDPA itself, and the masses are computed from the completion's queries alone,
+outside of autograd. So gradients equal SDPA's bit for bit, and gradient checkpointing, which runs a layer again in the
+backward and compares the saved tensors, sees the same whether or not masses are still requested. Without gradients one
+call of `attention_with_mass` computes both.
 """
 
 import sys
@@ -46,59 +46,59 @@ NAME = "hardsample"
 """Name of the attention implementation."""
 
 _SOFTMAX_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
-_asked: ContextVar[tuple[Any, MassCollector] | None] = ContextVar("hardsample_attention_mass", default=None)
+_request: ContextVar[tuple[Any, MassCollector] | None] = ContextVar("hardsample_attention_mass", default=None)
 
 
 def why_not_attention_mass(model: Any) -> str | None:
-    """Says why a model has no attention masses, in one sentence; None if it has.
+    """Explain in one sentence why a model has no attention masses; return None if it has.
 
     Args:
-        model: of transformers; not wrapped, such as for distributed training.
+        model: a transformers model, unwrapped (such as from a distributed wrapper).
     """
     if not hasattr(getattr(model, "config", None), "get_text_config"):
-        return f"{type(model).__name__} is no model of transformers: give the model inside it"
+        return f"{type(model).__name__} is not a transformers model: give the model inside it"
     config = model.config.get_text_config(decoder=True)
     name = model.config.model_type
     if model.config.is_encoder_decoder or getattr(config, "cross_attention_layers", None):
         return (
             f"{name} sees its image in cross-attention layers, whose queries attend to image tokens only: no layer "
-            "weighs image against text, so it has no attention balance"
+            "attends to image and text together, so it has no attention balance"
         )
-    others = set(getattr(config, "layer_types", None) or ()) - _SOFTMAX_LAYERS
-    if others:
-        return f"{name} has layers without attention probabilities ({', '.join(sorted(others))})"
+    unsupported = set(getattr(config, "layer_types", None) or ()) - _SOFTMAX_LAYERS
+    if unsupported:
+        return f"{name} has layers without attention probabilities ({', '.join(sorted(unsupported))})"
     if getattr(config, "attn_logit_softcapping", None) is not None:
-        return f"{name} caps its attention scores (attn_logit_softcapping), which SDPA cannot"
+        return f"{name} caps its attention scores (attn_logit_softcapping), which SDPA does not support"
     if _image_token(model.config) is None:
-        return f"{name} has no image_token_id in its config: it is no vision-language model, or of an unknown kind"
+        return f"{name} has no image_token_id in its config: it is not a vision-language model, or an unsupported one"
     inner = text_model(model)
     if inner is None:
         return f"{name} has no language model with a config of its own"
     if not inner._supports_sdpa or not _uses_interface(inner):
-        return f"{name} does not take its attention function from transformers' AttentionInterface, or not SDPA"
+        return f"{name} does not use transformers' AttentionInterface, or does not support SDPA"
     return None
 
 
 def use_attention_mass(model: Any) -> ExitStack:
-    """Switches the language model of a vision-language model to the attention function `hardsample`.
+    """Switch the language model of a vision-language model to the attention function `hardsample`.
 
     Args:
-        model: of transformers, with any attention implementation.
+        model: a transformers model, with any attention implementation.
 
     Returns:
-        The way back: a context manager that restores what was there, also after an exception; or call its `close()`.
+        A context manager that restores the previous attention, also after an exception; or call its `close()`.
 
     Raises:
-        AttentionMassError: the model has no attention masses; says why.
+        AttentionMassError: the model has no attention masses; the message says why.
     """
     reason = why_not_attention_mass(model)
     if reason:
         raise AttentionMassError(reason)
     config = model.config.get_text_config(decoder=True)
-    back = ExitStack()
-    back.callback(setattr, config, "_attn_implementation", config._attn_implementation)
+    restore = ExitStack()
+    restore.callback(setattr, config, "_attn_implementation", config._attn_implementation)
     config._attn_implementation = NAME
-    return back
+    return restore
 
 
 @contextmanager
@@ -115,30 +115,30 @@ def collect_attention_mass(
     first_token: int = 1,
     backend: str | None = None,
 ) -> Iterator[MassCollector]:
-    """Collects the attention masses of completion tokens from the forwards that run inside it.
+    """Collect the attention masses of completion tokens from the forwards that run inside it.
 
-    The forwards may be one over all of `input_ids`, or a prefill and decode steps with a cache that together feed them.
-    A forward that runs again overwrites. The masses are the same with and without gradients.
+    Run one forward over all of `input_ids`, or a prefill and decode steps with a cache that together cover them. A
+    forward that runs again overwrites its masses. The masses are the same with and without gradients.
 
     Args:
-        model: switched by `use_attention_mass`; of a trainer's wrapped model, the one inside.
+        model: switched by `use_attention_mass`; unwrap the model of a trainer first.
         input_ids: prompt + completion, padded anywhere.
         completion_mask: nonzero where one of the last C positions is a completion token; C = T marks them among all
             positions, for batches where completions start at different ones.
-        attention_mask: nonzero where a position is no padding; None if there is none.
+        attention_mask: nonzero where a position is not padding; None if there is none.
         text: prompt text that counts: `all`, or `before_image` (variant `released` of CMAB).
         per_head: masses of each head instead of their average.
-        columns: also keep the probabilities of each completion token on each prompt position; a batch of one only.
-        ends: ids of end-of-sequence tokens, which are no t of ρ̄; those of the model's generation config if not given.
-        first_token: t of the first completion token that counts, from 1; 2 where the prompts ran before, and with them
-            the query that produces t = 1.
+        columns: also keep the probabilities of each completion token on each prompt position, for a batch of one.
+        ends: ids of end-of-sequence tokens, which are left out of ρ̄; default: those of the generation config.
+        first_token: t of the first completion token that counts, from 1; 2 if the prompts, and with them the query that
+            produces t = 1, ran before.
         backend: of `hardsample.kernels.ops.attention_with_mass`.
 
     Yields:
-        The collector; its `masses` are there once the forward has run, inside the context and after it.
+        The collector; its `masses` are available once the forward has run, inside the context and after it.
 
     Raises:
-        AttentionMassError: the model is not switched, shapes do not fit, or a forward does not fit `input_ids`.
+        AttentionMassError: the model is not switched, shapes do not match, or a forward does not match `input_ids`.
     """
     reason = why_not_attention_mass(model)
     if reason:
@@ -162,15 +162,16 @@ def collect_attention_mass(
     collector = MassCollector(layout, config.num_hidden_layers, per_head, columns, backend)
 
     def begin(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        asked = _asked.get()
-        if asked is not None and asked[1] is collector:  # not for a forward of another thread
-            cache = next((one for one in (*args, *kwargs.values()) if hasattr(one, "get_seq_length")), None)
+        request = _request.get()
+        if request is not None and request[1] is collector:  # not for a forward of another thread
+            arguments = (*args, *kwargs.values())
+            cache = next((argument for argument in arguments if hasattr(argument, "get_seq_length")), None)
             collector.begin(0 if cache is None else int(cache.get_seq_length()))
 
     with ExitStack() as stack:
         stack.callback(text_model(model).register_forward_pre_hook(begin, with_kwargs=True).remove)  # type: ignore[union-attr]
-        stack.callback(_asked.reset, _asked.set((config, collector)))
-        stack.callback(collector.begin, 0)  # lets go of the masks of the last forward
+        stack.callback(_request.reset, _request.set((config, collector)))
+        stack.callback(collector.begin, 0)  # releases the masks of the last forward
         yield collector
 
 
@@ -185,7 +186,7 @@ def hardsample_attention(
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "batch query head dim"], None]:
-    """The function that transformers calls; exactly its SDPA, and the masses on the side while they are asked for.
+    """Compute attention exactly as transformers' SDPA does, and collect the masses while they are requested.
 
     Args:
         module: the attention layer; without an integer `layer_idx` (vision towers) it is never measured.
@@ -196,15 +197,15 @@ def hardsample_attention(
         dropout: of the probabilities; masses are those before it.
         scaling: factor of the scores.
         is_causal: overrides the layer's own.
-        kwargs: passed on.
+        kwargs: passed to SDPA.
 
     Raises:
-        AttentionMassError: masses are asked for that this call cannot give.
+        AttentionMassError: masses are requested that this call cannot give.
     """
-    # a compiled graph never measures: dynamo knows no context variables
-    asked = None if torch.compiler.is_compiling() else _asked.get()
-    if asked is not None:
-        output = _measured(asked, module, query, key, value, attention_mask, dropout, scaling, is_causal, kwargs)
+    # a compiled graph never measures: dynamo does not support context variables
+    request = None if torch.compiler.is_compiling() else _request.get()
+    if request is not None:
+        output = _measured(request, module, query, key, value, attention_mask, dropout, scaling, is_causal, kwargs)
         if output is not None:
             return output.transpose(1, 2).contiguous(), None
     return sdpa_attention_forward(
@@ -213,7 +214,7 @@ def hardsample_attention(
 
 
 def _measured(
-    asked: tuple[Any, MassCollector],
+    request: tuple[Any, MassCollector],
     module: Any,
     q: Tensor,
     k: Tensor,
@@ -224,14 +225,14 @@ def _measured(
     is_causal: bool | None,
     kwargs: dict[str, Any],
 ) -> Tensor | None:
-    """Measures a layer of the language model that is asked; its output if that came along, None if SDPA is to run."""
-    config, collector = asked
+    """Measure a layer of the requested language model; return its output, or None if SDPA is to compute it."""
+    config, collector = request
     layer = getattr(module, "layer_idx", None)
     first, stop = collector.span(q.shape[2])
     if not isinstance(layer, int) or getattr(module, "config", None) is not config or first == stop:
         return None
     if kwargs.get("position_bias") is not None:
-        raise AttentionMassError("the layer adds a position bias to its scores, which the masses do not know")
+        raise AttentionMassError("the layer adds a position bias to its scores, which is not supported")
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     if torch.is_autocast_enabled(q.device.type):  # as SDPA does
         dtype = torch.get_autocast_dtype(q.device.type)
@@ -242,24 +243,25 @@ def _measured(
 
 
 def text_model(model: torch.nn.Module) -> PreTrainedModel | None:
-    """The language model inside a vision-language model; None if it has none with a config of its own."""
+    """Return the language model inside a vision-language model; None if it has no config of its own."""
     config = model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
-    return next((one for one in model.modules() if isinstance(one, PreTrainedModel) and one.config is config), None)
+    models = (module for module in model.modules() if isinstance(module, PreTrainedModel))
+    return next((model for model in models if model.config is config), None)
 
 
 def _uses_interface(text_model: PreTrainedModel) -> bool:
-    """Whether the module that defines a language model asks the interface for its attention function."""
-    names = {type(one).__module__ for one in text_model.modules() if hasattr(one, "layer_idx")}
+    """Return whether the module that defines a language model takes its attention from the interface."""
+    names = {type(module).__module__ for module in text_model.modules() if hasattr(module, "layer_idx")}
     return any(hasattr(sys.modules.get(name), "ALL_ATTENTION_FUNCTIONS") for name in names)
 
 
 def _image_token(config: Any) -> int | None:
-    found = (getattr(config, name, None) for name in ("image_token_id", "image_token_index"))
-    return next((one for one in found if one is not None), None)
+    candidates = (getattr(config, name, None) for name in ("image_token_id", "image_token_index"))
+    return next((token for token in candidates if token is not None), None)
 
 
 def _ends(model: Any) -> set[int]:
-    """End-of-sequence ids of the generation config, else of the language model's."""
+    """Return the end-of-sequence ids of the generation config, or else of the language model's config."""
     ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     if ends is None:
         ends = getattr(model.config.get_text_config(decoder=True), "eos_token_id", None)

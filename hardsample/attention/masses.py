@@ -1,8 +1,8 @@
 """Keeps the attention masses of completion tokens, layer by layer, while a model runs forward.
 
-The collector is given the queries and keys of one layer after the other, in one forward or in many (a prefill and
-decode steps), and puts what it computes at the place of the completion token that a query produces. Plain torch:
-`hardsample.attention.interface` connects it to a model of transformers.
+The collector receives the queries and keys of one layer after the other, in one forward or in several (a prefill and
+decode steps), and stores the masses at the index of the completion token that a query produces. Plain torch:
+`hardsample.attention.interface` connects it to transformers models.
 """
 
 from dataclasses import dataclass
@@ -30,18 +30,18 @@ class SampleMasses(NamedTuple):
 
 @dataclass(frozen=True)
 class AttentionMasses:
-    """Masses of a batch, in fp32, one place for each column of the completion mask; 0 and False where not valid.
+    """Masses of a batch, in fp32, one entry per column of the completion mask; 0 and False where not valid.
 
     Attributes:
         image: Σ of the attention probabilities of the query that produces a token over the prompt's image tokens,
-            averaged over heads unless masses per head were asked for.
+            averaged over heads unless masses per head were requested.
         text: the same over the prompt text that counts.
         sees_image: whether that query may attend to any image token in that layer (from the mask, not the mass).
         sees_text: the same for text.
         valid: which completion tokens count.
         image_tokens: number of image tokens in each prompt.
         text_tokens: number of text tokens that count.
-        columns: if asked for (a batch of one), the probabilities themselves, averaged over heads, on each position
+        columns: if requested (a batch of one), the probabilities themselves, averaged over heads, on each position
             of the prompt; on the CPU.
     """
 
@@ -55,7 +55,7 @@ class AttentionMasses:
     columns: Float[Tensor, "layer token position"] | None = None
 
     def sample(self, row: int) -> SampleMasses:
-        """The masses of one completion, without the tokens that do not count.
+        """Return the masses of one completion, without the tokens that do not count.
 
         Args:
             row: index in the batch.
@@ -68,7 +68,7 @@ class AttentionMasses:
 
 
 class LayerCall(NamedTuple):
-    """What one layer's attention is called with."""
+    """The arguments of one layer's attention."""
 
     q: Float[Tensor, "batch head query dim"]
     k: Float[Tensor, "batch kv_head key dim"]
@@ -91,12 +91,12 @@ class _Keys(NamedTuple):
 
 
 class MassCollector:
-    """Takes the attention of one layer after the other and keeps its masses; a layer that runs again overwrites."""
+    """Receives the attention of one layer after the other and keeps its masses; a layer that runs again overwrites."""
 
     def __init__(
         self, layout: Layout, num_layers: int, per_head: bool = False, columns: bool = False, backend: str | None = None
     ) -> None:
-        """Starts empty.
+        """Start without any masses.
 
         Args:
             layout: of the batch.
@@ -106,12 +106,12 @@ class MassCollector:
             backend: of `hardsample.kernels.ops.attention_with_mass`.
 
         Raises:
-            AttentionMassError: columns are asked for of more than one sample.
+            AttentionMassError: columns are requested for more than one sample.
         """
         batch = layout.kinds.shape[0]
         if columns and batch != 1:
             raise AttentionMassError(
-                f"columns are kept for a batch of one, and this one is of {batch}: give one sample"
+                f"columns are kept for a batch of one, and this batch has {batch} samples: give one sample"
             )
         self.layout = layout
         self.num_layers = num_layers
@@ -122,7 +122,7 @@ class MassCollector:
         self.begin(0)
 
     def begin(self, past: int) -> None:
-        """Says that a forward starts.
+        """Start a forward.
 
         Args:
             past: position of its first query: how many tokens the cache holds already.
@@ -132,7 +132,7 @@ class MassCollector:
         self._sees: dict[tuple[int, int, torch.device], tuple[Tensor | None, Tensor, Tensor]] = {}
 
     def span(self, num_queries: int) -> tuple[int, int]:
-        """The queries of this forward whose masses are wanted: (first, one after the last), equal if none is.
+        """Return the queries of this forward whose masses are wanted: (first, last + 1), equal if there are none.
 
         Args:
             num_queries: of the forward.
@@ -141,12 +141,12 @@ class MassCollector:
         return first, max(first, min(self.layout.stop - self._past, num_queries))
 
     def measure(self, layer: int, call: LayerCall, attend: bool) -> Float[Tensor, "batch head query dim"] | None:
-        """Computes and keeps the masses of one layer.
+        """Compute and keep the masses of one layer.
 
         Args:
             layer: its index, from 0.
             call: its queries, keys, values and mask.
-            attend: whether to compute the output of all queries on the way; else only the wanted queries are touched.
+            attend: whether to also compute the output of all queries; else only the wanted queries are computed.
 
         Returns:
             The output, or None.
@@ -161,7 +161,7 @@ class MassCollector:
         q, mask = call.q[:, :, part], None if call.mask is None else call.mask[:, :, part]
         # under autocast the matrix products of a backend in PyTorch would be in bf16, and off by a hundredth
         with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
-            found = attention_with_mass(
+            result = attention_with_mass(
                 *(q, call.k, call.v, keys.kinds),
                 mask=mask,
                 causal=call.causal,
@@ -173,14 +173,14 @@ class MassCollector:
                 backend=self._backend,
             )
             if self._columns is not None:
-                lse = found.lse[:, :, first - part.start : stop - part.start]
+                lse = result.lse[:, :, first - part.start : stop - part.start]
                 self._keep_columns(layer, call, lse, keys.offset, first)
-        self._keep(layer, found, *self._sees_of(call, keys.kinds, first, stop), first, stop)
-        return found.output if attend else None
+        self._keep(layer, result, *self._sees_of(call, keys.kinds, first, stop), first, stop)
+        return result.output if attend else None
 
     @property
     def masses(self) -> AttentionMasses:
-        """What was collected.
+        """The collected masses.
 
         Raises:
             AttentionMassError: a layer or a completion token is missing.
@@ -188,21 +188,21 @@ class MassCollector:
         layers = range(self.num_layers)
         if self.layout.first == self.layout.stop:  # no completion token counts, so no layer was measured
             self._kept = dict.fromkeys(layers, self._nothing())
-        missing = [layer for layer in layers if layer not in self._kept]
-        if missing:
+        missing_layers = [layer for layer in layers if layer not in self._kept]
+        if missing_layers:
             raise AttentionMassError(
-                f"no attention of layers {', '.join(map(str, missing))} (from 0) was seen: run the model's forward "
-                "inside the context, in the thread that opened it, and not compiled"
+                f"no attention of layers {', '.join(map(str, missing_layers))} (from 0) was "
+                "collected: run the model's forward inside the context, in the thread that opened it, and not compiled"
             )
-        image, text, sees_image, sees_text, here = (
+        image, text, sees_image, sees_text, produced = (
             torch.stack(part) for part in zip(*(self._kept[layer] for layer in layers), strict=True)
         )
         valid = self.layout.valid
-        lacking = int((valid & ~here.all(0)).sum())
-        if lacking:
+        missing_tokens = int((valid & ~produced.all(0)).sum())
+        if missing_tokens:
             raise AttentionMassError(
-                f"{lacking} of {int(valid.sum())} completion tokens had no query in the forwards that ran: feed the "
-                "model all of input_ids, but for the last token of each row"
+                f"{missing_tokens} of {int(valid.sum())} completion tokens had no query in the forwards that ran: feed "
+                "the model all of input_ids except the last token of each row"
             )
         columns = None if self._columns is None else torch.stack([self._table(layer) for layer in layers])
         image_tokens, text_tokens = ((self.layout.kinds == kind).sum(1) for kind in (IMAGE, TEXT))
@@ -213,11 +213,11 @@ class MassCollector:
         rows, queries = call.q.shape[0], call.q.shape[2]
         if rows != batch or self._past + queries > length:
             raise AttentionMassError(
-                f"the forward has {rows} rows of {self._past} + {queries} positions, and input_ids is "
+                f"the forward has {rows} rows of {self._past} + {queries} positions, but input_ids is "
                 f"{(batch, length)}: collect each forward with its own rows of input_ids"
             )
         if not 0 <= layer < self.num_layers:
-            raise AttentionMassError(f"layer {layer} (from 0) ran, and the config says there are {self.num_layers}")
+            raise AttentionMassError(f"layer {layer} (from 0) ran, but the config has {self.num_layers} layers")
         if call.mask is not None and call.mask.dtype != torch.bool:
             raise AttentionMassError(
                 f"the attention mask is {call.mask.dtype}, must be bool, True where a query may attend: give the model "
@@ -225,60 +225,61 @@ class MassCollector:
             )
 
     def _keys_of(self, call: LayerCall) -> _Keys:
-        """Kinds and plan of a layer's keys; made once for all layers with as many.
+        """Return the kinds and the plan of a layer's keys, made once for all layers with as many keys.
 
-        A cache gives either the last positions seen (a sliding one that is full), or all of them with room behind
-        them (a static one): so the position of its first column follows from its length.
+        A cache holds either the last positions (a full sliding cache) or all of them with room after them (a static
+        cache), so the position of its first column follows from its length.
         """
-        count, device = call.k.shape[2], call.k.device
-        if (count, device) not in self._keys:
-            offset = max(0, self._past + call.q.shape[2] - count)
-            kinds = self.layout.kinds[:, offset : offset + count].to(device)
-            kinds = torch.nn.functional.pad(kinds, (0, count - kinds.shape[1]), value=OTHER)
-            self._keys[count, device] = _Keys(offset, kinds, plan_mass(kinds))
-        return self._keys[count, device]
+        num_keys, device = call.k.shape[2], call.k.device
+        if (num_keys, device) not in self._keys:
+            offset = max(0, self._past + call.q.shape[2] - num_keys)
+            kinds = self.layout.kinds[:, offset : offset + num_keys].to(device)
+            kinds = torch.nn.functional.pad(kinds, (0, num_keys - kinds.shape[1]), value=OTHER)
+            self._keys[num_keys, device] = _Keys(offset, kinds, plan_mass(kinds))
+        return self._keys[num_keys, device]
 
     def _sees_of(self, call: LayerCall, kinds: Tensor, first: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Whether the rows see an image key, and a text key; once for all layers that share a mask."""
+        """Return whether the rows see an image key, and a text key; computed once for layers with the same mask."""
         name = (id(call.mask), kinds.shape[1], kinds.device)
-        if name not in self._sees:  # kept with the mask, whose id is then given to no other
+        if name not in self._sees:  # kept with the mask, so that its id is not reused
             self._sees[name] = (call.mask, *sees_kinds(kinds, call.mask, call.causal, (first, stop)))
         return self._sees[name][1:]
 
-    def _places(self, first: int, stop: int) -> tuple[Bool[Tensor, "batch token"], Int[Tensor, "batch token"]]:
-        """Which completion tokens the rows first … stop − 1 produce, and the row of each, counted from the first."""
+    def _produced_tokens(self, first: int, stop: int) -> tuple[Bool[Tensor, "batch token"], Int[Tensor, "batch token"]]:
+        """Return which completion tokens the rows first … stop − 1 produce, and the row of each, from the first."""
         row = self.layout.queries - (self._past + first)
-        here = self.layout.valid & (row >= 0) & (row < stop - first)
-        return here, row.clamp(0, stop - first - 1)
+        produces = self.layout.valid & (row >= 0) & (row < stop - first)
+        return produces, row.clamp(0, stop - first - 1)
 
     def _keep(
-        self, layer: int, found: AttentionMass, sees_image: Tensor, sees_text: Tensor, first: int, stop: int
+        self, layer: int, result: AttentionMass, sees_image: Tensor, sees_text: Tensor, first: int, stop: int
     ) -> None:
-        here, row = self._places(first, stop)
+        produces, row = self._produced_tokens(first, stop)
         kept = self._kept.get(layer, (None,) * 5)
         new = []
-        for part, old in zip((found.image, found.text, sees_image, sees_text), kept, strict=False):
-            place, index = (here[:, None], row[:, None]) if part.ndim == 3 else (here, row)
-            picked = part.to(here.device).gather(-1, index.expand(*part.shape[:-1], -1))
+        for part, old in zip((result.image, result.text, sees_image, sees_text), kept, strict=False):
+            produced, index = (produces[:, None], row[:, None]) if part.ndim == 3 else (produces, row)
+            picked = part.to(produces.device).gather(-1, index.expand(*part.shape[:-1], -1))
             picked = picked if picked.dtype == torch.bool else picked.float()
-            new.append(torch.where(place, picked, torch.zeros_like(picked) if old is None else old))
-        self._kept[layer] = (*new, here if kept[4] is None else here | kept[4])
+            new.append(torch.where(produced, picked, torch.zeros_like(picked) if old is None else old))
+        self._kept[layer] = (*new, produces if kept[4] is None else produces | kept[4])
 
     def _keep_columns(self, layer: int, call: LayerCall, lse: Tensor, offset: int, first: int) -> None:
         stop = first + lse.shape[2]
-        here, row = (part[0].cpu() for part in self._places(first, stop))
+        produces, row = (part[0].cpu() for part in self._produced_tokens(first, stop))
         count = max(0, min(self._prompt - offset, call.k.shape[2]))
         table = self._table(layer)
-        table[here] = 0.0
-        place = here.nonzero()[:, :1]
-        table[place, torch.arange(offset, offset + count)] = _probabilities(call, lse, (first, stop), count)[row[here]]
+        table[produces] = 0.0
+        tokens = produces.nonzero()[:, :1]
+        probabilities = _probabilities(call, lse, (first, stop), count)
+        table[tokens, torch.arange(offset, offset + count)] = probabilities[row[produces]]
 
     def _table(self, layer: int) -> Float[Tensor, "token position"]:
         assert self._columns is not None
         return self._columns.setdefault(layer, torch.zeros((self.layout.valid.shape[1], self._prompt)))
 
     def _nothing(self) -> tuple[Tensor, ...]:
-        """What is kept of a layer, of a batch in which no completion token counts."""
+        """Return the masses of a layer for a batch in which no completion token counts."""
         valid = self.layout.valid
         mass = torch.zeros_like(valid, dtype=torch.float32)
         mass = mass[:, None] if self._per_head else mass
@@ -288,24 +289,24 @@ class MassCollector:
 def _probabilities(
     call: LayerCall, lse: Float[Tensor, "1 head row"], rows: tuple[int, int], count: int
 ) -> Float[Tensor, "row key"]:
-    """A(i, j) = exp(scale · q_i · k_j − lse_i) averaged over heads, for some rows and the first keys; on the CPU.
+    """Return A(i, j) = exp(scale · q_i · k_j − lse_i), averaged over heads, for some rows and the first keys.
 
-    One head at a time: rows × keys is all that is held.
+    Computed one head at a time, so that at most rows × keys is held; the result is on the CPU.
 
     Args:
         call: of a batch of one.
         lse: of the rows.
-        rows: first row, and the one after the last.
+        rows: first row, last row + 1.
         count: of keys.
     """
     q, k = call.q[0, :, slice(*rows)].float(), call.k[0, :, :count].float()
     scale = q.shape[-1] ** -0.5 if call.scale is None else call.scale
-    seen = visible_keys(call.mask, call.causal, 0, rows, call.k.shape[2], k.device)
+    visible = visible_keys(call.mask, call.causal, 0, rows, call.k.shape[2], k.device)
     total = torch.zeros((q.shape[1], count), device=q.device)
     for head in range(len(q)):
         scores = scale * (q[head] @ k[head * len(k) // len(q)].T) - lse[0, head, :, None]
-        if seen is not None:
-            own = seen if seen.ndim == 2 else seen[0, head % seen.shape[1]]
+        if visible is not None:
+            own = visible if visible.ndim == 2 else visible[0, head % visible.shape[1]]
             scores.masked_fill_(~own[:, :count], -torch.inf)
         total += scores.exp_()
     return (total / len(q)).cpu()

@@ -1,4 +1,4 @@
-"""What stands where in a batch of prompt + completion: the kind of each key, and the query of each completion token."""
+"""The layout of a batch of prompt + completion: the kind of each key, and the query of each completion token."""
 
 from collections.abc import Collection
 from typing import NamedTuple
@@ -16,7 +16,7 @@ _CHUNK_BYTES = 16 * 2**20
 
 
 class AttentionMassError(HardsampleError, ValueError):
-    """The model or the forward does not give the masses asked for; the message says what to do."""
+    """The model or the forward cannot give the requested masses; the message says what to do."""
 
 
 class Layout(NamedTuple):
@@ -29,11 +29,11 @@ class Layout(NamedTuple):
     queries: Int64[Tensor, "batch token"]
     """Position of the query that produces each completion token."""
     valid: Bool[Tensor, "batch token"]
-    """Where a completion token counts: no padding, no end-of-sequence, a query before it, and not before the first."""
+    """Whether a completion token counts: it is not padding or end-of-sequence, and has a query before it."""
     first: int
-    """First of the positions `queries` of valid tokens, over the whole batch."""
+    """Smallest query position of the valid tokens, over the whole batch."""
     stop: int
-    """The one after the last of them."""
+    """Largest query position + 1."""
 
 
 def lay_out(
@@ -45,23 +45,23 @@ def lay_out(
     ends: Collection[int] = (),
     first_token: int = 1,
 ) -> Layout:
-    """Finds the kind of each key, and the query that produces each completion token.
+    """Return the kind of each key, and the query that produces each completion token.
 
-    Prompt are the attended positions before a row's first completion token. The query that produces a token is the
-    attended position before it: for the first one the last prompt token, wherever the padding stands.
+    The prompt is the attended positions before a row's first completion token. The query that produces a token is the
+    attended position before it: for the first token the last prompt token, wherever the padding is.
 
     Args:
         input_ids: prompt + completion.
         completion_mask: nonzero where one of the last C positions is a completion token (C ≤ T; C = T is a mask of
             all positions).
-        attention_mask: nonzero where a position is no padding; None if there is none.
+        attention_mask: nonzero where a position is not padding; None if there is none.
         image_token_id: id of image tokens.
-        text: `all` prompt text counts, or what stands `before_image`, the first of the row (none if it has no image).
-        ends: ids of end-of-sequence tokens, which are no completion tokens that count.
+        text: `all` prompt text counts, or only the text `before_image`, the first of the row (none without an image).
+        ends: ids of end-of-sequence tokens, which do not count.
         first_token: t of the first completion token of each row that counts, from 1.
 
     Raises:
-        AttentionMassError: shapes do not fit, or `text` is unknown.
+        AttentionMassError: shapes do not match, or `text` is unknown.
     """
     batch, length = input_ids.shape
     tokens = completion_mask.shape[-1]
@@ -72,7 +72,7 @@ def lay_out(
         )
     if attention_mask is not None and attention_mask.shape != input_ids.shape:
         raise AttentionMassError(
-            f"attention_mask is {tuple(attention_mask.shape)}, must be {tuple(input_ids.shape)} as input_ids is"
+            f"attention_mask is {tuple(attention_mask.shape)}, must be {tuple(input_ids.shape)}, the shape of input_ids"
         )
     if text not in TEXTS:
         raise AttentionMassError(f"text is {text!r}, must be one of {', '.join(TEXTS)}: choose one")
@@ -103,13 +103,13 @@ def sees_kinds(
     causal: bool,
     rows: tuple[int, int],
 ) -> tuple[Bool[Tensor, "batch row"], Bool[Tensor, "batch row"]]:
-    """Whether rows may attend to any image key, and to any text key; a few rows at a time.
+    """Return whether rows may attend to any image key, and to any text key; computed a few rows at a time.
 
     Args:
         kinds: IMAGE, TEXT or OTHER for each key.
         mask: True where a query may attend (in any head), or None.
         causal: row i sees the keys j ≤ i only.
-        rows: first row, and the one after the last.
+        rows: first row, last row + 1.
     """
     start, stop = rows
     of_kind = torch.stack([kinds == IMAGE, kinds == TEXT])
@@ -119,9 +119,9 @@ def sees_kinds(
     step = max(1, _CHUNK_BYTES // max(1, 2 * kinds.numel()))
     parts = []
     for low in range(start, stop, step):
-        seen = visible_keys(mask, causal, 0, (low, min(low + step, stop)), kinds.shape[1], kinds.device)
-        assert seen is not None
-        seen = seen.any(1) if seen.ndim == 4 else seen
-        parts.append((seen & of_kind[:, :, None]).any(-1))
+        visible = visible_keys(mask, causal, 0, (low, min(low + step, stop)), kinds.shape[1], kinds.device)
+        assert visible is not None
+        visible = visible.any(1) if visible.ndim == 4 else visible
+        parts.append((visible & of_kind[:, :, None]).any(-1))
     image, text = torch.cat(parts, -1)
     return image, text

@@ -1,9 +1,9 @@
 """Attention masses of several completions of one prompt, whose prefill they share.
 
-Most of a teacher-forced forward is the prompt with its images, and that part is the same for every completion of a
-sample. So a batch of prompts runs once and leaves its keys and values in a cache; the last position of each prompt is
-the query that produces every first token, t = 1. Then the cache is repeated for the completions, and one short forward
-of their tokens gives t = 2 … n:
+Most of a teacher-forced forward is the prompt with its images, which is the same for every completion of a sample. So
+a batch of prompts runs once and leaves its keys and values in a cache; the last position of each prompt is the query
+that produces the first token, t = 1. Then the cache is repeated for the completions, and one short forward over their
+tokens gives t = 2 … n:
 
     prompt                       → cache, masses of t = 1
     cache × completions, c_1 … c_(n-1) → masses of t = 2 … n
@@ -30,43 +30,44 @@ from hardsample.metrics.cmab import CmabConfig
 
 _REPEATABLE = {DynamicLayer, DynamicSlidingWindowLayer}
 _MROPE = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"}
-"""Families with positions in three dimensions, of which a completion's token has its place + the prompt's delta."""
+"""Families with three-dimensional positions: a completion token has its index + the prompt's delta in each."""
 _FORWARD_TOKENS = 16_384
 """Most completion tokens in one forward, over all its rows; longer completions go in chunks."""
 
 
 @dataclass(frozen=True)
 class _Prefill:
-    """What a batch of prompts leaves behind."""
+    """The state that a batch of prompts leaves behind."""
 
     cache: DynamicCache
     ids: Int[Tensor, "prompt position"]
     attended: Int[Tensor, "prompt position"]
     deltas: Int[Tensor, "prompt 1"] | None
-    """M-RoPE: a token's position is its place in the sequence + this."""
+    """M-RoPE: a token's position is its index in the sequence + this."""
     masses: AttentionMasses
     """Of t = 1."""
 
 
 def why_not_shared(model: Any) -> str | None:
-    """Says why completions cannot share a prompt's prefill, in one sentence; None if they can.
+    """Explain in one sentence why completions cannot share a prompt's prefill; return None if they can.
 
     Args:
-        model: one that has attention masses, see `why_not_attention_mass`.
+        model: has attention masses, see `why_not_attention_mass`.
     """
     name, config = model.config.model_type, model.config.get_text_config(decoder=True)
     if _mrope(model) is not None and name not in _MROPE:
-        return f"{name} has M-RoPE positions of its own, which are known of {', '.join(sorted(_MROPE))} only"
+        return f"{name} has M-RoPE positions that are not supported (supported: {', '.join(sorted(_MROPE))})"
     if _cache_argument(model) is None:
         return f"{name} takes no cache of keys and values"
     if "chunked_attention" in (getattr(config, "layer_types", None) or ()):
-        return f"{name} has chunked attention, whose chunks a cache may cut"
+        return f"{name} has chunked attention, and a cache may cut its chunks"
     layers = DynamicCache(config=config).layers
-    others = {type(layer).__name__ for layer in layers if type(layer) not in _REPEATABLE}
-    if others:
-        return f"{name} has layers whose cache cannot be repeated for each completion ({', '.join(sorted(others))})"
+    unrepeatable = {type(layer).__name__ for layer in layers if type(layer) not in _REPEATABLE}
+    if unrepeatable:
+        kinds = ", ".join(sorted(unrepeatable))
+        return f"{name} has layers whose cache cannot be repeated for each completion ({kinds})"
     if len(layers) not in (0, config.num_hidden_layers):
-        return f"{name} has layers that share the cache of others"
+        return f"{name} has layers that share the cache of other layers"
     return None
 
 
@@ -78,36 +79,38 @@ def shared_masses(
     pad_token_id: int,
     batch_size: int,
 ) -> list[list[SampleMasses]]:
-    """The masses of the completions of each prompt, from one prefill and short forwards.
+    """Return the masses of the completions of each prompt, from one prefill and short forwards.
 
-    Beside the prompts' cache at most one of `batch_size` sequences is held.
+    Apart from the prompts' cache, at most one cache of `batch_size` sequences is held.
 
     Args:
-        model: switched by `use_attention_mass`; `why_not_shared` gives None.
+        model: switched by `use_attention_mass`, and `why_not_shared` returns None for it.
         inputs: the processor's output on the model's device, one row for each prompt, padded on the left.
-        completions: of each prompt, token ids without end-of-sequence, at least one.
+        completions: of each prompt, token ids without the end-of-sequence token, at least one.
         config: settings of CMAB.
-        pad_token_id: fills the shorter completions.
+        pad_token_id: pads the shorter completions.
         batch_size: most completions in one forward.
 
     Raises:
-        AttentionMassError: a forward does not give masses.
+        AttentionMassError: a forward returns no masses.
     """
     prefill = _prefilled(model, inputs, config, pad_token_id)
-    found = [[prefill.masses.sample(row)] * len(own) for row, own in enumerate(completions)]
-    longer = [(row, place) for row, own in enumerate(completions) for place, one in enumerate(own) if len(one) > 1]
-    longer.sort(key=lambda at: len(completions[at[0]][at[1]]))  # little padding
+    masses = [[prefill.masses.sample(row)] * len(own) for row, own in enumerate(completions)]
+    longer = [
+        (row, index) for row, own in enumerate(completions) for index, tokens in enumerate(own) if len(tokens) > 1
+    ]
+    longer.sort(key=lambda pair: len(completions[pair[0]][pair[1]]))  # little padding
     for start in range(0, len(longer), batch_size):
         group = longer[start : start + batch_size]
-        tokens = [completions[row][place] for row, place in group]
+        tokens = [completions[row][index] for row, index in group]
         rest = _continued(model, prefill, [row for row, _ in group], tokens, config, pad_token_id)
-        for index, (row, place) in enumerate(group):
-            found[row][place] = _joined(found[row][place], rest.sample(index))
-    return found
+        for position, (row, index) in enumerate(group):
+            masses[row][index] = _joined(masses[row][index], rest.sample(position))
+    return masses
 
 
 def _prefilled(model: Any, inputs: Mapping[str, Any], config: CmabConfig, pad_token_id: int) -> _Prefill:
-    """Runs the prompts. Any token in the place of the first one will do: its query, the last of the prompt, is fed."""
+    """Run the prompts, with a dummy first completion token: its query is the prompt's last position."""
     fed, completion = teacher_forced(inputs, [[pad_token_id]] * len(inputs["input_ids"]), pad_token_id)
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     with collecting(model, fed, completion, config) as collector:
@@ -130,7 +133,7 @@ def _continued(
     config: CmabConfig,
     pad_token_id: int,
 ) -> AttentionMasses:
-    """The masses of t = 2 … of completions, each of the prompt in a row of the prefill."""
+    """Return the masses of t = 2 … of completions, each of them of the prompt in a row of the prefill."""
     picked = torch.tensor(rows, device=prefill.ids.device)
     prompts = {"input_ids": prefill.ids[picked], "attention_mask": prefill.attended[picked]}
     fed, completion = teacher_forced(prompts, completions, pad_token_id)
@@ -142,8 +145,8 @@ def _continued(
             stop = min(start + step, ids.shape[1] - 1)  # the last token produces none
             positions = {}
             if prefill.deltas is not None:
-                place = attended[:, :stop].cumsum(1)[:, start:] - 1
-                positions["position_ids"] = (place + prefill.deltas[picked]).expand(3, -1, -1)
+                index = attended[:, :stop].cumsum(1)[:, start:] - 1
+                positions["position_ids"] = (index + prefill.deltas[picked]).expand(3, -1, -1)
             model(
                 input_ids=ids[:, start:stop],
                 attention_mask=attended[:, :stop],
@@ -156,7 +159,7 @@ def _continued(
 
 
 def _repeated(cache: DynamicCache, rows: Int[Tensor, " sequence"]) -> DynamicCache:
-    """A cache of these rows; the one given stays as it is."""
+    """Return a cache of these rows; the given cache is not changed."""
     picked = copy.copy(cache)
     picked.layers = [copy.copy(layer) for layer in cache.layers]
     picked.batch_select_indices(rows)
@@ -169,12 +172,12 @@ def _joined(first: SampleMasses, rest: SampleMasses) -> SampleMasses:
 
 
 def _mrope(model: Any) -> Any:
-    """The module that keeps what M-RoPE adds to a sequence's positions; None if there is none."""
-    return next((one for one in model.modules() if hasattr(one, "rope_deltas")), None)
+    """Return the module that keeps the M-RoPE position deltas; None if there is none."""
+    return next((module for module in model.modules() if hasattr(module, "rope_deltas")), None)
 
 
 def _cache_argument(model: Any) -> str | None:
-    """What the model's forward calls its cache: transformers has renamed it."""
+    """Return the name of the forward's cache argument, which transformers has renamed."""
     inner = text_model(model)
-    known = () if inner is None else inspect.signature(inner.forward).parameters
-    return next((name for name in ("cache", "past_key_values") if name in known), None)
+    parameters = () if inner is None else inspect.signature(inner.forward).parameters
+    return next((name for name in ("cache", "past_key_values") if name in parameters), None)

@@ -1,7 +1,7 @@
-"""Attention masses of completions that are given: the model is fed them after their prompts and generates nothing.
+"""Attention masses of given completions: the model reads them after their prompts and generates nothing.
 
-This is the plain way, one forward of prompt + completion for each. Where completions of one prompt can share its
-prefill, `hardsample.attention.shared_prefill` gives the same masses for less.
+This is the simple way, one forward over prompt + completion for each. If completions of one prompt can share its
+prefill, `hardsample.attention.shared_prefill` computes the same masses at lower cost.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,23 +16,23 @@ from hardsample.attention.masses import MassCollector, SampleMasses
 from hardsample.metrics.cmab import CmabConfig
 
 _PREFIX_TYPES = {"paligemma"}
-"""Families whose token types are 0 in the prefix, which sees itself whole, and 1 behind it."""
+"""Families whose token types are 0 in the prefix, which has bidirectional attention, and 1 after it."""
 
 
 def teacher_forced(
     inputs: Mapping[str, Any], completions: Sequence[Sequence[int]], pad_token_id: int, token_type: int = 0
 ) -> tuple[dict[str, Any], Tensor]:
-    """Appends completions to the prompts of a processor's output.
+    """Append completions to the prompts of a processor's output.
 
     Args:
-        inputs: with `input_ids` and, beside images, tensors of the same shape (attention mask, token types).
-        completions: token ids, without end-of-sequence.
-        pad_token_id: fills the shorter ones, on the right.
-        token_type: of completion tokens, as `generate` gives to what it generates; see `completion_type`.
+        inputs: `input_ids` and, apart from images, tensors of the same shape (attention mask, token types).
+        completions: token ids, without the end-of-sequence token.
+        pad_token_id: pads the shorter ones on the right.
+        token_type: of completion tokens, the same as `generate` uses; see `completion_type`.
 
     Returns:
-        The inputs with prompt + completion, and the completion mask, bool (batch, longest completion), where the
-        prompts are.
+        The inputs with prompt + completion, and the completion mask, bool (batch, longest completion), on the device of
+        the prompts.
     """
     ids: Tensor = inputs["input_ids"]
     longest = max(len(tokens) for tokens in completions)
@@ -53,21 +53,21 @@ def teacher_forced(
 
 
 def completion_type(model: Any) -> int:
-    """The token type that a family gives to completions: 0, text, but for prefix models."""
+    """Return the token type of completions: 0, text, except for prefix models."""
     return int(model.config.model_type in _PREFIX_TYPES)
 
 
 def collecting(
     model: Any, fed: Mapping[str, Any], completion: Tensor, config: CmabConfig, first_token: int = 1
 ) -> AbstractContextManager[MassCollector]:
-    """Collects the masses that the settings of CMAB ask for; completions are without end-of-sequence.
+    """Collect the masses that the settings of CMAB ask for, for completions without the end-of-sequence token.
 
     Args:
         model: switched by `use_attention_mass`.
-        fed: prompt + completion, of `teacher_forced`.
+        fed: prompt + completion, from `teacher_forced`.
         completion: its completion mask.
         config: settings of CMAB.
-        first_token: t of the first token that is wanted, see `collect_attention_mass`.
+        first_token: t of the first wanted token, see `collect_attention_mass`.
     """
     return collect_attention_mass(
         model,
@@ -84,17 +84,17 @@ def collecting(
 def forced_masses(
     model: Any, inputs: Mapping[str, Any], completions: Sequence[Sequence[int]], config: CmabConfig, pad_token_id: int
 ) -> list[SampleMasses]:
-    """The masses of one completion for each prompt, from one forward of all.
+    """Return the masses of one completion for each prompt, from one forward over all of them.
 
     Args:
         model: switched by `use_attention_mass`.
         inputs: the processor's output on the model's device, one row for each completion.
-        completions: token ids, without end-of-sequence.
+        completions: token ids, without the end-of-sequence token.
         config: settings of CMAB.
-        pad_token_id: fills the shorter ones.
+        pad_token_id: pads the shorter ones.
 
     Raises:
-        AttentionMassError: the forward does not give masses.
+        AttentionMassError: the forward returns no masses.
     """
     fed, completion = teacher_forced(inputs, completions, pad_token_id, completion_type(model))
     with collecting(model, fed, completion, config) as collector:

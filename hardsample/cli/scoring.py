@@ -71,28 +71,10 @@ def run_scoring(data: str | None, model: str | None, output: Path, config: Scori
     """Run the job and print its summary, or the few lines of it that matter most."""
     with running(str(output)):
         from hardsample.report.tables import brief_summary, summary
+        from hardsample.scoring.score import score as run
 
-        scores = _scored(data, model, output, config)
+        scores = run(data, model, output, config)
     OUT.print(brief_summary(scores) if brief else summary(scores))
-
-
-def _scored(data: str | None, model: str | None, output: Path, config: ScoringConfig) -> Scores:
-    """Call the job: a scoring, or CMAB for a finished folder."""
-    from hardsample.scoring.add_cmab import attend_run
-    from hardsample.scoring.score import score as run
-
-    if config.metric == ("cmab",):
-        return attend_run(
-            output,
-            model,
-            config.cmab,
-            batch_size=config.batch_size,
-            device=config.device,
-            dtype=config.dtype,
-            trust_remote_code=config.trust_remote_code,
-        )
-    assert data is not None and model is not None
-    return run(data, model, output, config)
 
 
 @app.command(cls=Command, epilog=EXIT_CODES, no_args_is_help=True)

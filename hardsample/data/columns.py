@@ -1,4 +1,4 @@
-"""Writing canonical records to an Arrow file, a batch at a time, and the types of the columns that travel along."""
+"""Write canonical records to an Arrow file, batch by batch, and infer the types of the extra columns."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ BATCH_ROWS = 1000
 BATCH_BYTES = 16 << 20
 
 Shape = str | tuple[str, Any] | None
-"""Type of the values seen: None (only null), a name, ("list", Shape) or ("dict", {name: Shape}); "json" fits all."""
+"""Type of the values so far: None (only null), a name, ("list", Shape) or ("dict", {name: Shape}); "json" fits all."""
 
 
 class ArrowFile:
-    """An Arrow stream file that `datasets.Dataset.from_file` maps into memory; holds one batch at most."""
+    """An Arrow stream file that `datasets.Dataset.from_file` maps into memory; buffers one batch at most."""
 
     def __init__(self, path: Path, features: Features) -> None:
         self.features, self.schema = features, features.arrow_schema
@@ -71,9 +71,9 @@ class ArrowFile:
 
 
 def infer_features(records: Iterable[Mapping[str, Any]]) -> Features:
-    """Types for the columns of records from JSON: Arrow's own where all values agree, else `datasets.Json`.
+    """Infer the types of columns read from JSON: an Arrow type where all values agree, else `datasets.Json`.
 
-    Whole numbers beside fractions become float64; lists and mappings keep Arrow types where all have the same shape.
+    A column of integers and floats becomes float64; lists and mappings keep Arrow types where all have the same shape.
     """
     shapes: dict[str, Shape] = {}
     for record in records:
@@ -99,24 +99,24 @@ _JOINS = {frozenset(("int", "float")): "float", frozenset(("int", "long")): "lon
 _VALUES = {None: "null", "bool": "bool", "int": "int64", "long": "int64", "float": "float64", "str": "string"}
 
 
-def _merge(one: Shape, other: Shape) -> Shape:
-    if one == other or other is None:
-        return one
-    if one is None:
-        return other
-    if isinstance(one, tuple) and isinstance(other, tuple) and one[0] == other[0]:
-        if one[0] == "list":
-            return ("list", _merge(one[1], other[1]))
-        if one[1].keys() == other[1].keys():
-            return ("dict", {name: _merge(shape, other[1][name]) for name, shape in one[1].items()})
+def _merge(first: Shape, second: Shape) -> Shape:
+    if first == second or second is None:
+        return first
+    if first is None:
+        return second
+    if isinstance(first, tuple) and isinstance(second, tuple) and first[0] == second[0]:
+        if first[0] == "list":
+            return ("list", _merge(first[1], second[1]))
+        if first[1].keys() == second[1].keys():
+            return ("dict", {name: _merge(shape, second[1][name]) for name, shape in first[1].items()})
         return "json"
-    if isinstance(one, str) and isinstance(other, str):
-        return _JOINS.get(frozenset((one, other)), "json")
+    if isinstance(first, str) and isinstance(second, str):
+        return _JOINS.get(frozenset((first, second)), "json")
     return "json"
 
 
 def _is_typed(shape: Shape, nested: bool = False) -> bool:
-    """Whether Arrow can hold the shape so that it comes back equal; null alone and empty mappings cannot nest."""
+    """Return whether Arrow can store the shape without loss; null alone and empty mappings cannot nest."""
     if isinstance(shape, tuple):
         parts = [shape[1]] if shape[0] == "list" else list(shape[1].values())
         return bool(parts) and all(_is_typed(part, True) for part in parts)
@@ -140,7 +140,7 @@ def _array(values: list[Any], arrow_type: pa.DataType, feature: Any) -> pa.Array
 
 
 def _json_text(value: Any) -> str | None:
-    """JSON that `datasets.Json` reads back; what its reader cannot take (numbers of over 64 bits) becomes text."""
+    """Return JSON that `datasets.Json` can read back; what it cannot read (integers over 64 bits) becomes text."""
     if value is None:
         return None
     text = json.dumps(value, ensure_ascii=False, default=str)
@@ -152,14 +152,14 @@ def _json_text(value: Any) -> str | None:
 
 
 def holds_json(feature: Any) -> bool:
-    """Whether a column's type is `datasets.Json` or has it inside."""
+    """Return whether a column's type is `datasets.Json` or contains it."""
     if isinstance(feature, dict):
         return any(holds_json(part) for part in feature.values())
     return isinstance(feature, Json) or (isinstance(feature, List | LargeList) and holds_json(feature.feature))
 
 
 def decode_json(value: Any, feature: Any) -> Any:
-    """A stored value with its JSON texts parsed (exactly, where `datasets` rounds the last digits)."""
+    """Parse the JSON texts inside a stored value exactly (`datasets` itself would round the last digits)."""
     if value is None:
         return None
     if isinstance(feature, Json):

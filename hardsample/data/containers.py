@@ -1,6 +1,6 @@
-"""Reading records from a file, a saved dataset, the Hub or memory, one at a time.
+"""Read records one at a time from a file, a saved dataset, the Hub or memory.
 
-A record that cannot be read comes out as a `RecordError` in its place, so that the others go on.
+A record that cannot be read is yielded as a `RecordError`, and reading continues with the next one.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ TABLE_BATCH = 32
 CHUNK = 1 << 20
 MOST_LINE = 64 << 20
 """A first line of more bytes is not tried as one record of JSON lines."""
+LONGEST_TOKEN = 16
+"""More characters than any JSON token has that is no string: `-Infinity`, an escape."""
 
 Row = dict[str, Any] | RecordError
 
@@ -42,9 +44,9 @@ class DataError(HardsampleError, ValueError):
 
 @dataclass(frozen=True)
 class Source:
-    """Where records come from. `rows` may be called again; `features` are the columns' types where the file has them.
+    """A source of records. `rows` may be called again; `features` are the column types, if the file has them.
 
-    `root` is the folder that relative image paths resolve against; None: in memory, where paths are the caller's own.
+    `root` is the folder that relative image paths resolve against; None for records in memory.
     """
 
     name: str
@@ -54,16 +56,16 @@ class Source:
 
 
 def open_source(data: Any, limit: int | None = None) -> Source:
-    """Find out what `data` is.
+    """Return the source that `data` names or is.
 
     Args:
         data: .jsonl, .json, .parquet or .tsv file, folder from save_to_disk or of such files (`folder:split`), Hub id
             (`owner/name`, `owner/name:split`, `owner/name:config/split`), `demo` (`demo:pool`, `demo:test`,
             `demo:pretrain`), a Dataset, an IterableDataset, or a list of records.
-        limit: how many records will be read; questions of the demo are drawn, and no more of them than that.
+        limit: how many records will be read; no more questions of the demo are generated.
 
     Raises:
-        DataError: nothing of that name, an unknown kind, or a split must be chosen.
+        DataError: the name does not exist, its type is unknown, or a split must be chosen.
     """
     if not isinstance(data, str | Path):
         return _from_memory(data)
@@ -86,13 +88,13 @@ def open_source(data: Any, limit: int | None = None) -> Source:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """`folder:split` in its two parts; the second is empty where no split is named."""
+    """Split `folder:split` into its parts; the second is empty if no split is named."""
     folder, colon, split = name.rpartition(":")
     return (folder, split) if colon and folder and "\\" not in split else (name, "")
 
 
 def absolute_name(name: str) -> str:
-    """The name of data so that it is found from any working directory: a file's or folder's path in full.
+    """Return the name of data with an absolute path, valid from any working directory.
 
     Args:
         name: as for `open_source`.
@@ -104,7 +106,7 @@ def absolute_name(name: str) -> str:
 
 
 def _from_memory(data: Any) -> Source:
-    """Records that are in memory, or come from a stream that can be gone through again."""
+    """Return a source for records in memory, or a stream that can be iterated over again."""
     if isinstance(data, datasets.Dataset):
         return _from_dataset(data, "a Dataset in memory", None)
     if isinstance(data, datasets.DatasetDict | datasets.IterableDatasetDict):
@@ -118,15 +120,15 @@ def _from_memory(data: Any) -> Source:
     if isinstance(data, Iterable) and not (isinstance(data, Mapping) or frame) and iter(data) is not iter(data):
         return Source(f"a {type(data).__name__} in memory", lambda: map(_record, data), None)
     kind = type(data).__name__
-    once = "can be gone through once only" if isinstance(data, Iterator) else "holds no records"
+    problem = "can only be iterated over once" if isinstance(data, Iterator) else "is not a collection of records"
     raise DataError(
-        f"a {kind} {once}: give a datasets.Dataset (Dataset.from_list, from_pandas, from_generator), an "
+        f"a {kind} {problem}: give a datasets.Dataset (Dataset.from_list, from_pandas, from_generator), an "
         "IterableDataset, a list of records, or the name of a file"
     )
 
 
 def _record(value: Any) -> Row:
-    """One item of a list or stream."""
+    """Return an item of a list or stream as a record."""
     if isinstance(value, Mapping):
         return dict(value)
     return RecordError(f"the item is a {type(value).__name__}; give a mapping of column to value")
@@ -140,7 +142,7 @@ def _from_file(path: Path) -> Source:
 
 
 def _from_folder(path: Path, split: str) -> Source:
-    """A folder from save_to_disk, or one of data files."""
+    """Return a source for a folder from save_to_disk, or for one of data files."""
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         loaded = datasets.load_from_disk(str(path))
         if isinstance(loaded, datasets.DatasetDict):
@@ -154,13 +156,11 @@ def _from_folder(path: Path, split: str) -> Source:
         listed = ", ".join(f"{path}:{name}" for name in splits)
         which = f"has no split {split!r}" if split else "has several splits"
         raise DataError(f"folder {str(path)!r} {which}; choose one: {listed}")
-    raise DataError(
-        f"folder {str(path)!r} is not from save_to_disk, and no data file lies in it ({_SUFFIXES}); give another"
-    )
+    raise DataError(f"folder {str(path)!r} is not from save_to_disk and has no data files ({_SUFFIXES}); give another")
 
 
 def _from_files(paths: list[Path], root: Path) -> Source:
-    """Files of one split, one after the other; relative image paths start at the folder."""
+    """Return a source for the files of one split in order; relative image paths start at the folder."""
     sources = [_from_file(path) for path in paths]
     same = all(source.features == sources[0].features for source in sources)
     name = str(paths[0].resolve()) if len(paths) == 1 else f"{root.resolve()} ({len(paths)} files)"
@@ -179,14 +179,14 @@ def _from_hub(repository: str, split: str) -> Source:
         loaded = datasets.load_dataset(repository, *([config] if config else []), split=part or None)
     except (OSError, ValueError, RuntimeError) as error:
         fix = f"; name its configuration: {repository}:CONFIG/SPLIT" if "onfig name" in str(error) else ""
-        raise DataError(f"{name!r} is no file here, and the Hub does not give it: {error}{fix}") from error
+        raise DataError(f"{name!r} is not a local file, and loading it from the Hub failed: {error}{fix}") from error
     if isinstance(loaded, datasets.DatasetDict):
         loaded = _only_split(loaded, f"Hub dataset {repository!r}", repository + ":{}")
     return _from_dataset(loaded, f"Hub dataset {name}", Path(datasets.config.HF_CACHE_HOME))
 
 
 def _only_split(splits: Mapping[str, Any], name: str, pattern: str) -> Any:
-    """The one split there is, else an error that says how to name one."""
+    """Return the only split, or raise an error that says how to choose one."""
     if len(splits) == 1:
         return next(iter(splits.values()))
     raise DataError(f"{name} has several splits; choose one: {', '.join(pattern.format(split) for split in splits)}")
@@ -210,7 +210,7 @@ def _from_parquet(path: Path) -> Source:
     except (pa.ArrowInvalid, OSError) as error:
         if _is_pointer(path):
             raise DataError(f"{str(path)!r} is a git-lfs pointer, not the file itself: run git lfs pull") from error
-        raise DataError(f"{str(path)!r} is not a parquet file ({error}); write it anew") from error
+        raise DataError(f"{str(path)!r} is not a parquet file ({error}); write it again") from error
     features = _features(schema)
 
     def rows() -> Iterator[Row]:
@@ -219,7 +219,7 @@ def _from_parquet(path: Path) -> Source:
                 for batch in file.iter_batches(TABLE_BATCH):
                     yield from _table_rows(batch, features)
             except (pa.ArrowInvalid, OSError) as error:
-                raise DataError(f"{str(path)!r} is damaged ({error}); write it anew") from error
+                raise DataError(f"{str(path)!r} is damaged ({error}); write it again") from error
 
     return Source(str(path.resolve()), rows, path.parent, features)
 
@@ -267,16 +267,19 @@ def _parse_line(line: bytes, number: int) -> Row:
     try:
         return _mapping(json.loads(line), f"line {number}")
     except (ValueError, RecursionError) as error:
-        return RecordError(f"line {number} is not JSON ({error}); write one object a line")
+        return RecordError(f"line {number} is not JSON ({error}); write one object per line")
 
 
-def _mapping(value: Any, where: str) -> Row:
+def _mapping(value: Any, where: str, escaped: bool = True) -> Row:
+    """Check that a parsed value is a record; only one with escapes can hold what is no text."""
     if not isinstance(value, dict):
         return RecordError(f"{where} holds a {type(value).__name__}; write an object")
+    if not escaped:
+        return value
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        return RecordError(f"{where} holds half a surrogate pair, which is no text; write the character itself")
+        return RecordError(f"{where} holds half a surrogate pair, which is not text; write the character itself")
     return value
 
 
@@ -294,8 +297,14 @@ def _from_json(path: Path) -> Source:
 def _holds_lines(path: Path) -> bool:
     """Whether a .json file is JSON lines: its first line is a whole object, and the next holds the beginning of one."""
     with path.open("rb") as file:
-        first = file.readline(MOST_LINE).removeprefix(b"\xef\xbb\xbf").strip()
-        if not (first.startswith(b"{") and first.endswith(b"}")):
+        if not file.read(CHUNK).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
+            return False
+        file.seek(0)
+        first = file.readline(MOST_LINE)
+        if len(first) == MOST_LINE:
+            return False
+        first = first.removeprefix(b"\xef\xbb\xbf").strip()
+        if not first.endswith(b"}"):
             return False
         second = next((line for line in iter(lambda: file.readline(MOST_LINE), b"") if line.strip()), b"")
     try:
@@ -305,11 +314,18 @@ def _holds_lines(path: Path) -> bool:
 
 
 class _JsonItems:
-    """The items of one JSON array, or of one object keyed by id, parsed as the text is read."""
+    """The items of one JSON array, or of one object keyed by id, parsed as the text is read.
+
+    ijson (on yajl) is several times faster, and is not used: it takes memory that grows with the square of the depth
+    of brackets (1 GB for 20 KB of them), reads half a surrogate pair as "?", and ends at a NaN, which Python writes,
+    and at an integer of more than 64 bits. Nor does it know the line of a record.
+    """
 
     def __init__(self, read: Callable[[int], str], name: str) -> None:
         self._read, self._name = read, name
         self._text, self._at, self._line = "", 0, 1
+        self._escaped = False
+        """Whether the current record has escapes such as backslash-u."""
         self._decoder = json.JSONDecoder()
 
     def rows(self) -> Iterator[Row]:
@@ -320,6 +336,7 @@ class _JsonItems:
         self._at += 1
         closing = "}" if keyed else "]"
         while self._next_character() != closing:
+            self._escaped = False
             key = self._value() if keyed else None
             if keyed:
                 self._expect(":")
@@ -329,7 +346,7 @@ class _JsonItems:
                     f"key {key!r} holds no record; write an array, or an object keyed by id; where each line is a "
                     "record, name the file .jsonl"
                 )
-            yield _mapping({"id": key} | value if keyed else value, f"line {line}")
+            yield _mapping({"id": key} | value if keyed else value, f"line {line}", self._escaped)
             if self._next_character() != closing:
                 self._expect(",")
         self._at += 1
@@ -337,7 +354,7 @@ class _JsonItems:
             raise self._error("more follows after the end; where each line is a record, name the file .jsonl")
 
     def _fill(self) -> bool:
-        """Read on; twice as much each time while one value does not end."""
+        """Read more text; twice as much each time while one value does not end."""
         self._text, self._at = self._text[self._at :], 0
         try:
             more = self._read(max(CHUNK, len(self._text)))
@@ -371,7 +388,9 @@ class _JsonItems:
                 raise self._error("nested too deeply") from error
             except json.JSONDecodeError as error:
                 lines = self._text.count("\n", self._at, error.pos)
-                if self._fill():
+                # At the end of what was read more text may make it right; anywhere else it is wrong for good.
+                near_end = len(self._text) - error.pos < LONGEST_TOKEN or error.msg.startswith("Unterminated string")
+                if near_end and self._fill():
                     continue
                 self._line += lines
                 raise self._error(error.msg) from error
@@ -379,6 +398,7 @@ class _JsonItems:
             if end == len(self._text) and self._fill():
                 continue
             self._line += self._text.count("\n", self._at, end)
+            self._escaped |= self._text.find("\\u", self._at, end) >= 0
             self._at = end
             return value
 
@@ -387,7 +407,7 @@ class _JsonItems:
 
 
 def limited(source: Source, limit: int | None) -> Iterator[tuple[int, Row]]:
-    """The first `limit` records with their numbers, from 0."""
+    """Yield the first `limit` records with their numbers, from 0."""
     return islice(enumerate(source.rows()), limit)
 
 

@@ -1,7 +1,7 @@
-"""Opening images: whatever a record refers to becomes an RGB image as a person would see it, or a clear refusal.
+"""Open images: any reference in a record becomes an RGB image as a person would see it, or an ImageError.
 
-A reference is a path, `{"bytes", "path"}` (the bytes win), bytes, a data: URI or a PIL image. Images larger than
-`max_pixels` are refused from the header, before anything is decoded.
+A reference is a path, `{"bytes", "path"}` (the bytes take precedence), bytes, a data: URI or a PIL image. Images larger
+than `max_pixels` are rejected from the header, before anything is decoded.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _BASE64_OF_IMAGES = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "Qk0", "SUkq", "T
 
 
 class ImageRef(TypedDict):
-    """What the `images` column holds: the file's bytes, or the absolute path of the file."""
+    """An item of the `images` column: the bytes of the file, or its absolute path."""
 
     bytes: bytes | None
     path: str | None
@@ -42,15 +42,15 @@ class ImageError(HardsampleError, ValueError):
 
 
 def open_image(ref: Any, *, max_pixels: int = DEFAULT_MAX_PIXELS, root: str | Path | None = None) -> Image.Image:
-    """Open an image as a person would see it: first frame, upright, on white where it is transparent, 8-bit RGB.
+    """Open an image as a person would see it: first frame, upright, white where transparent, 8-bit RGB.
 
     Args:
         ref: path, `{"bytes", "path"}`, bytes, data: URI or PIL image.
-        max_pixels: width × height above which it is refused, in pixels.
-        root: folder that relative paths resolve against and paths may not leave; None: paths are taken as they are.
+        max_pixels: width × height above which the image is rejected, in pixels.
+        root: folder that relative paths resolve against and paths may not leave; None: paths are used unchanged.
 
     Returns:
-        RGB image without metadata, so that nobody turns it upright a second time.
+        RGB image without metadata, so that no later code rotates it a second time.
 
     Raises:
         ImageError: missing, outside the root, too large, truncated or not an image.
@@ -71,7 +71,7 @@ def image_header(
 
     Args:
         ref: as in `open_image`.
-        max_pixels: width × height above which it is refused, in pixels.
+        max_pixels: width × height above which the image is rejected, in pixels.
         root: as in `open_image`.
 
     Returns:
@@ -89,15 +89,15 @@ def image_header(
 
 
 def as_ref(ref: Any, root: str | Path | None = None) -> ImageRef:
-    """Turn whatever a record refers to into `{"bytes", "path"}`; paths come out absolute, links resolved.
+    """Convert any image reference to `{"bytes", "path"}`, with absolute paths and links resolved.
 
     Args:
         ref: path, file: or data: URI, bytes, a PIL image, base64 text under "bytes", or a mapping with "bytes", "path"
             or "url".
-        root: folder that relative paths resolve against and paths may not leave; None: paths are taken as they are.
+        root: folder that relative paths resolve against and paths may not leave; None: paths are used unchanged.
 
     Raises:
-        ImageError: a web address, a path outside the root, a missing file or text that is not base64.
+        ImageError: a URL, a path outside the root, a missing file, or text that is not base64.
     """
     if isinstance(ref, bytes | bytearray | memoryview):
         return {"bytes": bytes(ref), "path": None}
@@ -107,7 +107,7 @@ def as_ref(ref: Any, root: str | Path | None = None) -> ImageRef:
             return {"bytes": _base64(content) if isinstance(content, str) else bytes(content), "path": name}
         inner = next((ref[key] for key in ("path", "url", "image_url", "image") if ref.get(key)), None)
         if inner is None:
-            raise ImageError("the image holds neither bytes nor a path; give one of them")
+            raise ImageError("the image has neither bytes nor a path; give one of them")
         return as_ref(inner, root)
     if isinstance(ref, Image.Image):
         return {"bytes": _png(ref), "path": None}
@@ -119,23 +119,23 @@ def as_ref(ref: Any, root: str | Path | None = None) -> ImageRef:
     if kind == "data":
         return {"bytes": _data_uri(text), "path": None}
     if kind == "file":
-        return {"bytes": None, "path": _resolved(unquote(text.split(":", 1)[1].removeprefix("//")), root)}
+        return {"bytes": None, "path": _resolve(unquote(text.split(":", 1)[1].removeprefix("//")), root)}
     if kind != "path":
-        raise ImageError(f"{_short(text)!r} is a web address; download the image first and give its path")
+        raise ImageError(f"{_short(text)!r} is a URL; download the image first and give its path")
     if (content := _bare_base64(text)) is not None:
         return {"bytes": content, "path": None}
-    return {"bytes": None, "path": _resolved(text, root)}
+    return {"bytes": None, "path": _resolve(text, root)}
 
 
 def _bare_base64(text: str) -> bytes | None:
-    """An image's bytes, where a text is base64 of one; None for every other text."""
+    """Return the bytes of an image given as base64 text; None for any other text."""
     if len(text) < LEAST_BASE64_CHARS or "." in text or not text.startswith(_BASE64_OF_IMAGES):
         return None
     return _base64(text)
 
 
 def _png(image: Image.Image) -> bytes:
-    """An image from memory as the bytes of a PNG; what PNG cannot hold becomes RGB."""
+    """Encode an image from memory as PNG; modes that PNG does not support become RGB."""
     with _explained(image, image):
         image.load()
         kept = image if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16") else to_rgb(image)
@@ -146,7 +146,7 @@ def _png(image: Image.Image) -> bytes:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any of Pillow's modes to 8-bit RGB; transparent parts show white, numbers are scaled and not clipped."""
+    """Convert any Pillow mode to 8-bit RGB; transparent parts become white, numeric modes are scaled, not clipped."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return Image.fromarray(_to_grey(np.asarray(image), image.mode)).convert("RGB")
     if image.mode in _PREMULTIPLIED:
@@ -160,9 +160,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _to_grey(values: np.ndarray, mode: str) -> np.ndarray:
     """Scale numbers to uint8, shape (height, width).
 
-    Integers: white is the top of the fewest bits that hold them all, of 8, 10, 12 and 16, since files of 16 bits hold
-    cameras' 12 too. Floats: 1 is white where all lie in 0-1, 255 where all lie in 0-255. What fits no such range is
-    stretched from its smallest to its largest value.
+    Integers: white is the maximum of the smallest depth of 8, 10, 12 and 16 bits that holds all values, since 16-bit
+    files often hold a camera's 12 bits. Floats: white is 1 if all values are in 0-1, and 255 if all are in 0-255.
+    Values outside these ranges are stretched from the smallest to the largest.
     """
     if mode == "F":
         values = np.nan_to_num(values.astype(np.float64))
@@ -187,11 +187,11 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation → what turns the image upright."""
+"""EXIF orientation → the transpose that turns the image upright."""
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 where there is none that can be read (viewers ignore a broken one too)."""
+    """Return the EXIF orientation, or 1 if none can be read (viewers ignore a broken one too)."""
     try:
         if image.format != "PNG" or getattr(image, "fp", None) is None:
             exif = image.getexif()
@@ -201,13 +201,13 @@ def _orientation(image: Image.Image) -> int:
         else:
             return 1
         return int(exif.get(ExifTags.Base.Orientation, 1))
-    except Exception:  # noqa: BLE001 - a broken EXIF block raises nearly anything, and the pixels are good
+    except Exception:  # noqa: BLE001 - a broken EXIF block can raise almost anything, and the pixels are fine
         return 1
 
 
 @contextmanager
 def _opened(ref: Any, max_pixels: int, root: str | Path | None) -> Iterator[Image.Image]:
-    """The image with its header read and its size checked."""
+    """Yield the image with its header read and its size checked."""
     if isinstance(ref, Image.Image):
         _check_size(ref, max_pixels, ref)
         yield ref
@@ -233,32 +233,32 @@ def _check_size(image: Image.Image, max_pixels: int, ref: Any) -> None:
 
 @contextmanager
 def _explained(image: Image.Image | None, ref: Any) -> Iterator[None]:
-    """Say what is wrong with an image that Pillow refuses."""
+    """Turn Pillow's errors into an ImageError that says what is wrong."""
     try:
         yield
     except Image.UnidentifiedImageError as error:
-        raise ImageError(f"image {_name(ref)} is in no format that Pillow reads; make it a PNG or JPEG") from error
+        raise ImageError(f"image {_name(ref)} is not in a format that Pillow reads; make it a PNG or JPEG") from error
     except Image.DecompressionBombError as error:
-        raise ImageError(f"image {_name(ref)} is too large to be opened safely ({error}); shrink it") from error
-    except Exception as error:  # decoders raise nearly anything on broken bytes
+        raise ImageError(f"image {_name(ref)} is too large to open safely ({error}); shrink it") from error
+    except Exception as error:  # decoders can raise almost anything on broken bytes
         state = "cannot be opened" if image is None else f"({image.format}) cannot be decoded"
         raise ImageError(f"image {_name(ref)} {state} ({error or type(error).__name__}); replace it") from error
 
 
-def _resolved(text: str, root: str | Path | None) -> str:
-    """The absolute path of an existing file, links resolved; inside the root where there is one."""
+def _resolve(text: str, root: str | Path | None) -> str:
+    """Return the absolute path of an existing file, links resolved, checked to be inside the root if one is given."""
     folder = os.path.realpath(root or "")
     try:
         path = os.path.realpath(os.path.join(folder, text))
         if root is not None and os.path.commonpath((folder, path)) != folder:
-            raise ImageError(f"{text!r} lies outside {folder}; move the image there or set --image-root")
+            raise ImageError(f"{text!r} is outside {folder}; move the image there or set --image-root")
         mode = os.stat(path).st_mode
     except FileNotFoundError as error:
         fix = "fix the path" if root is None else "fix the path or set --image-root"
         raise ImageError(f"file {text!r} does not exist under {folder}; {fix}") from error
     except ImageError:
         raise
-    except (OSError, ValueError) as error:  # a name that is too long, a loop of links, a null byte
+    except (OSError, ValueError) as error:  # a name that is too long, a symlink loop, a null byte
         raise ImageError(f"{_short(text)!r} is not a usable path ({error}); fix it") from error
     if not stat.S_ISREG(mode):
         raise ImageError(f"{text!r} is not a file; give the path of an image")
@@ -278,7 +278,7 @@ def _base64(text: str) -> bytes:
     try:
         return base64.b64decode(packed + "=" * (-len(packed) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ImageError(f"{_short(text)!r} is not base64 ({error}); encode the file's bytes anew") from error
+        raise ImageError(f"{_short(text)!r} is not base64 ({error}); encode the file again") from error
 
 
 def _name(ref: Any) -> str:

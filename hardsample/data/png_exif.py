@@ -1,7 +1,7 @@
-"""The EXIF block of a PNG wherever it stands, found by its chunks' headers, without decoding a pixel.
+"""Find the EXIF block of a PNG anywhere in the file from the chunk headers, without decoding pixels.
 
-Pillow looks in front of the pixels only, unless the whole file is decoded; cameras' tools and ImageMagick also write it
-behind them, or as hexadecimal text ("Raw profile type exif", or APP1).
+Without decoding the whole file, Pillow only finds EXIF before the pixels. Camera tools and ImageMagick also write it
+after them, or as hexadecimal text ("Raw profile type exif" or APP1).
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from typing import IO
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MOST_BYTES = 1 << 20
-"""A longer block is not read, nor a text that unpacks to more."""
+"""A longer block is not read, nor is a text that decompresses to more."""
 _PROFILES = (b"raw profile type exif", b"raw profile type app1")
 
 
 def png_exif(file: IO[bytes]) -> bytes | None:
-    """Find the EXIF block of a PNG; the file's position is left where it was.
+    """Return the EXIF block of a PNG; the file's position is restored.
 
     Args:
         file: the open file.
 
     Returns:
-        The block, beginning with its byte order; None where there is none. A chunk eXIf counts before a profile.
+        The block, starting with its byte order, or None. An eXIf chunk takes precedence over a profile.
     """
-    place = file.tell()
+    position = file.tell()
     try:
         file.seek(0)
         return _search(file) if file.read(8) == SIGNATURE else None
     finally:
-        file.seek(place)
+        file.seek(position)
 
 
 def _search(file: IO[bytes]) -> bytes | None:
@@ -51,7 +51,7 @@ def _search(file: IO[bytes]) -> bytes | None:
 
 
 def _profile(name: bytes, body: bytes) -> bytes | None:
-    """What ImageMagick wrote as text: a line with the kind, one with the length, and hexadecimal lines."""
+    """Decode a block that ImageMagick wrote as text: a line with the kind, one with the length, then hexadecimal."""
     keyword, _, rest = body.partition(b"\0")
     if keyword.lower() not in _PROFILES:
         return None
@@ -68,5 +68,5 @@ def _profile(name: bytes, body: bytes) -> bytes | None:
 
 
 def _bare(block: bytes) -> bytes | None:
-    """The block without the mark in front of it."""
+    """Return the block without its prefix."""
     return block.removeprefix(b"Exif\0\0") or None

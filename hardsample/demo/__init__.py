@@ -1,7 +1,7 @@
-"""The demo model and data: a few million parameters and questions with answers that are hard to guess.
+"""The bundled demo model, with a few million parameters, and its data: questions with answers that are hard to guess.
 
-`load_split("demo")` is the 400 questions of `make demo`; `demo:pool`, `demo:test` and `demo:pretrain` are the splits
-they come from. See README.md in this folder, the model's card.
+`load_split("demo")` is the 400 questions of `make demo`; `demo:pool`, `demo:test` and `demo:pretrain` are its
+source splits. README.md in this folder is the model card.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ KNOBS = ("shift", "size", "contrast", "noise", "clutter", "count", "steps")
 
 
 def model_path() -> Path:
-    """The folder of the demo model and its processor."""
+    """Return the folder of the demo model and its processor."""
     return Path(__file__).parent / "model"
 
 
 def experiment_file() -> Path:
-    """The experiment of `make demo`: medium+hard against as many drawn at random."""
+    """Return the experiment file of `make demo`: medium+hard against a random subset of the same size."""
     return Path(__file__).parent / "recipes.yaml"
 
 
 def load_split(name: str, limit: int | None = None) -> Dataset:
-    """The questions of a split, drawn anew, as a dataset with the canonical columns and the knobs.
+    """Generate the questions of a split as a dataset with the canonical columns and the knobs.
 
     Args:
         name: `demo` (the first 400 of the pool), `demo:pool`, `demo:test` or `demo:pretrain`.
-        limit: only the first so many.
+        limit: only the first `limit`.
 
     Returns:
         Dataset with `id`, `prompt`, `images` (PNG bytes), `solution`, `ability`, `grader`, `shift`, `size`, `contrast`,
-        `noise`, `clutter`, `count` and `steps`. Any 40 in a row have every ability.
+        `noise`, `clutter`, `count` and `steps`. Any 40 consecutive questions cover every ability.
 
     Raises:
-        ValueError: if there is no such split.
+        ConfigError: there is no such split.
     """
     from datasets import Dataset
 
@@ -53,12 +53,12 @@ def load_split(name: str, limit: int | None = None) -> Dataset:
     split = name.partition(":")[2] or "pool"
     count = DEMO_SIZE if name == "demo" else SIZES[split]
     count = min(count, limit or count)
-    drawn = {"split": split, "count": count, "definition": _definition()}
-    return Dataset.from_generator(_records, gen_kwargs=drawn, features=_features())
+    arguments = {"split": split, "count": count, "definition": _definition()}
+    return Dataset.from_generator(_records, gen_kwargs=arguments, features=_features())
 
 
 def _definition() -> str:
-    """A digest of everything that the images follow from, so that no stale cache of them is ever read."""
+    """Return a digest of everything that the images depend on, so that no stale cache is ever read."""
     import hashlib
 
     folder = Path(__file__).parent

@@ -1,7 +1,7 @@
-"""The demo model's parts, from config: a LLaVA-architecture model of 3.4 million parameters, and its processor.
+"""Build the demo model and its processor from config: a LLaVA architecture of 3.4 million parameters.
 
-A second family (Gemma3: SigLIP tower, an image whose tokens see one another, grouped queries) and other widths are for
-experiments; what ships is `llava` of width 192.
+A second family (Gemma3: SigLIP tower, bidirectional attention among image tokens, grouped queries) and other widths are
+for experiments; the bundled model is `llava` of width 192.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SPECIAL = {
     "gemma3": ("<pad>", "<s>", "</s>", "<unk>", "<start_of_image>", "<image_soft_token>", "<end_of_image>"),
 }
 PLACEHOLDER = {"llava": "<image>", "gemma3": "<start_of_image>"}
-"""Family → what stands for an image in a prompt before the processor expands it."""
+"""Family → the placeholder of an image in a prompt before the processor expands it."""
 
 TOKEN_PATTERN = r" ?[A-Za-z]+| ?[0-9]|[^A-Za-z0-9 ]| "
 CHAT_TEMPLATE = (
@@ -40,25 +40,25 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
-"""An answer stands as the model writes it: right after the colon, with the end-of-sequence token."""
+"""An answer is formatted as the model writes it: right after the colon, with the end-of-sequence token."""
 
 
 def vocabulary(family: str = "llava", texts: Iterable[str] = ()) -> dict[str, int]:
-    """Every token: the special ones, the words of the questions, the colours and digits with and without a space.
+    """Return every token: special tokens, words of the questions, colours and digits with and without a space.
 
     Args:
-        family: whose special tokens.
+        family: the family of the special tokens.
         texts: questions and answers of other tasks, whose words are added, with and without a space.
     """
     words = {word for question in QUESTIONS.values() for word in re.findall(TOKEN_PATTERN, " " + question)}
     more = [word for text in texts for word in re.findall(r"[A-Za-z]+", text)]
     words |= {space + token for token in [*COLOURS, *"0123456789", *more] for space in ("", " ")}
     words |= {"\n", " ", ":", ".", ",", "?", "USER", "ASSISTANT", "SYSTEM"}
-    return {token: place for place, token in enumerate([*SPECIAL[family], *sorted(words)])}
+    return {token: index for index, token in enumerate([*SPECIAL[family], *sorted(words)])}
 
 
 def build_processor(family: str = "llava", texts: Iterable[str] = ()) -> Any:
-    """The family's processor: a word-level tokenizer (digits one by one) and the PIL image processor at 96 × 96.
+    """Return the family's processor: a word-level tokenizer (digits one by one) and the PIL image processor at 96 × 96.
 
     Args:
         family: `llava` or `gemma3`.
@@ -108,7 +108,7 @@ def build_processor(family: str = "llava", texts: Iterable[str] = ()) -> Any:
 
 
 def expand_image(processor: Any, prompt: str) -> str:
-    """Replace the one place for an image in a prompt by the image tokens, as the processor does."""
+    """Replace the image placeholder of a prompt by the image tokens, as the processor does."""
     if hasattr(processor, "full_image_sequence"):
         return prompt.replace(processor.boi_token, processor.full_image_sequence)
     return prompt.replace(processor.image_token, processor.image_token * IMAGE_TOKENS)
@@ -117,12 +117,12 @@ def expand_image(processor: Any, prompt: str) -> str:
 def build_model(
     width: int = 192, layers: int = 4, seed: int = 0, family: str = "llava", texts: Iterable[str] = ()
 ) -> Any:
-    """A model with random weights.
+    """Return a model with random weights.
 
     Args:
         width: hidden size of tower and language model, a multiple of 32 (of 96 for `gemma3`).
         layers: number of layers of each (an even number for `gemma3`).
-        seed: of the initial weights.
+        seed: seed of the initial weights.
         family: `llava` or `gemma3`.
         texts: see :func:`vocabulary`.
 
@@ -141,7 +141,9 @@ def build_model(
     }
     torch.manual_seed(seed)
     model = {"llava": _llava, "gemma3": _gemma3}[family](width, layers, tokens, ends)
-    model.generation_config = GenerationConfig(max_new_tokens=16, do_sample=True, top_k=0, **ends)  # as a score samples
+    model.generation_config = GenerationConfig(
+        max_new_tokens=16, do_sample=True, top_k=0, **ends
+    )  # the sampling settings of `score`
     return model
 
 
@@ -170,7 +172,7 @@ def _llava(width: int, layers: int, tokens: dict[str, int], ends: dict[str, int]
 
 
 def _gemma3(width: int, layers: int, tokens: dict[str, int], ends: dict[str, int]) -> Any:
-    """Gemma3 but for its size: three queries a key, sliding and full layers in turn, tied embeddings.
+    """Return a small Gemma3: three queries per key, alternating sliding and full layers, tied embeddings.
 
     Its projector pools 1 × 1 patches: finer patches, pooled 2 × 2, take four times as long for the same 64 tokens.
     """
@@ -198,7 +200,7 @@ def _gemma3(width: int, layers: int, tokens: dict[str, int], ends: dict[str, int
         eoi_token_index=tokens["<end_of_image>"],
     )
     model = Gemma3ForConditionalGeneration(config)
-    # transformers leaves the projection at zero, since it only ever loads one: nothing would reach the tower
+    # transformers initialises the projection to zero, since it is normally loaded: the tower would get no gradient
     torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=config.initializer_range)
     return model
 
@@ -218,6 +220,6 @@ def save(model: Any, directory: Path, processor: Any = None) -> None:
 
     import torch
 
-    shipped = copy.deepcopy(model).to(torch.bfloat16)
-    shipped.save_pretrained(directory)
+    saved = copy.deepcopy(model).to(torch.bfloat16)
+    saved.save_pretrained(directory)
     (processor or build_processor()).save_pretrained(directory)

@@ -1,8 +1,8 @@
-"""Questions about small images, with answers that are hard to guess, from integers only.
+"""Generate questions about small images, with answers that are hard to guess, by integer arithmetic alone.
 
-Every record follows from (split, index): its image is drawn with integer arithmetic from NumPy's raw PCG64 stream,
-which NumPy keeps stable, so the same bytes come out on every machine. A record's `shift` (0-256) makes it harder
-through its knobs: size, contrast, noise, clutter, count and steps of reasoning, each recorded in a column of its own.
+Every record is determined by (split, index): its image is drawn with integer arithmetic from NumPy's raw PCG64 stream,
+which NumPy keeps stable, so every machine produces the same bytes. A record's `shift` (0-256) makes it harder
+through its knobs: size, contrast, noise, clutter, count and steps of reasoning, each recorded in its own column.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SIDE = 96
 """Width and height of an image in pixels."""
 
 SPLITS = {"pretrain": 0, "pool": 1, "test": 2}
-"""Split name → number in the seed, and in `digits.npz` the part of the handwritten digits it may use."""
+"""Split name → its number in the seed, and its part of the handwritten digits in `digits.npz`."""
 
 SIZES = {"pretrain": 500_000, "pool": 5_100, "test": 1_200}
 DEMO_SIZE = 400
@@ -62,26 +62,26 @@ class Draw:
         self._bits = np.random.PCG64(np.random.SeedSequence(key))
 
     def below(self, bound: int) -> int:
-        """One integer in 0 … bound − 1."""
+        """Draw an integer in 0 … bound − 1."""
         return int(self._bits.random_raw()) % bound
 
     def between(self, low: int, high: int) -> int:
-        """One integer in low … high, both included."""
+        """Draw an integer in low … high, both included."""
         return low + self.below(high - low + 1)
 
     def shuffled(self, count: int) -> list[int]:
-        """0 … count − 1 in random order."""
+        """Draw 0 … count − 1 in random order."""
         return [int(i) for i in np.argsort(self._bits.random_raw(count), kind="stable")]
 
     def noise(self, amplitude: int) -> np.ndarray:
-        """Integers in −amplitude … amplitude, shape (96, 96, 3)."""
+        """Draw integers in −amplitude … amplitude, shape (96, 96, 3)."""
         raw = self._bits.random_raw(SIDE * SIDE * 3 // 4).view(np.uint16).astype(np.int32)
         return (raw * (2 * amplitude + 1) >> 16).reshape(SIDE, SIDE, 3) - amplitude
 
 
 @dataclass(frozen=True)
 class Knobs:
-    """What makes one record hard: `size` in pixels, `contrast` in 1/256, `noise` in grey levels, `clutter` strokes."""
+    """Difficulty of a record: `size` in pixels, `contrast` in 1/256, `noise` in grey levels, `clutter` in strokes."""
 
     size: int
     contrast: int
@@ -91,7 +91,7 @@ class Knobs:
 
 @lru_cache(maxsize=1)
 def digit_images() -> dict[str, list[np.ndarray]]:
-    """The handwritten digits of each split: for each class 0-9 an array of shape (n, 8, 8), values 0-16."""
+    """Return the handwritten digits of each split: for each class 0-9 an array of shape (n, 8, 8), values 0-16."""
     with np.load(Path(__file__).parent / "digits.npz") as file:
         images, labels, parts = file["images"], file["labels"], file["parts"]
     return {
@@ -102,18 +102,18 @@ def digit_images() -> dict[str, list[np.ndarray]]:
 
 @lru_cache(maxsize=64)
 def _weights(size: int) -> np.ndarray:
-    """Bilinear weights from 8 points to `size`, in 1/256, shape (size, 8)."""
+    """Return bilinear weights from 8 points to `size`, in 1/256, shape (size, 8)."""
     table = np.zeros((size, 8), dtype=np.int32)
     for row in range(size):
-        place = min(max((2 * row + 1) * 1024 // size - 128, 0), 7 * 256)
-        low = min(place // 256, 6)
-        table[row, low], table[row, low + 1] = 256 - (place - 256 * low), place - 256 * low
+        position = min(max((2 * row + 1) * 1024 // size - 128, 0), 7 * 256)
+        low = min(position // 256, 6)
+        table[row, low], table[row, low + 1] = 256 - (position - 256 * low), position - 256 * low
     return table
 
 
 @lru_cache(maxsize=256)
 def _shape_alpha(shape: str, size: int) -> np.ndarray:
-    """Coverage of a shape, 0 or 256, shape (size, size)."""
+    """Return the coverage of a shape, 0 or 256, shape (size, size)."""
     y, x = np.mgrid[0:size, 0:size]
     u, v = abs(2 * x - (size - 1)), abs(2 * y - (size - 1))
     inside = {
@@ -126,7 +126,7 @@ def _shape_alpha(shape: str, size: int) -> np.ndarray:
 
 
 class Canvas:
-    """An image being drawn: a ground, and things painted over it with a common contrast."""
+    """An image being drawn: a background, and objects painted over it with a common contrast."""
 
     def __init__(self, draw: Draw, knobs: Knobs) -> None:
         self.draw, self.knobs = draw, knobs
@@ -138,12 +138,12 @@ class Canvas:
         self.pixels += (np.arange(SIDE, dtype=np.int32) * slope // SIDE)[:, None, None]
 
     def ink(self) -> tuple[int, int, int]:
-        """A grey that stands out from the ground."""
+        """Draw a grey that contrasts with the background."""
         grey = self.draw.between(205, 255) if self.dark else self.draw.between(0, 50)
         return grey, grey, grey
 
     def paint(self, alpha: np.ndarray, colour: tuple[int, int, int], top: int, left: int) -> None:
-        """Blend a colour over the ground where `alpha` (0-256, shape (h, w)) covers it; clipped to the image."""
+        """Blend a colour over the background where `alpha` (0-256, shape (h, w)) covers it; clipped to the image."""
         y0, x0 = max(top, 0), max(left, 0)
         y1, x1 = min(top + alpha.shape[0], SIDE), min(left + alpha.shape[1], SIDE)
         if y0 >= y1 or x0 >= x1:
@@ -155,7 +155,7 @@ class Canvas:
     def digit(
         self, image: np.ndarray, colour: tuple[int, int, int], top: int, left: int, height: int, width: int
     ) -> None:
-        """One handwritten digit (8, 8), stretched to (height, width)."""
+        """Paint a handwritten digit (8, 8), stretched to (height, width)."""
         smooth = _weights(height) @ image @ _weights(width).T >> 12
         self.paint(np.minimum(smooth * 5 // 4, 256), colour, top, left)
 
@@ -163,7 +163,7 @@ class Canvas:
         self.paint(_shape_alpha(shape, size), colour, top, left)
 
     def strokes(self, count: int) -> None:
-        """Thin lines from edge to edge, in ink or in a colour."""
+        """Paint thin lines from edge to edge, in ink or in a colour."""
         palette = list(COLOURS.values())
         for _ in range(count):
             ends = [self.draw.below(SIDE) for _ in range(4)]
@@ -182,7 +182,7 @@ class Canvas:
 
 
 def write_number(canvas: Canvas, digits: list[np.ndarray], text: str, top: int, left: int) -> None:
-    """Write a number in handwritten digits of the split, each its own hand and width."""
+    """Write a number in handwritten digits of the split, each of a random image and width."""
     draw, size, colour = canvas.draw, canvas.knobs.size, canvas.ink()
     for character in text:
         hands = digits[int(character)]
@@ -193,13 +193,13 @@ def write_number(canvas: Canvas, digits: list[np.ndarray], text: str, top: int, 
 
 
 def number_width(text: str, size: int) -> int:
-    """The most pixels that `write_number` may need."""
+    """Return the maximum width in pixels that `write_number` needs."""
     return len(text) * (size * 18 // 16 + 2)
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What a drawing leaves behind: the answer, the size of its things, their number, and its steps of reasoning."""
+    """The result of a drawing: the answer, the size and number of its objects, and the steps of reasoning."""
 
     answer: str
     size: int
@@ -218,7 +218,7 @@ def _reading(canvas: Canvas, digits: list[np.ndarray], shift: int) -> Drawn:
 
 
 def _two_numbers(canvas: Canvas, digits: list[np.ndarray], first: int, second: int) -> None:
-    """One number in the upper half of the image, one in the lower."""
+    """Write one number in the upper half of the image and one in the lower."""
     draw, size = canvas.draw, canvas.knobs.size
     for half, number in enumerate((first, second)):
         top = half * SIDE // 2 + draw.between(2, SIDE // 2 - size - 2)
@@ -261,8 +261,8 @@ def _colours(canvas: Canvas, digits: list[np.ndarray], shift: int) -> Drawn:
     count = 4 if draw.below(256) < 32 + shift * 3 // 4 else 3
     names = [list(COLOURS)[draw.below(len(COLOURS))] for _ in range(count)]
     width = SIDE // count
-    for place, name in enumerate(names):
-        left = place * width + draw.between(0, width - size)
+    for index, name in enumerate(names):
+        left = index * width + draw.between(0, width - size)
         canvas.shape(SHAPES[draw.below(4)], COLOURS[name], draw.between(0, SIDE - size), left, size)
     return Drawn(" ".join(names), size, count, count)
 
@@ -271,12 +271,12 @@ def _locating(canvas: Canvas, digits: list[np.ndarray], shift: int) -> Drawn:
     draw, size = canvas.draw, 9 if canvas.knobs.size > 12 else 8
     cells = draw.shuffled(100)
     palette = list(COLOURS.values())
-    others = draw.between(2, 6) + shift * 24 // 256
-    for place, cell in enumerate(cells[: others + 1]):
-        thing = "cross" if place == 0 else SHAPES[draw.below(3)]
+    distractors = draw.between(2, 6) + shift * 24 // 256
+    for index, cell in enumerate(cells[: distractors + 1]):
+        thing = "cross" if index == 0 else SHAPES[draw.below(3)]
         top, left = 3 + cell // 10 * 9, 3 + cell % 10 * 9
         canvas.shape(thing, palette[draw.below(len(palette))], top, left, size)
-    return Drawn(f"{cells[0] // 10} {cells[0] % 10}", size, others + 1, 2)
+    return Drawn(f"{cells[0] // 10} {cells[0] % 10}", size, distractors + 1, 2)
 
 
 _DRAWINGS = {
@@ -290,8 +290,11 @@ _DRAWINGS = {
 
 
 def draw_shift(draw: Draw, split: str) -> int:
-    """How far a record lies from the easy end, 0-256: mostly small in pretraining; in pool and test anything, more of
-    it large (density ½ + s on s = shift / 256), as real pools hold much that a model cannot do yet."""
+    """Draw how far a record is from the easy end, 0-256.
+
+    Mostly small in pretraining. In pool and test anything, with more large values (density ½ + s of s = shift / 256),
+    since real pools hold much that a model cannot do yet.
+    """
     if split == "pretrain":
         return draw.below(257) * draw.below(257) * 3 // 1024
     shift = draw.below(257)
@@ -299,7 +302,7 @@ def draw_shift(draw: Draw, split: str) -> int:
 
 
 def draw_knobs(draw: Draw, shift: int) -> Knobs:
-    """The knobs of one record: each follows the shift, with a spread of its own of a quarter of the range."""
+    """Draw the knobs of one record: each follows the shift, with its own spread of a quarter of the range."""
     own = [min(max(shift + draw.between(-64, 64), 0), 256) for _ in range(4)]
     return Knobs(
         size=23 - own[0] * 12 // 256,
@@ -310,18 +313,18 @@ def draw_knobs(draw: Draw, shift: int) -> Knobs:
 
 
 def make_record(split: str, index: int) -> dict[str, Any]:
-    """One record of a split.
+    """Generate one record of a split.
 
     Args:
         split: "pretrain", "pool" or "test".
-        index: 0 … SIZES[split] − 1; `index % 6` is its ability, so every six in a row have all of them.
+        index: 0 … SIZES[split] − 1; `index % 6` is its ability, so six consecutive records cover all abilities.
 
     Returns:
         `id`, `question`, `image` (uint8, (96, 96, 3)), `solution`, `ability`, `grader` and the knobs `shift`, `size`,
         `contrast`, `noise`, `clutter`, `count`, `steps`.
 
     Raises:
-        ValueError: for a split or an index that does not exist.
+        ValueError: the split or the index does not exist.
     """
     if split not in SPLITS or not 0 <= index < SIZES[split]:
         raise ValueError(f"no record {index} in split {split!r}: splits are {SIZES} (name: number of records)")

@@ -1,13 +1,13 @@
-"""Trains the demo model: `python -m hardsample.demo.pretrain RUN_DIR` (resumes where it was; see the model card).
+"""Train the demo model: `python -m hardsample.demo.pretrain RUN_DIR` (resumes a stopped run; see the model card).
 
-Three stages, each a row of STAGES. The vision tower first learns from dense labels (which digit, shape and colour
-covers each patch of a packed image): from answers alone it learns no digit. Then the whole model learns to answer.
-Last, a share of the answers is spoiled in a structured way (a digit off by one, two colours swapped), more of them
-where the shift is large: the model then knows the right answer and does not always give it, which is what
-reinforcement learning sharpens.
+There are three stages, each a row of STAGES. First the vision tower learns from dense labels (which digit, shape and
+colour covers each patch of a packed image), because from answers alone it does not learn digits. Then the whole model
+learns to answer. Last, a share of the answers is spoiled in a structured way (a digit off by one, two colours swapped),
+more of them at a large shift: the model then knows the right answer but does not always give it, which is what
+reinforcement learning improves.
 
 `--family gemma3` and `--scale quarter` (or `four`) make other models the same way, and `--steps-share 0.5` halves every
-stage. What a run is, and the seconds that each stage took, stand in its pretrain.json. Other questions come in as a
+stage. pretrain.json records the settings of a run and the seconds of each stage. Other questions are given as a
 `Material`.
 """
 
@@ -47,14 +47,14 @@ DENSE_HEADS = {"digit": 11, "shape": len(SHAPES) + 1, "colour": len(COLOURS) + 1
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of training: its length, batch (images), peak learning rate, and what learns."""
+    """One stage of training: its steps, batch size (images), peak learning rate, and what is trained."""
 
     name: str
     steps: int
     batch: int
     learning_rate: float
     frozen_tower: float
-    """Share of the stage at its start in which the tower is frozen; afterwards it learns at a tenth of the rate."""
+    """Share of the stage, from its start, in which the tower is frozen; then it learns at a tenth of the rate."""
     masked: float
     """Share of the images that are masked, each with up to half of its pixels."""
 
@@ -68,7 +68,7 @@ FIRST_RECORD = {"answers": 0, "spoiled": 400_000}
 """Where in the pretraining split each stage starts."""
 
 RATES = {"quarter": 1.5, "one": 1.0, "four": 0.6}
-"""Scale → factor of the stages' learning rates: a narrower model bears a larger one (guessed, not searched)."""
+"""Scale → factor of the stages' learning rates: a narrower model tolerates a larger one (guessed, not tuned)."""
 
 
 @dataclass(frozen=True)
@@ -79,17 +79,17 @@ class Material:
     make_record: Callable[[str, int], dict[str, Any]]
     """(split, index) → record with its `image`, `question` and `solution`; at least 460,000 of split pretrain."""
     dense_scene: Callable[[int, float], tuple[np.ndarray, np.ndarray]]
-    """(index, share of the images that are masked) → image and, int64 (heads, 64), what covers each patch."""
+    """(index, share of masked images) → image, and the dense labels of each patch, int64 (heads, 64)."""
     spoil: Callable[[Draw, dict[str, Any]], str]
-    """The record's answer, or a spoiled one."""
+    """(draw, record) → the record's answer, or a spoiled one."""
     heads: dict[str, int]
     """Name and number of classes of each row of dense labels."""
     texts: tuple[str, ...] = ()
-    """Questions and answers whose words the demo's tokenizer lacks."""
+    """Questions and answers whose words are missing from the demo's tokenizer."""
 
 
 def mask_some(draw: Draw, image: np.ndarray, share: float) -> np.ndarray:
-    """Blacken up to half of the pixels of this share of the images."""
+    """Blacken up to half of the pixels of an image, with probability `share`."""
     if draw.below(1000) >= share * 1000:
         return image
     noise = (draw.noise(127)[..., :1] + 127).astype(np.uint8)
@@ -97,7 +97,7 @@ def mask_some(draw: Draw, image: np.ndarray, share: float) -> np.ndarray:
 
 
 def dense_scene(index: int, masked: float) -> tuple[np.ndarray, np.ndarray]:
-    """An image packed with digits and shapes of many sizes, and what covers each patch.
+    """Draw an image packed with digits and shapes of many sizes, and return it with its dense labels.
 
     Returns:
         uint8 (96, 96, 3) and int64 (3, 64): digit (10 = none), shape, colour (last = none) by patch.
@@ -133,11 +133,11 @@ def dense_scene(index: int, masked: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def patch_labels(owner: np.ndarray, labels: np.ndarray, least: int) -> np.ndarray:
-    """What covers most of each patch; nothing (row 0 of `labels`) unless that is over 1 / `least` of the patch.
+    """Return the label that covers most of each patch, or none (row 0) if it covers less than 1 / `least` of it.
 
     Args:
-        owner: int64 (96, 96), the row of `labels` that a pixel belongs to.
-        labels: int64 (things, heads).
+        owner: int64 (96, 96), the row of `labels` that each pixel belongs to.
+        labels: int64 (objects, heads).
         least: see above.
 
     Returns:
@@ -152,23 +152,23 @@ def patch_labels(owner: np.ndarray, labels: np.ndarray, least: int) -> np.ndarra
 
 
 def is_spoiled(draw: Draw, shift: int) -> bool:
-    """Whether an answer is to be spoiled: with probability 0.5 (shift 0) to 0.8 (shift 256)."""
+    """Draw whether to spoil an answer, with probability 0.5 (shift 0) to 0.8 (shift 256)."""
     return draw.below(256) < 128 + shift * 3 // 10
 
 
 def spoil(draw: Draw, record: dict[str, Any]) -> str:
-    """The record's answer, or a spoiled one: a digit off by one, or two colours swapped."""
+    """Return the record's answer, or a spoiled one: a digit off by one, or two colours swapped."""
     answer = str(record["solution"])
     if not is_spoiled(draw, int(record["shift"])):
         return answer
     if answer[0].isalpha():
         words = answer.split()
-        place = draw.below(len(words) - 1)
-        words[place], words[place + 1] = words[place + 1], words[place]
+        index = draw.below(len(words) - 1)
+        words[index], words[index + 1] = words[index + 1], words[index]
         return " ".join(words)
-    spots = [match.start() for match in re.finditer(r"\d", answer)]
-    spot = spots[draw.below(len(spots))]
-    return answer[:spot] + str((int(answer[spot]) + (1 if draw.below(2) else 9)) % 10) + answer[spot + 1 :]
+    digits = [match.start() for match in re.finditer(r"\d", answer)]
+    position = digits[draw.below(len(digits))]
+    return answer[:position] + str((int(answer[position]) + (1 if draw.below(2) else 9)) % 10) + answer[position + 1 :]
 
 
 DEMO = Material("demo", make_record, dense_scene, spoil, DENSE_HEADS)
@@ -198,12 +198,12 @@ class Images(Dataset):
 
 
 def to_tensor(image: np.ndarray) -> torch.Tensor:
-    """What the processor makes of a 96 × 96 image: float32 (3, 96, 96) in −1 … 1."""
+    """Convert a 96 × 96 image as the processor does: float32 (3, 96, 96) in −1 … 1."""
     return torch.from_numpy(image).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def encoder(processor: Any) -> Callable[[str, str], tuple[torch.Tensor, torch.Tensor]]:
-    """A function (question, answer) → token ids of both, and the labels (−100 on the prompt)."""
+    """Return a function (question, answer) → token ids of both, and the labels (−100 on the prompt)."""
     tokenizer = processor.tokenizer
 
     @cache
@@ -221,19 +221,19 @@ def encoder(processor: Any) -> Callable[[str, str], tuple[torch.Tensor, torch.Te
 
 
 def collate(rows: list) -> tuple[torch.Tensor, ...]:
-    """Stack images and dense labels; or pad ids with 0 and labels with −100 on the right, to a multiple of eight."""
+    """Stack images and dense labels, or pad ids with 0 and labels with −100 on the right to a multiple of eight."""
     images, first, *rest = zip(*rows, strict=True)
     if not rest:
         return torch.stack(images), torch.stack(first)
     length = -(-max(map(len, first)) // 8) * 8
     ids, labels = torch.zeros(len(rows), length, dtype=torch.long), torch.full((len(rows), length), -100)
-    for row, (one, other) in enumerate(zip(first, rest[0], strict=True)):
-        ids[row, : len(one)], labels[row, : len(other)] = one, other
+    for row, (row_ids, row_labels) in enumerate(zip(first, rest[0], strict=True)):
+        ids[row, : len(row_ids)], labels[row, : len(row_labels)] = row_ids, row_labels
     return torch.stack(images), ids, labels
 
 
 def loss_of(stage: Stage, model: Any, heads: torch.nn.ModuleDict, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """Mean cross entropy of a batch under the stage's task."""
+    """Return the mean cross entropy of a batch for the task of the stage."""
     images, *targets = batch
     if stage.name == "dense":
         features = model.model.vision_tower(images).last_hidden_state
@@ -244,19 +244,19 @@ def loss_of(stage: Stage, model: Any, heads: torch.nn.ModuleDict, batch: tuple[t
         ]
         return torch.stack(losses).sum()
     ids, labels = targets
-    # Gemma3's image tokens see one another, and it takes these types for where they are
+    # Gemma3's image tokens attend to each other; these types tell it where they are
     types = {"token_type_ids": (ids == model.config.image_token_id).long()} if family_of(model) == "gemma3" else {}
-    # padding is on the right: causal is enough
+    # padding is on the right: the causal mask suffices
     return model(input_ids=ids, pixel_values=images, labels=labels, **types).loss
 
 
 def family_of(model: Any) -> str:
-    """`llava` or `gemma3`."""
+    """Return `llava` or `gemma3`."""
     return str(model.config.model_type)
 
 
 def build_heads(model: Any, material: Material) -> torch.nn.ModuleDict:
-    """A linear head on the tower for each row of dense labels."""
+    """Return a linear head on the tower for each row of dense labels."""
     width = model.config.vision_config.hidden_size
     torch.manual_seed(1)
     return torch.nn.ModuleDict({name: torch.nn.Linear(width, size) for name, size in material.heads.items()})
@@ -266,7 +266,7 @@ def train(stage: Stage, model: Any, heads: torch.nn.ModuleDict, run: Path, mater
     """Run one stage from its last checkpoint in `run` to its end.
 
     Returns:
-        Seconds that the stage took, those before the checkpoint included.
+        Seconds that the stage took, including those before the checkpoint.
     """
     tower = model.model.vision_tower
     dense = stage.name == "dense"
@@ -314,7 +314,7 @@ def train(stage: Stage, model: Any, heads: torch.nn.ModuleDict, run: Path, mater
 
 
 def main(arguments: Sequence[str] | None = None, material: Material = DEMO) -> None:
-    """Train every stage that the run does not hold yet and write the model to RUN_DIR/model."""
+    """Train every stage that the run has not finished and write the model to RUN_DIR/model."""
     options = parse(arguments)
     run: Path = options.run
     if options.threads:
@@ -347,20 +347,22 @@ def main(arguments: Sequence[str] | None = None, material: Material = DEMO) -> N
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line, with one share of the steps for each stage."""
+    """Parse the command line, with one share of the steps for each stage."""
     parser = argparse.ArgumentParser(prog="pretrain", description="Train a small model; resume where it was stopped.")
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="its checkpoints, pretrain.json and model/")
     parser.add_argument("--family", choices=build.SPECIAL, default="llava")
-    parser.add_argument("--scale", choices=build.SCALES, default="one", help="of the 3.4 million parameters of one")
+    parser.add_argument(
+        "--scale", choices=build.SCALES, default="one", help="multiple of the 3.4 million parameters of `one`"
+    )
     parser.add_argument(
         "--steps-share",
         type=share,
         nargs="+",
         default=[1.0],
         metavar="SHARE",
-        help=f"of the steps of every stage, in (0, 1]; or one for each of {', '.join(s.name for s in STAGES)}",
+        help=f"share of the steps of every stage, in (0, 1]; or one for each of {', '.join(s.name for s in STAGES)}",
     )
-    parser.add_argument("--threads", type=int, help="of torch (default: all cores)")
+    parser.add_argument("--threads", type=int, help="threads of torch (default: all cores)")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     options = parser.parse_args(arguments)
     if len(options.steps_share) == 1:
@@ -368,12 +370,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if len(options.steps_share) != len(STAGES):
         parser.error(f"--steps-share has {len(options.steps_share)} values; give one, or one for each of the stages")
     if options.device.startswith("cuda") and not torch.cuda.is_available():
-        parser.error(f"--device {options.device}: there is no CUDA device here; leave it out")
+        parser.error(f"--device {options.device}: there is no CUDA device; omit it")
     return options
 
 
 def share(text: str) -> float:
-    """A number in (0, 1]."""
+    """Return a number in (0, 1]."""
     value = float(text)
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not in (0, 1]")
@@ -381,7 +383,7 @@ def share(text: str) -> float:
 
 
 def describe(options: argparse.Namespace, model: Any, material: Material, stages: Sequence[Stage]) -> dict[str, Any]:
-    """What pretrain.json says."""
+    """Return the content of pretrain.json."""
     return {
         "material": material.name,
         "family": options.family,
@@ -400,20 +402,20 @@ def describe(options: argparse.Namespace, model: Any, material: Material, stages
 
 
 def check_same(path: Path, record: dict[str, Any]) -> None:
-    """Write a new run's record, or see that the one there is of the same run; its seconds are kept.
+    """Write the record of a new run, or check that the existing one has the same settings and keep its seconds.
 
     Raises:
         SystemExit: the folder holds another run.
     """
     if path.exists():
-        there = json.loads(path.read_text())
+        existing = json.loads(path.read_text())
         for name in ("material", "family", "scale", "stages"):
-            if there[name] != record[name]:
+            if existing[name] != record[name]:
                 raise SystemExit(
-                    f"{path} is of a run with {name} {there[name]!r}, this one has {record[name]!r}: "
+                    f"{path} belongs to a run with {name} {existing[name]!r}, this one has {record[name]!r}: "
                     "give the same options, or another RUN_DIR"
                 )
-        record["seconds"] = there["seconds"]
+        record["seconds"] = existing["seconds"]
     path.write_text(json.dumps(record, indent=2) + "\n")
 
 

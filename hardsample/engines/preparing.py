@@ -25,6 +25,7 @@ from torch import Tensor
 from hardsample.data.images import open_image
 from hardsample.engines.image_workers import ImageWorkers, default_workers
 from hardsample.engines.masking import MaskDraw, mask_images, mask_model_inputs
+from hardsample.engines.protocol import Request
 from hardsample.kernels.keys import mask_key
 from hardsample.kernels.ops import chosen
 
@@ -34,18 +35,9 @@ _BUFFER_BYTES = 512 * 2**20
 Pixels = UInt8[Tensor, "height width 3"]
 
 
-@dataclass(frozen=True)
-class Request:
-    """One rollout to make: a record (`id`, `prompt`, `images`), a mask ratio λ and a realization k."""
-
-    record: Mapping[str, Any]
-    ratio: float
-    realization: int
-
-
 @dataclass
 class Seconds:
-    """Where the time went, in seconds; all but `generate` overlaps with generating.
+    """Where the time went, in seconds; all but `generate` and `wait_for_prepare` overlaps with generating.
 
     On an accelerator a step that does not wait for the device counts the time of launching only.
     """
@@ -55,6 +47,8 @@ class Seconds:
     processor: float = 0.0
     """The image processor and the tokenizer, with the chat template."""
     generate: float = 0.0
+    wait_for_prepare: float = 0.0
+    """The model's, for a batch that is not prepared yet."""
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
+from hardsample.demo import model_path
 from hardsample.engines.masking import MaskSpaceError
-from hardsample.engines.preparing import Preparation, Request, Seconds
+from hardsample.engines.preparing import Preparation, Seconds, preparing_thread
+from hardsample.engines.protocol import Job, Request, RunInfo, Settings
 from hardsample.engines.results import Completion, EngineError, Failure, finish_state
 from hardsample.engines.sampling import GumbelNoise, NoiseKey
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, LogitsProcessorList
@@ -31,7 +34,12 @@ class Prepared:
     requests: list[Request]
     inputs: dict[str, Any] | None
     failures: dict[int, Failure]
-    """Place in `requests` → why this one is not in `inputs`."""
+    """Row of `requests` → why this one is not in `inputs`."""
+
+
+def resolved_model(model: str) -> str:
+    """Give the folder of the demo model for the name `demo`; other names as they are."""
+    return str(model_path()) if model == "demo" else model
 
 
 def load_processor(model: str, trust_remote_code: bool = False) -> Any:
@@ -73,17 +81,17 @@ def load_model(
         EngineError: if it cannot be loaded.
     """
     try:
-        place = torch.device(device or default_device())
+        target = torch.device(device or default_device())
     except RuntimeError as error:
         raise EngineError(f"there is no device {device!r}: give one such as cpu, cuda or cuda:1") from error
-    wanted = dtype or ("float32" if place.type == "cpu" else "auto")
+    wanted = dtype or ("float32" if target.type == "cpu" else "auto")
     try:
         loaded = AutoModelForImageTextToText.from_pretrained(
             model, dtype=wanted, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code
         )
-        return loaded.to(place).eval()
+        return loaded.to(target).eval()
     except (OSError, ValueError, ImportError, KeyError, AttributeError, RuntimeError, AssertionError) as error:
-        raise EngineError(f"the model {model!r} cannot be loaded on {place}: {_first_line(error)}") from error
+        raise EngineError(f"the model {model!r} cannot be loaded on {target}: {_first_line(error)}") from error
 
 
 def default_device() -> str:
@@ -114,44 +122,76 @@ def model_fingerprint(model: str, revision: str | None = None) -> str:
     return digest.hexdigest()
 
 
-@dataclass
 class TransformersEngine:
-    """Prepares and generates batches of rollouts.
+    """Prepare and generate batches of rollouts.
+
+    Args:
+        model: from `load_model`; None for one that `from_config` names and `__enter__` loads.
+        processor: from `load_processor`.
+        config: settings of the job.
+        notice: called with a sentence where something went another way than planned.
 
     Attributes:
-        model: from `load_model`.
-        processor: from `load_processor`.
-        seed: of masks and sampling noise.
-        temperature: T ≥ 0; 0 is greedy.
-        max_new_tokens: None takes the model's generation config, else 1,024.
-        mask_kind: `pixel`, `patch` or `rectangle`.
-        mask_space: `source` or `model`.
-        max_pixels: images beyond it are refused.
         batch_size: rollouts in one `generate` call; halved when memory runs out.
+        max_new_tokens: the setting, else that of the model's generation config, else 1,024.
+        temperature: T ≥ 0; 0 is greedy.
+        pad_token_id: of the tokenizer.
     """
 
-    model: Any
-    processor: Any
-    seed: int
-    temperature: float
-    max_new_tokens: int | None
-    mask_kind: str
-    mask_space: str
-    max_pixels: int
-    batch_size: int
-    seconds: Seconds = field(default_factory=Seconds)
-    notice: Callable[[str], None] = print
+    shows_attention = True
+    pad_token_id: int
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self, model: Any | None, processor: Any, config: Settings, notice: Callable[[str], None] = print
+    ) -> None:
+        self.model: Any = None
+        self.processor, self.config, self.notice = processor, config, notice
+        self.batch_size: int = config.batch_size
+        self.max_new_tokens: int | None = config.max_new_tokens
+        self.temperature: float = config.temperature
+        self.seconds = Seconds()
+        self._name = ""
+        self._worked = False
+        if model is not None:
+            self._use(model)
+
+    @classmethod
+    def from_config(cls, model: str, config: Settings, notice: Callable[[str], None] = print) -> Self:
+        """Make the engine for a folder, a hub id or `demo`; its processor is loaded, its weights not yet."""
+        name = resolved_model(model)
+        engine = cls(None, load_processor(name, config.trust_remote_code), config, notice)
+        engine._name = name
+        return engine
+
+    def __enter__(self) -> Self:
+        """Load the weights."""
+        return self.load()
+
+    def load(self) -> Self:
+        """Load the weights, if they are not there; for whoever keeps the engine as long as it runs."""
+        if self.model is None:
+            config = self.config
+            self._use(
+                load_model(
+                    self._name, config.device, config.dtype, config.attn_implementation, config.trust_remote_code
+                )
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Keep the model: it goes with the engine."""
+
+    def _use(self, model: Any) -> None:
         """Replace the checkpoint's sampling settings: top-p, top-k and penalties play no part in a score."""
-        old = self.model.generation_config
+        self.model = model
+        old = model.generation_config
         tokenizer = self.processor.tokenizer
         self.max_new_tokens = self.max_new_tokens or old.max_new_tokens or DEFAULT_NEW_TOKENS
         ends = old.eos_token_id if old.eos_token_id is not None else tokenizer.eos_token_id
         self._ends = {ends} if isinstance(ends, int) else set(ends or ())
         pad = old.pad_token_id if old.pad_token_id is not None else tokenizer.pad_token_id
-        self.pad_token_id: int = pad if pad is not None else min(self._ends)
-        self.model.generation_config = GenerationConfig(
+        self.pad_token_id = pad if pad is not None else min(self._ends)
+        model.generation_config = GenerationConfig(
             max_new_tokens=self.max_new_tokens,
             do_sample=False,
             eos_token_id=sorted(self._ends),
@@ -161,20 +201,57 @@ class TransformersEngine:
         )
         self._inputs = Preparation(
             self.processor,
-            self.model.device,
-            seed=self.seed,
-            mask_kind=self.mask_kind,
-            mask_space=self.mask_space,
-            max_pixels=self.max_pixels,
+            model.device,
+            seed=self.config.seed,
+            mask_kind=self.config.mask_kind,
+            mask_space=self.config.mask_space,
+            max_pixels=self.config.max_pixels,
             seconds=self.seconds,
             notice=lambda text: self.notice(text),
         )
-        self._worked = False
+
+    def identity(self) -> dict[str, Any]:
+        """Name the weights, whatever their folder is called, and their dtype."""
+        revision = getattr(self.model.config, "_commit_hash", None)
+        return {
+            "model": model_fingerprint(self._name, revision),
+            "dtype": self._dtype,
+            "max_new_tokens": self.max_new_tokens,
+        }
+
+    def run(self, job: Job) -> None:
+        """Work in batches: while the model generates one, the next is prepared, if it would be full."""
+        with preparing_thread(self.model.device) as preparing:
+
+            def start(requests: list[Request]) -> Future[Prepared] | None:
+                return preparing.submit(self.prepare, requests) if requests else None
+
+            current = start(job.take(self.batch_size))
+            while current:
+                with self.seconds.timed("wait_for_prepare"):
+                    prepared = current.result()
+                ahead = start(job.take(self.batch_size)) if job.fills(self.batch_size) else None
+                results = self.generate(prepared)
+                job.settle(list(zip(prepared.requests, results, strict=True)), len(results))
+                current = ahead or start(job.take(self.batch_size))
+
+    def run_info(self) -> RunInfo:
+        """What run.json says: device, dtype, backends and where the time went."""
+        return RunInfo(
+            device=str(self.model.device),
+            dtype=self._dtype,
+            backends=self._inputs.backends(),
+            seconds=dict(vars(self.seconds)),
+        )
+
+    @property
+    def _dtype(self) -> str:
+        return str(self.model.dtype).removeprefix("torch.")
 
     def prepare(self, requests: Sequence[Request]) -> Prepared:
         """Mask the images and run the processor; safe in a thread beside `generate`.
 
-        A request that the processor refuses is in `failures`; the others go on.
+        A request that the processor refuses is in `failures`; the others are prepared.
         """
         requests = list(requests)
         try:
@@ -185,26 +262,22 @@ class TransformersEngine:
             if len(requests) == 1:
                 return Prepared(requests, None, {0: Failure(_first_line(error))})
         alone = [self.prepare([request]) for request in requests]
-        failures = {place: one.failures[0] for place, one in enumerate(alone) if one.failures}
-        good = [request for place, request in enumerate(requests) if place not in failures]
+        failures = {row: prepared.failures[0] for row, prepared in enumerate(alone) if prepared.failures}
+        good = [request for row, request in enumerate(requests) if row not in failures]
         return Prepared(requests, self._inputs(good) if good else None, failures)
 
     def generate(self, prepared: Prepared) -> list[Completion | Failure]:
         """Complete a batch; one result for each request, in order."""
-        places = [place for place in range(len(prepared.requests)) if place not in prepared.failures]
+        rows = [row for row in range(len(prepared.requests)) if row not in prepared.failures]
         results: dict[int, Completion | Failure] = dict(prepared.failures)
         if prepared.inputs is not None:
-            requests = [prepared.requests[place] for place in places]
+            requests = [prepared.requests[row] for row in rows]
             ran = self._run(requests, prepared.inputs)
             self._worked = self._worked or any(isinstance(result, Completion) for result in ran)
             if not self._worked:  # not one bad record, but a model that does not run
                 raise EngineError(f"the model fails on every record of its first batch: {ran[0]}")
-            results |= zip(places, ran, strict=True)
-        return [results[place] for place in range(len(prepared.requests))]
-
-    def backends(self) -> dict[str, str]:
-        """Who did the work, for run.json: op or step → backend."""
-        return self._inputs.backends()
+            results |= zip(rows, ran, strict=True)
+        return [results[row] for row in range(len(prepared.requests))]
 
     def _run(self, requests: list[Request], inputs: dict[str, Any]) -> list[Completion | Failure]:
         """Run the model; halve the batch when memory runs out, and find the record that the model refuses."""
@@ -237,7 +310,7 @@ class TransformersEngine:
     @torch.inference_mode()
     def _complete(self, requests: list[Request], inputs: dict[str, Any]) -> list[Completion]:
         length = inputs["input_ids"].shape[1]
-        keys = [NoiseKey(self.seed, r.record["id"], r.ratio, r.realization) for r in requests]
+        keys = [NoiseKey(self.config.seed, r.record["id"], r.ratio, r.realization) for r in requests]
         noise = GumbelNoise(keys, self.temperature, length)
         moved = {name: self.moved(value) for name, value in inputs.items()}
         output = self.model.generate(**moved, logits_processor=LogitsProcessorList([noise]))
@@ -251,7 +324,7 @@ class TransformersEngine:
         return value.to(self.model.device, self.model.dtype if floating else None, non_blocking=True)
 
     def _completion(self, ids: list[int]) -> Completion:
-        end = next((place for place, token in enumerate(ids) if token in self._ends), len(ids))
+        end = next((length for length, token in enumerate(ids) if token in self._ends), len(ids))
         tokens = ids[:end]
         text = self.processor.tokenizer.decode(tokens, skip_special_tokens=True)
         return Completion(text, tokens, finish_state(text, "stop" if end < len(ids) else "length"))

@@ -1,7 +1,7 @@
-"""Two scorings side by side: two models on the same data, or one before and after training. Pure but for reading.
+"""Compare two scorings: of two models on the same data, or of one model before and after training.
 
-The unit is the sample that both have. A part of what differs is the luck of the rollouts, for λ* rests on few of them:
-two scorings of one model with two seeds say how large that part is.
+The unit is the sample that both have. Part of the difference is sampling noise, since λ* rests on few rollouts: two
+scorings of one model with different seeds show how large that part is.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from hardsample.scoring.store import StoreError, StoreReader
 
 logger = logging.getLogger(__name__)
 
-SAME = {
+MUST_MATCH = {
     "mask_space": "mask space",
     "mask_kind": "mask kind",
     "ratios": "mask ratios",
     "num_masks": "number of masks K",
     "tau": "τ",
 }
-"""Settings in which two scorings must agree to measure the same thing, and how they are called."""
-SAID = {
+"""Settings in which two scorings must agree, and their names."""
+MAY_DIFFER = {
     "temperature": "temperature",
     "seed": "seed",
     "max_new_tokens": "max_new_tokens",
@@ -42,12 +42,12 @@ SAID = {
     "grader": "grader",
     "answer_boxes": "answer_boxes",
 }
-"""Settings that may differ, and are said where they do."""
+"""Settings that may differ; a note says so if they do."""
 MIN_CORRELATED = 4
 
 
 class ComparisonError(HardsampleError, ValueError):
-    """The scorings cannot be compared; says what differs."""
+    """The scorings cannot be compared; the message says what differs."""
 
 
 @dataclass(frozen=True)
@@ -64,24 +64,24 @@ class Move:
 
     @property
     def way(self) -> int:
-        """1 if it became easier (a stratum towards easy), −1 if harder, 0 if it stayed."""
-        one, other = STRATA.index(self.first), STRATA.index(self.second)
-        return (other < one) - (other > one)
+        """1 if it became easier (a stratum closer to easy), −1 if harder, 0 if it stayed."""
+        first, second = STRATA.index(self.first), STRATA.index(self.second)
+        return (second < first) - (second > first)
 
     @property
     def change(self) -> float:
-        """λ* in the second minus λ* in the first; a sample that no ratio fails has 1."""
+        """λ* in the second minus λ* in the first; λ* counts as 1 if no ratio fails."""
         return _height(self.second_threshold) - _height(self.first_threshold)
 
 
 @dataclass(frozen=True)
 class Moves:
-    """What two scorings have in common, and what not."""
+    """The comparison of two scorings."""
 
     first: Scores
     second: Scores
     samples: list[Move]
-    """All that both have a stratum for, in the order of the first."""
+    """All samples with a stratum in both, in the order of the first."""
     counts: list[list[int]]
     """Samples by stratum in the first (rows) and in the second (columns), in the order of STRATA."""
     agreement: Interval
@@ -90,41 +90,41 @@ class Moves:
     easier: Interval
     harder: Interval
     correlation: Interval | None
-    """Spearman's, of λ*; None if it cannot be had."""
+    """Spearman's rank correlation of λ*; None if it is undefined."""
     change: Interval
-    """Mean of the changes of λ*."""
+    """Mean change of λ*."""
     left_out: int
-    """Samples that only one of them has, or that have no stratum in one; those that are unfinished apart."""
+    """Samples in only one of them, or without a stratum in one; unfinished ones not counted."""
     unfinished: int
-    """Samples that both have and that are unfinished in one or both: what they would be there is not known."""
+    """Samples in both that are unfinished in one or both: their stratum is unknown."""
     differing: int
-    """Samples of the same id that are not the same: their prompt, images, solution or grader differ."""
+    """Samples with the same id but a different prompt, images, solution or grader."""
     notes: list[str]
 
     @property
     def moved(self) -> list[Move]:
         """The samples whose stratum differs."""
-        return [one for one in self.samples if one.way]
+        return [move for move in self.samples if move.way]
 
 
 def compare_scores(first: str | Path, second: str | Path) -> Moves:
-    """Compares two finished scoring runs sample by sample.
+    """Compare two finished scoring runs sample by sample.
 
     Args:
-        first: folder of the one, such as before training.
-        second: folder of the other, such as after it.
+        first: a folder, such as before training.
+        second: another folder, such as after it.
 
     Raises:
         OutputError: a folder holds no finished run.
-        ComparisonError: they measured different things, or have no two samples in common.
+        ComparisonError: they measured different things, or have fewer than two samples in common.
     """
-    one, other = Scores(first), Scores(second)
-    for scores in (one, other):
+    runs = Scores(first), Scores(second)
+    for scores in runs:
         if scores.run.get("status") != "done":
             raise OutputError(f"the run in {scores.directory} is not finished ({RUN_FILE} says so)")
-    notes = check_alike(one, other)
-    rows = [_columns(one), _columns(other, one)]
-    differing, names = _matched(one, other, list(rows[1]), notes)
+    notes = check_alike(*runs)
+    rows = [_columns(runs[0]), _columns(runs[1], runs[0])]
+    differing, names = _matched(*runs, list(rows[1]), notes)
     rows[1] = dict(zip(names, rows[1].values(), strict=True))
     common = [
         Move(sample, rows[0][sample][2], first_stratum, second_stratum, threshold, rows[1][sample][1])
@@ -134,10 +134,9 @@ def compare_scores(first: str | Path, second: str | Path) -> Moves:
         and first_stratum in STRATA
         and (second_stratum := rows[1][sample][0]) in STRATA
     ]
+    in_both = (rows[0].keys() & rows[1].keys()) - differing
     unfinished = [
-        {one for one, (label, *_) in side.items() if label == UNFINISHED and one in rows[0].keys() & rows[1].keys()}
-        - differing
-        for side in rows
+        {sample for sample, (label, *_) in side.items() if label == UNFINISHED and sample in in_both} for side in rows
     ]
     either = unfinished[0] | unfinished[1]
     if len(common) < 2:
@@ -148,17 +147,16 @@ def compare_scores(first: str | Path, second: str | Path) -> Moves:
     counts = np.zeros((len(STRATA), len(STRATA)), dtype=int)
     np.add.at(counts, tuple([STRATA.index(side) for side in sides] for sides in _sides(common)), 1)
     if differing:
-        notes.append(f"{len(differing):,} samples are named alike and are not the same: left out")
+        notes.append(f"{len(differing):,} samples have the same id but different content: left out")
     if any(unfinished):
         sides = " and ".join(
             f"{len(own):,} in the {side}" for own, side in zip(unfinished, ("first", "second"), strict=True) if own
         )
         notes.append(
-            f"samples without an answer at λ = 0 are unfinished, {sides}: left out; give more --max-new-tokens"
+            f"samples without an answer at λ = 0 are unfinished, {sides}: left out; score with more --max-new-tokens"
         )
     return Moves(
-        one,
-        other,
+        *runs,
         common,
         counts.tolist(),
         _share([move.way == 0 for move in common]),
@@ -175,25 +173,25 @@ def compare_scores(first: str | Path, second: str | Path) -> Moves:
 
 
 def check_alike(first: Scores, second: Scores) -> list[str]:
-    """Refuses scorings that measured different things.
+    """Reject scorings that measured different things.
 
     Args:
-        first: the one.
-        second: the other.
+        first: a scoring.
+        second: another scoring.
 
     Returns:
-        What else differs, and is to be said.
+        Notes on what else differs.
 
     Raises:
-        ComparisonError: they differ in a setting of `SAME`, or mask nothing.
+        ComparisonError: they differ in a setting of `MUST_MATCH`, or are evaluations, which mask nothing.
     """
     settings: tuple[Mapping[str, Any], ...] = first.run["settings"], second.run["settings"]
-    for name, called in SAME.items():
-        one, other = (found[name] for found in settings)
-        if one != other:
+    for name, title in MUST_MATCH.items():
+        values = [side[name] for side in settings]
+        if values[0] != values[1]:
             raise ComparisonError(
-                f"{first.directory} was scored with {called} {_text(one)}, {second.directory} with {_text(other)}: "
-                "these are different measurements; score both alike"
+                f"{first.directory} was scored with {title} {_text(values[0])}, {second.directory} with "
+                f"{_text(values[1])}: these are different measurements; score both with the same settings"
             )
     if len(settings[0]["ratios"]) < 2:
         raise ComparisonError(
@@ -201,19 +199,19 @@ def check_alike(first: Scores, second: Scores) -> list[str]:
             "`hardsample evaluate`, and `hardsample compare` gives the differences in accuracy"
         )
     notes = [
-        f"{called}: {_text(settings[0].get(name))} in the first, {_text(settings[1].get(name))} in the second"
-        for name, called in SAID.items()
+        f"{title}: {_text(settings[0].get(name))} in the first, {_text(settings[1].get(name))} in the second"
+        for name, title in MAY_DIFFER.items()
         if settings[0].get(name) != settings[1].get(name)
     ]
     if first.config().bounds != second.config().bounds:
-        notes.append("the bounds of the strata differ: those of the first are taken for both")
+        notes.append("the bounds of the strata differ: the bounds of the first are used for both")
     if first.run["model"] == second.run["model"] and settings[0]["seed"] == settings[1]["seed"]:
-        notes.append("model and seed are the same in both, by name")
+        notes.append("both have the same model name and seed")
     return notes
 
 
 def kappa(counts: Sequence[Sequence[int]]) -> Interval:
-    """Gives Cohen's κ and its 95 % interval, by the variance of Fleiss, Cohen and Everitt (1969).
+    """Return Cohen's κ and its 95 % interval, by the variance of Fleiss, Cohen and Everitt (1969).
 
         κ = (p_o − p_e) / (1 − p_e),   p_o = Σ_i p_ii,   p_e = Σ_i p_i· p_·i
 
@@ -221,7 +219,7 @@ def kappa(counts: Sequence[Sequence[int]]) -> Interval:
         counts: a square table.
 
     Returns:
-        The interval, not a number where both sides put all samples in one class.
+        The interval; its value is NaN if both sides put all samples in one class.
 
     Raises:
         ValueError: the table is empty.
@@ -244,11 +242,11 @@ def kappa(counts: Sequence[Sequence[int]]) -> Interval:
     return Interval(value, max(-1.0, value - half), min(1.0, value + half), total)
 
 
-def write_moved(found: Moves, path: Path) -> Path:
-    """Writes the samples whose stratum differs, one JSON object a line, those that moved furthest first.
+def write_moved(moves: Moves, path: Path) -> Path:
+    """Write the samples whose stratum differs, one JSON object per line, the largest change of λ* first.
 
     Args:
-        found: the comparison.
+        moves: the comparison.
         path: of the .jsonl file.
 
     Raises:
@@ -257,17 +255,17 @@ def write_moved(found: Moves, path: Path) -> Path:
     lines = [
         json.dumps(
             {
-                "id": one.id,
-                "ability": one.ability,
-                "moved": "easier" if one.way > 0 else "harder",
-                "first": one.first,
-                "second": one.second,
-                "first_failure_threshold": one.first_threshold,
-                "second_failure_threshold": one.second_threshold,
+                "id": move.id,
+                "ability": move.ability,
+                "moved": "easier" if move.way > 0 else "harder",
+                "first": move.first,
+                "second": move.second,
+                "first_failure_threshold": move.first_threshold,
+                "second_failure_threshold": move.second_threshold,
             },
             ensure_ascii=False,
         )
-        for one in furthest(found.moved)
+        for move in furthest(moves.moved)
     ]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -278,46 +276,48 @@ def write_moved(found: Moves, path: Path) -> Path:
 
 
 def furthest(moves: Sequence[Move]) -> list[Move]:
-    """Moves in order, the largest change of λ* first."""
-    return sorted(moves, key=lambda one: (-abs(one.change), one.id))
+    """Sort moves by the size of the change of λ*, the largest first."""
+    return sorted(moves, key=lambda move: (-abs(move.change), move.id))
 
 
 def by_ability(moves: Sequence[Move]) -> dict[str, tuple[int, Interval, Interval]]:
-    """Samples, share that became easier, and share that became harder, of each ability."""
+    """Return samples, share that became easier, and share that became harder, of each ability."""
     groups: dict[str, list[Move]] = {}
-    for one in moves:
-        groups.setdefault(one.ability or "—", []).append(one)
+    for move in moves:
+        groups.setdefault(move.ability or "—", []).append(move)
     return {
-        name: (len(own), _share([one.way > 0 for one in own]), _share([one.way < 0 for one in own]))
+        name: (len(own), _share([move.way > 0 for move in own]), _share([move.way < 0 for move in own]))
         for name, own in sorted(groups.items())
     }
 
 
 def _columns(scores: Scores, bounds_of: Scores | None = None) -> dict[str, tuple[str | None, float | None, str | None]]:
-    """Stratum, λ* and ability by id; the stratum by another run's bounds, if it has others."""
+    """Return stratum, λ* and ability by id; the stratum by another run's bounds if these differ."""
     column = scores.table.data.column
     strata = column("pism_stratum").to_pylist()
     if bounds_of is not None and bounds_of.config().bounds != scores.config().bounds:
         strata = [label.stratum for label in scores.labels(bounds_of.config().bounds)]
-    others = (column(name).to_pylist() for name in ("failure_threshold", "ability"))
-    return dict(zip(column("id").to_pylist(), zip(strata, *others, strict=True), strict=True))
+    columns = (column(name).to_pylist() for name in ("failure_threshold", "ability"))
+    return dict(zip(column("id").to_pylist(), zip(strata, *columns, strict=True), strict=True))
 
 
 def _matched(first: Scores, second: Scores, ids: Sequence[str], notes: list[str]) -> tuple[set[str], list[str]]:
-    """Samples of the same id that are not the same; and the ids in the first of the second's samples."""
-    known, others = _digests(first), _digests(second)
-    if not known or not others or is_old(next(iter(known.values()))) != is_old(next(iter(others.values()))):
+    """Return the ids whose content differs, and the first scoring's id of each of the second's samples."""
+    first_digests, digests = _digests(first), _digests(second)
+    kinds = [is_old(next(iter(side.values()))) for side in (first_digests, digests) if side]
+    if len(kinds) < 2 or kinds[0] != kinds[1]:
         logger.warning(
-            "%s and %s hold no digests of their samples that could be compared (an older hardsample made one of them), "
-            "so samples of one id are taken for the same.",
+            "%s and %s hold no digests of their samples that can be compared (an older version of hardsample made one "
+            "of them), so samples with the same id are taken to be the same.",
             first.directory,
             second.directory,
         )
         return set(), list(ids)
     try:
-        joined = match(known, ids, [others.get(sample, "") for sample in ids], first.directory)
+        joined = match(first_digests, ids, [digests.get(sample, "") for sample in ids], first.directory)
     except ChangedError:
-        return {sample for sample in ids if not same(known.get(sample, ""), others.get(sample, ""))}, list(ids)
+        changed = {sample for sample in ids if not same(first_digests.get(sample, ""), digests.get(sample, ""))}
+        return changed, list(ids)
     if not joined.note:
         return set(), list(ids)
     notes.append(joined.note)
@@ -328,7 +328,7 @@ def _matched(first: Scores, second: Scores, ids: Sequence[str], notes: list[str]
 
 
 def _digests(scores: Scores) -> dict[str, str]:
-    """Id → digest of a folder's samples; of an old folder those of its store."""
+    """Return id → digest of a folder's samples; for an old folder, the digests of its store."""
     if "digest" in scores.table.column_names and any(scores.table["digest"]):
         return dict(zip(scores.table["id"], scores.table["digest"], strict=True))
     try:
@@ -339,7 +339,7 @@ def _digests(scores: Scores) -> dict[str, str]:
 
 
 def _sides(moves: Sequence[Move]) -> tuple[list[str], list[str]]:
-    return [one.first for one in moves], [one.second for one in moves]
+    return [move.first for move in moves], [move.second for move in moves]
 
 
 def _height(threshold: float | None) -> float:
@@ -347,17 +347,17 @@ def _height(threshold: float | None) -> float:
 
 
 def _share(flags: Sequence[bool]) -> Interval:
-    return accuracy_interval([int(one) for one in flags], [1] * len(flags))
+    return accuracy_interval([int(flag) for flag in flags], [1] * len(flags))
 
 
 def _correlation(moves: Sequence[Move]) -> Interval | None:
     if len(moves) < MIN_CORRELATED:
         return None
-    found = rank_correlation(
-        [_height(one.first_threshold) for one in moves], [_height(one.second_threshold) for one in moves]
+    correlation = rank_correlation(
+        [_height(move.first_threshold) for move in moves], [_height(move.second_threshold) for move in moves]
     )
-    return None if np.isnan(found.value) else found
+    return None if np.isnan(correlation.value) else correlation
 
 
 def _text(value: Any) -> str:
-    return ", ".join(f"{one:g}" for one in value) if isinstance(value, list) else str(value)
+    return ", ".join(f"{number:g}" for number in value) if isinstance(value, list) else str(value)

@@ -50,5 +50,5 @@ def evaluation_config(**settings: object) -> EvaluationConfig:
     """
     unknown = settings.keys() - {known.name for known in fields(EvaluationConfig)}
     if unknown:
-        raise ConfigError(f"{min(unknown)} is no setting of an evaluation: leave it out")
+        raise ConfigError(f"{min(unknown)} is not a setting of an evaluation: leave it out")
     return EvaluationConfig(**settings)  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
-"""How often a model is right, with intervals: by ability, source, level and stratum; and what one model does better.
+"""Accuracy of a model, with intervals, by ability, source, level and stratum; and paired comparisons of two models.
 
-An evaluation is a scoring job of one mask ratio, 0: the same engines, store and graders, so it resumes, and its folder
-can be read like any other.
+An evaluation is a scoring job with one mask ratio, 0: it uses the same engines, store and graders, so it resumes, and
+its folder can be read like any other.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ GROUPS = {
     "source": ("source", "data_source", "dataset", "dataset_name"),
     "level": ("level", "difficulty"),
 }
-"""What samples are grouped by, and the columns of the data that may hold it, the first there is."""
+"""Groupings of samples, and the columns of the data that may hold them; the first that exists is used."""
 MOST_VALUES = 40
-"""Groups of more values than this are no groups: a column of numbers or ids."""
+"""A column with more values than this is not used as a grouping: it holds numbers or ids."""
 
 
 class EvaluationError(HardsampleError, ValueError):
-    """The folders do not hold what is asked of them."""
+    """The folders do not hold the requested evaluation."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,15 @@ class Evaluation:
     directory: Path
     overall: Interval
     groups: dict[str, dict[str, Interval]]
-    """By what (ability, source, level, stratum), then by its value."""
+    """Grouping (ability, source, level, stratum) → value → accuracy."""
     rollouts: int
-    """Rollouts of each sample."""
+    """Rollouts per sample."""
     rejected: int
     finish: dict[str, int]
-    """How the rollouts at λ = 0 ended: finish state → number; empty if an older version made them. One that was cut off
-    counts as wrong, if it was not right before."""
+    """How the rollouts at λ = 0 ended: finish state → number; empty if an older version made them. A rollout that was
+    cut off counts as wrong unless it was right before."""
     warnings: list[str]
-    """What is wrong with how they ended, with the remedy."""
+    """Problems with how they ended, and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Comparison:
     """Samples on which the second has the larger share of right rollouts."""
     worse: int
     left_out: int
-    """Samples that only one of the two has."""
+    """Samples in only one of the two."""
 
 
 def evaluate(
@@ -83,7 +83,7 @@ def evaluate(
     progress: bool = True,
     **settings: Any,
 ) -> Evaluation:
-    """Roll out every sample and return accuracies with 95 % intervals; resumes where an earlier call stopped.
+    """Roll out every sample and return accuracies with 95 % intervals; resume where an earlier call stopped.
 
     Args:
         data: as for `hardsample.scoring.score.score`.
@@ -97,7 +97,7 @@ def evaluate(
         The evaluation, also in `output`: evaluation.json.
 
     Raises:
-        ValueError: a setting is out of range or does not go with an evaluation.
+        ValueError: a setting is out of range or does not apply to an evaluation.
         EngineError: the model cannot be loaded or does not run.
         NothingToScoreError: no record is left.
         ChangedError: a record is not what `strata` has under its id.
@@ -107,17 +107,17 @@ def evaluate(
         _check_strata(data, config.strata, config)
     scores = score(data, model, output, config.scoring(), progress=progress)
     records = data if isinstance(data, Dataset) else source_records(scores, list(scores.table["id"]), decode=False)
-    found = summarize(scores, _groups_of(scores, records, config.strata))
+    evaluation = summarize(scores, _groups_of(scores, records, config.strata))
     about = {name: scores.run[name] for name in ("model", "data")} | {"temperature": config.temperature}
-    content = as_json(found) | about
-    path = found.directory / EVALUATION_FILE
+    content = as_json(evaluation) | about
+    path = evaluation.directory / EVALUATION_FILE
     path.with_suffix(".new").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     path.with_suffix(".new").replace(path)
-    return found
+    return evaluation
 
 
 def _check_strata(data: str | Path | Dataset, strata: str | Path, config: EvaluationConfig) -> None:
-    """Find data that is not what was scored before any rollout is made."""
+    """Check that the data is what was scored, before any rollout is made."""
     known = Scores(strata)
     try:
         loaded = load(
@@ -129,18 +129,18 @@ def _check_strata(data: str | Path | Dataset, strata: str | Path, config: Evalua
             options_template=config.options_template,
         )
     except NoRecordsError:
-        return  # scoring says so, record by record
+        return  # scoring reports this record by record
     ids = list(loaded.dataset["id"])
     if set(ids) & set(known.table["id"]):
         matched(known, ids, [sample_digest(record) for record in loaded.dataset])
 
 
 def summarize(scores: Scores, groups: Mapping[str, Sequence[str | None]]) -> Evaluation:
-    """Gives accuracies of a folder's rollouts at λ = 0.
+    """Return the accuracies of a folder's rollouts at λ = 0.
 
     Args:
         scores: of a finished evaluation (or scoring) run.
-        groups: by what → the value of each sample; None: in no group.
+        groups: grouping → value of each sample; None if it is in no group.
 
     Raises:
         EvaluationError: no sample has a rollout at λ = 0.
@@ -150,18 +150,18 @@ def summarize(scores: Scores, groups: Mapping[str, Sequence[str | None]]) -> Eva
         raise EvaluationError(f"{scores.directory} holds no rollout at λ = 0: evaluate again into another --output")
     by: dict[str, dict[str, Interval]] = {}
     for name, values in groups.items():
-        places: dict[str, list[int]] = defaultdict(list)
-        for place, value in enumerate(values):
+        rows_of: dict[str, list[int]] = defaultdict(list)
+        for row, value in enumerate(values):
             if value is not None:
-                places[value].append(place)
-        if 1 <= len(places) <= MOST_VALUES:
+                rows_of[value].append(row)
+        if 1 <= len(rows_of) <= MOST_VALUES:
             by[name] = {
                 value: accuracy_interval([wins[i] for i in rows], [tries[i] for i in rows])
-                for value, rows in sorted(places.items())
+                for value, rows in sorted(rows_of.items())
             }
     counts = scores.run["counts"]
     ended = counts.get("finish", {}).get("unmasked", {})
-    found = (cut_off(ended, scores.run["settings"]["max_new_tokens"]), no_answer(ended))
+    signatures = (cut_off(ended, scores.run["settings"]["max_new_tokens"]), no_answer(ended))
     return Evaluation(
         scores.directory,
         accuracy_interval(wins, tries),
@@ -169,18 +169,18 @@ def summarize(scores: Scores, groups: Mapping[str, Sequence[str | None]]) -> Eva
         max(tries),
         counts["rejected"],
         dict(ended),
-        [one for one in found if one],
+        [signature for signature in signatures if signature],
     )
 
 
 def compare(first: str | Path, second: str | Path) -> Comparison:
-    """Compares two evaluated folders sample by sample.
+    """Compare two evaluated folders sample by sample.
 
         d_i = share of right rollouts of sample i in the second − in the first;  mean(d) ± t · s_d / √n
 
     Args:
-        first: folder of the evaluation that the other is compared with.
-        second: folder of the other.
+        first: folder of the baseline.
+        second: folder of the evaluation that is compared with it.
 
     Raises:
         OutputError: a folder holds no finished run.
@@ -191,67 +191,71 @@ def compare(first: str | Path, second: str | Path) -> Comparison:
     temperatures = [run.run["settings"]["temperature"] for run in runs]
     if temperatures[0] != temperatures[1]:
         raise EvaluationError(
-            f"{first} was sampled at temperature {temperatures[0]}, {second} at {temperatures[1]}: what differs would "
-            "be the sampling too; evaluate both at one temperature"
+            f"{first} was sampled at temperature {temperatures[0]}, {second} at {temperatures[1]}: the "
+            "difference would include that of the sampling; evaluate both at one temperature"
         )
     for run in runs:
         check_finished(run)
-    one, other = map(_shares, runs)
+    first_shares, second_shares = map(_shares, runs)
     digests = dict(zip(runs[1].table["id"], table_digests(runs[1]), strict=True))
-    names = matched(runs[0], list(other), [digests[sample] for sample in other]).samples
-    evaluated = len(one) + len(other)
-    other = {name: share for name, share in zip(names, other.values(), strict=True) if name is not None}
-    common = [sample for sample in one if sample in other]
+    names = matched(runs[0], list(second_shares), [digests[sample] for sample in second_shares]).samples
+    evaluated = len(first_shares) + len(second_shares)
+    pairs = zip(names, second_shares.values(), strict=True)
+    second_shares = {name: share for name, share in pairs if name is not None}
+    common = [sample for sample in first_shares if sample in second_shares]
     if len(common) < 2:
         raise EvaluationError(
             f"{first} and {second} have {len(common)} samples in common, must be two or more: evaluate both on the "
             "same data"
         )
-    differences = {sample: other[sample][0] - one[sample][0] for sample in common}
+    differences = {sample: second_shares[sample][0] - first_shares[sample][0] for sample in common}
     by: dict[str, list[float]] = defaultdict(list)
     for sample in common:
-        by[one[sample][1] or "—"].append(differences[sample])
+        by[first_shares[sample][1] or "—"].append(differences[sample])
     values = list(differences.values())
     return Comparison(
         mean_interval(values),
         p_value(values),
-        {name: mean_interval(found) for name, found in sorted(by.items()) if len(found) > 1},
+        {name: mean_interval(own) for name, own in sorted(by.items()) if len(own) > 1},
         sum(value > 0 for value in values),
         sum(value < 0 for value in values),
         evaluated - 2 * len(common),
     )
 
 
-def as_json(found: Evaluation) -> dict[str, Any]:
-    """An evaluation for programs."""
+def as_json(evaluation: Evaluation) -> dict[str, Any]:
+    """Return an evaluation as JSON values."""
 
     def plain(interval: Interval) -> dict[str, float | int]:
         return {"accuracy": interval.value, "low": interval.low, "high": interval.high, "samples": interval.samples}
 
     return {
-        "overall": plain(found.overall),
-        "groups": {name: {key: plain(one) for key, one in values.items()} for name, values in found.groups.items()},
-        "rollouts": found.rollouts,
-        "rejected": found.rejected,
-        "finish": found.finish,
+        "overall": plain(evaluation.overall),
+        "groups": {
+            name: {value: plain(interval) for value, interval in values.items()}
+            for name, values in evaluation.groups.items()
+        },
+        "rollouts": evaluation.rollouts,
+        "rejected": evaluation.rejected,
+        "finish": evaluation.finish,
         "level": 0.95,
     }
 
 
 def _groups_of(scores: Scores, records: Dataset, strata: str | Path | None) -> dict[str, list[str | None]]:
-    """The groups of each row of the scores."""
-    groups: dict[str, list[str | None]] = {"ability": [one or None for one in scores.table["ability"]]}
+    """Return the groups of each row of the scores."""
+    groups: dict[str, list[str | None]] = {"ability": [ability or None for ability in scores.table["ability"]]}
     ids = list(scores.table["id"])
     for name in ("source", "level"):
-        column = next((one for one in GROUPS[name] if one in records.column_names), None)
+        column = next((candidate for candidate in GROUPS[name] if candidate in records.column_names), None)
         if column is not None:
-            value = dict(zip((str(one) for one in records["id"]), records[column], strict=True))
-            groups[name] = [None if value.get(one) is None else str(value[one]) for one in ids]
+            values = dict(zip((str(sample) for sample in records["id"]), records[column], strict=True))
+            groups[name] = [None if values.get(sample) is None else str(values[sample]) for sample in ids]
     if strata is not None:
         known = Scores(strata)
         check_finished(known)
         stratum = dict(zip(known.table["id"], known.table["pism_stratum"], strict=True))
-        if not any(one in stratum for one in ids):
+        if not any(sample in stratum for sample in ids):
             raise OutputError(f"{strata} has none of these samples: give the scores of the same data")
         samples = matched(known, ids, table_digests(scores)).samples
         groups["stratum"] = [None if sample is None else stratum.get(sample) for sample in samples]

@@ -1,27 +1,30 @@
 """A judge model behind an OpenAI-compatible URL, for benchmarks whose answers no rule can grade.
 
 Each verdict is kept in the output folder at once, so that a rerun asks nothing again. A verdict that cannot be had is
-None: it is counted and said, and is no wrong answer. The key is read from OPENAI_API_KEY and goes to the client alone.
+None: it is counted and said, and is no wrong answer. Questions go through the retry policy of the engines, and replies
+through their reader.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
-import threading
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hardsample.engines.server_url import KEY_VARIABLE, checked_url, server_key
-from hardsample.errors import HardsampleError
+from hardsample.engines.client.chat import ChatClient, ServerSetupError
+from hardsample.engines.client.retry import Refusal, ServerGoneError
+from hardsample.engines.client.server_url import KEY_VARIABLE
+from hardsample.engines.results import Completion
+from hardsample.errors import ConfigError, HardsampleError
 from hardsample.files import VERDICTS_FILE
 
-MOST_FAILURES = 20
-"""After so many failures in a row, none between them answered, nothing more is asked in this run."""
+logger = logging.getLogger(__name__)
 
 _ASKS = {
     "right": (
@@ -36,7 +39,7 @@ _ASKS = {
         "number alone."
     ),
 }
-"""What the judge is told, by the kind of verdict; the texts are our own."""
+"""What the judge is asked, by the kind of verdict; the texts are our own."""
 
 
 class JudgeError(HardsampleError, ValueError):
@@ -53,15 +56,19 @@ class Case:
 
 
 class Judge:
-    """Asks a model for verdicts, several at a time, and keeps them.
+    """Ask a model for verdicts, several at a time, and keep them.
+
+    A verdict that cannot be had counts by its reason. Where the server is gone or refuses everything, nothing more is
+    asked of this judge.
 
     Args:
         directory: folder of the verdicts.
         url: of the server, such as http://localhost:8000/v1.
         model: its name there.
-        timeout_s: seconds to wait for one reply, above 0.
-        retries: how often a question is asked again, with growing waits, when the server fails; at least 0.
-        workers: questions under way at a time, at least 1.
+        request_timeout: seconds that one reply may take, above 0.
+        retries: tries after the first, of a question that fails while the server answers others; at least 0.
+        server_timeout: seconds that a server that answers nothing is waited for, above 0.
+        concurrency: the most questions under way, at least 1; fewer while the server is overloaded.
 
     Attributes:
         asked: questions that were put to the server.
@@ -77,30 +84,35 @@ class Judge:
         url: str,
         model: str,
         *,
-        timeout_s: float = 60.0,
+        request_timeout: float = 60.0,
         retries: int = 4,
-        workers: int = 8,
+        server_timeout: float = 60.0,
+        concurrency: int = 8,
     ) -> None:
         try:
-            url = checked_url(url, "the judge's URL")
-        except ValueError as error:
+            self._client = ChatClient(
+                url,
+                model,
+                url_option="--judge-url",
+                request_timeout=request_timeout,
+                retries=retries,
+                server_timeout=server_timeout,
+                concurrency=concurrency,
+                notice=logger.warning,
+            )
+        except ConfigError as error:
             raise JudgeError(str(error)) from None  # without the address, which may hold a password
-        try:
-            import openai
-        except ImportError as error:
-            raise JudgeError("a judge needs the openai package: pip install 'hardsample[openai]'") from error
-        self._openai = openai
-        self._client = openai.OpenAI(base_url=url, api_key=server_key(), timeout=timeout_s, max_retries=retries)
+        except ServerSetupError as error:
+            raise JudgeError(str(error)) from error
         self._path = Path(directory) / VERDICTS_FILE
-        self.model, self._workers = model, workers
-        self._lock = threading.Lock()
-        self._in_a_row = 0
+        self.model = model
         self._kept: dict[str, float] | None = None
+        self._stopped = ""
         self.asked = 0
         self.failed: dict[str, int] = {}
 
     def verdicts(self, kind: str, cases: Sequence[Case]) -> list[float | None]:
-        """Judges answers; an empty one is worth 0 without asking.
+        """Judge answers; an empty one is worth 0 without asking.
 
         Args:
             kind: `right` (0 or 1) or `score` (0 … 1, in tenths).
@@ -114,66 +126,70 @@ class Judge:
         """
         if self._kept is None:
             self._kept = _read_verdicts(self._path)
-        pool = ThreadPoolExecutor(self._workers, thread_name_prefix="judge")
-        try:
-            return list(pool.map(lambda case: self._verdict(kind, case), cases))
-        finally:
-            pool.shutdown(cancel_futures=True)
+        keys = [self._key(kind, case) if case.answer.strip() else None for case in cases]
+        unknown = {key: case for key, case in zip(keys, cases, strict=True) if key and key not in self._kept}
+        if unknown:
+            reasons = self._ask_all(kind, unknown)
+            for reason in (reasons[key] for key in keys if key in reasons):
+                self.failed[reason] = self.failed.get(reason, 0) + 1
+        return [0.0 if key is None else self._kept.get(key) for key in keys]
 
-    def _verdict(self, kind: str, case: Case) -> float | None:
-        if not case.answer.strip():
-            return 0.0
-        parts = [self.model, kind, case.question, case.reference, case.answer]
-        key = hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
-        assert self._kept is not None
-        with self._lock:
-            if key in self._kept:
-                return self._kept[key]
-            if self._in_a_row >= MOST_FAILURES:
-                self._count(f"not asked, after {MOST_FAILURES} failures in a row")
-                return None
-            self.asked += 1
-        reply = self._ask(kind, case)
-        if reply is None:
-            return None
-        worth = read_verdict(kind, reply)
-        with self._lock:
-            self._in_a_row = 0
-            if worth is None:
-                self._count("a reply that is no verdict")
-                return None
-            self._keep({"key": key, "model": self.model, "kind": kind, "worth": worth})
-            self._kept[key] = worth
-        return worth
+    def _ask_all(self, kind: str, cases: Mapping[str, Case]) -> dict[str, str]:
+        """Ask for verdicts and keep them.
 
-    def _ask(self, kind: str, case: Case) -> str | None:
-        """The reply; None, with the reason counted, where there is none after all retries."""
-        text = f"Question:\n{case.question}\n\nReference:\n{case.reference}\n\nAnswer to judge:\n{case.answer}"
-        messages: Any = [{"role": "system", "content": _ASKS[kind]}, {"role": "user", "content": text}]
-        api = self._openai
+        Args:
+            kind: of the verdicts.
+            cases: by key.
+
+        Returns:
+            Key → why there is no verdict, of those that could not be had.
+        """
+        reasons: dict[str, str] = {}
+        waiting, under_way = deque(cases.items()), set[str]()
         try:
-            made = self._client.chat.completions.create(model=self.model, messages=messages, temperature=0)
-            return (made.choices[0].message.content if made.choices else None) or ""
-        except (api.AuthenticationError, api.PermissionDeniedError, api.NotFoundError) as error:
+            with self._client.flight(lambda case: self._reply(kind, case)) as flight:
+                while not self._stopped and (waiting or under_way):
+                    while waiting and flight.room > 0:
+                        key, case = waiting.popleft()
+                        flight.start(key, case)
+                        under_way.add(key)
+                        self.asked += 1
+                    for key, reply in flight.landed():
+                        under_way.discard(key)
+                        if reason := self._keep_verdict(kind, key, reply):
+                            reasons[key] = reason
+        except ServerSetupError as error:
             # `from None`, and no text of the server's: it may repeat the key
             raise JudgeError(
-                f"the judge's server answers {error.status_code}: check {KEY_VARIABLE}, --judge-url and --judge-model"
+                f"the judge's server answers {error.code}: check {KEY_VARIABLE}, --judge-url and --judge-model"
             ) from None
-        except api.APIStatusError as error:
-            reason = f"the server answers {error.status_code}"
-        except api.APITimeoutError:
-            reason = "no reply in time"
-        except (api.APIError, json.JSONDecodeError) as error:
-            reason = f"no reply ({type(error).__name__})"
-        with self._lock:
-            self._in_a_row += 1
-            self._count(reason)
+        except ServerGoneError as error:
+            self._stopped = f"not asked, since {error.reason}"
+            reasons |= dict.fromkeys(under_way, error.reason)
+        return reasons | {key: self._stopped for key, _ in waiting}
+
+    def _keep_verdict(self, kind: str, key: str, reply: Completion | Refusal) -> str | None:
+        """Keep the verdict of a reply, or give the reason why it has none."""
+        if isinstance(reply, Refusal):
+            return reply.reason
+        worth = read_verdict(kind, reply.text)
+        if worth is None:
+            return "a reply that is no verdict"
+        assert self._kept is not None
+        self._write({"key": key, "model": self.model, "kind": kind, "worth": worth})
+        self._kept[key] = worth
         return None
 
-    def _count(self, reason: str) -> None:
-        self.failed[reason] = self.failed.get(reason, 0) + 1
+    async def _reply(self, kind: str, case: Case) -> Completion | Refusal:
+        text = f"Question:\n{case.question}\n\nReference:\n{case.reference}\n\nAnswer to judge:\n{case.answer}"
+        messages = [{"role": "system", "content": _ASKS[kind]}, {"role": "user", "content": text}]
+        return await self._client.complete(messages, {}, {"temperature": 0})
 
-    def _keep(self, verdict: dict[str, Any]) -> None:
+    def _key(self, kind: str, case: Case) -> str:
+        parts = [self.model, kind, case.question, case.reference, case.answer]
+        return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+
+    def _write(self, verdict: dict[str, Any]) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(verdict) + "\n")
@@ -186,8 +202,8 @@ def read_verdict(kind: str, reply: str) -> float | None:
         words = set(re.findall(r"\b(right|wrong)\b", text))
         negated = re.search(r"\bnot\s+(right|wrong)\b", text)
         return None if len(words) != 1 or negated else float(words == {"right"})
-    found = re.search(r"(?<![\d.-])(\d+(?:\.\d+)?)(?:\s*/\s*10)?\W*$", text)
-    return float(found.group(1)) / 10 if found and float(found.group(1)) <= 10 else None
+    number = re.search(r"(?<![\d.-])(\d+(?:\.\d+)?)(?:\s*/\s*10)?\W*$", text)
+    return float(number.group(1)) / 10 if number and float(number.group(1)) <= 10 else None
 
 
 def _read_verdicts(path: Path) -> dict[str, float]:

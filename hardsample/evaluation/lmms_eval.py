@@ -13,10 +13,11 @@ from typing import Any
 
 from hardsample.data.images import DEFAULT_MAX_PIXELS
 from hardsample.data.records.conversation import RecordError, Turn, read_conversation
-from hardsample.engines.preparing import Request
-from hardsample.engines.transformers import Completion, TransformersEngine, load_model, load_processor
+from hardsample.engines.protocol import Request
+from hardsample.engines.results import Completion
+from hardsample.engines.transformers import TransformersEngine
 from hardsample.errors import ConfigError
-from hardsample.scoring.score import demo_model
+from hardsample.scoring.config import ScoringConfig
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ Settings = tuple[float, int | None]
 
 
 def manifest() -> Any:
-    """What lmms-eval registers: the model's name and where its class is."""
+    """Give what lmms-eval registers: the model's name and where its class is."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return ModelManifest(model_id=NAME, simple_class_path=CLASS_PATH)
@@ -46,7 +47,7 @@ def __getattr__(name: str) -> Any:
 
 
 class Answering:
-    """lmms-eval's requests, answered by the transformers engine: images, batches, greedy or sampled.
+    """Answer lmms-eval's requests with the transformers engine: images, batches, greedy or sampled.
 
     Args:
         pretrained: folder or hub id of a vision-language model, or `demo`.
@@ -79,25 +80,22 @@ class Answering:
         size = 16 if str(batch_size).startswith("auto") else int(batch_size)
         if size < 1:
             raise ConfigError(f"batch_size is {batch_size}, must be at least 1: give one, such as 16")
-        name = demo_model(pretrained)
-        processor = load_processor(name, trust_remote_code)
-        self.engine = TransformersEngine(
-            model=load_model(name, device, dtype, attn_implementation, trust_remote_code),
-            processor=processor,
+        config = ScoringConfig(
             seed=int(seed),
             temperature=0.0,
-            max_new_tokens=None,
-            mask_kind="pixel",
-            mask_space="source",
             max_pixels=int(max_pixels),
             batch_size=size,
-            notice=logger.warning,
+            device=device,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
         )
+        self.engine = TransformersEngine.from_config(pretrained, config, logger.warning).load()
         self._most_tokens = self.engine.max_new_tokens
         self._asked: Counter[str] = Counter()
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """Answers requests, in their order.
+        """Answer requests, in their order.
 
         Args:
             requests: instances whose `args` are (context, generation settings, doc_to_visual, doc_id, task, split).
@@ -112,18 +110,18 @@ class Answering:
         """
         answers = [""] * len(requests)
         batches: dict[Settings, list[int]] = {}
-        for place, request in enumerate(requests):
-            batches.setdefault(read_settings(request.args[1]), []).append(place)
-        for (temperature, tokens), places in batches.items():
+        for row, request in enumerate(requests):
+            batches.setdefault(read_settings(request.args[1]), []).append(row)
+        for (temperature, tokens), rows in batches.items():
             self._set(temperature, tokens)
-            while places:
-                now, places = places[: self.engine.batch_size], places[self.engine.batch_size :]
-                results = self.engine.generate(self.engine.prepare([self._request(requests[place]) for place in now]))
-                for place, result in zip(now, results, strict=True):
+            while rows:
+                now, rows = rows[: self.engine.batch_size], rows[self.engine.batch_size :]
+                results = self.engine.generate(self.engine.prepare([self._request(requests[row]) for row in now]))
+                for row, result in zip(now, results, strict=True):
                     if isinstance(result, Completion):
-                        answers[place] = cut(result.text, requests[place].args[1].get("until"))
+                        answers[row] = cut(result.text, requests[row].args[1].get("until"))
                     else:
-                        *_, document, task, split = requests[place].args
+                        *_, document, task, split = requests[row].args
                         logger.warning("%s, %s, document %s: no answer (%s)", task, split, document, result.reason)
         return answers
 
@@ -175,12 +173,12 @@ def read_settings(settings: Mapping[str, Any]) -> Settings:
 def read_prompt(context: str, images: list[Any]) -> tuple[list[Turn], list[Any]]:
     """The turns of a context and its images, in order: at its `<image>` places, else before the text."""
     try:
-        found = read_conversation(context, images, "context")
+        conversation = read_conversation(context, images, "context")
     except RecordError:  # places that do not match, or no text: the images go first
         text = context.replace("<image>", "").strip()
         blocks = [*({"type": "image", "text": None} for _ in images), {"type": "text", "text": text}]
         return [{"role": "user", "content": blocks}], images
-    return found.prompt, found.images
+    return conversation.prompt, conversation.images
 
 
 def cut(text: str, stops: str | Sequence[str] | None) -> str:

@@ -8,31 +8,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 GENERAL = "general"
-"""The rule that stands for the graders of `hardsample evaluate` itself, whose grades the folder holds."""
+"""Rule that takes the grades in the folder, by the graders of `hardsample evaluate` itself."""
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What is known of a benchmark."""
+    """A benchmark: its data, how it is graded, and its score."""
 
     title: str
     table: str
     """VLMEvalKit's name of its TSV."""
     hub: str
-    """Where the original lies on the hub."""
+    """Id of the original data set on the hub."""
     split: str
     samples: int
-    """Samples that count, in the whole table."""
+    """Samples of the whole table that count."""
     rule: str | None
-    """Which of `RULES` grades its answers, or `GENERAL`; None: no rule can."""
+    """Key of `RULES` that grades its answers, or `GENERAL`; None if no rule can."""
     judge: str | None
-    """Which kind of verdict its score needs; None: it needs no judge."""
+    """Kind of verdict that its score needs; None if it needs no judge."""
     needs: tuple[str, ...]
     """Columns that the table must have."""
     groups: tuple[str, ...]
-    """Columns whose values have an accuracy of their own."""
+    """Columns whose values get an accuracy each."""
     score: str
-    """What its score is."""
+    """Description of its score."""
 
 
 BENCHMARKS: dict[str, Benchmark] = {

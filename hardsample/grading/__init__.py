@@ -1,1 +1,1 @@
-"""Whether an answer is right: graders by kind of answer, and the process in which computer algebra runs."""
+"""Grade answers: a grader for each kind of answer, and the process in which computer algebra runs."""

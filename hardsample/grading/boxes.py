@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
 from hardsample.grading.parsing.answers import normalise
 
 BoxFormat = Literal["pixels", "relative_1000"]
@@ -109,34 +111,17 @@ def all_matched(answers: Sequence[Box], golds: Sequence[Box], threshold: float) 
         threshold: least IoU of a pair. Labels of a pair must agree where both have one.
 
     Returns:
-        Whether there is such a pairing (found by augmenting paths, so no greedy choice can miss it).
+        Whether there is such a pairing: whether the largest assignment of answers to golds pairs them all.
     """
     if len(answers) != len(golds):
         return False
-    fits = [[i for i, answer in enumerate(answers) if _fits(answer, gold, threshold)] for gold in golds]
-    taken: dict[int, int] = {}
-    return all(_augment(gold, fits, taken) for gold in range(len(golds)))
+    pairs = [_fits(answer, gold, threshold) for gold in golds for answer in answers]
+    fits = np.array(pairs, dtype=bool).reshape(len(golds), len(answers))
+    if not fits.any(axis=1).all():
+        return False
+    from scipy.optimize import linear_sum_assignment  # imported where it is used: it takes long
 
-
-def _augment(gold: int, fits: list[list[int]], taken: dict[int, int]) -> bool:
-    """Pair one more gold, re-pairing others along a path found breadth first; ``taken`` maps answer → gold."""
-    own = {paired: answer for answer, paired in taken.items()}
-    reached_from: dict[int, int] = {}  # answer → gold
-    queue = [gold]
-    for current in queue:
-        for answer in fits[current]:
-            if answer in reached_from:
-                continue
-            reached_from[answer] = current
-            if answer in taken:
-                queue.append(taken[answer])
-                continue
-            step: int | None = answer
-            while step is not None:  # back to the gold we came for, each taking over the answer that reached it
-                taken[step] = reached_from[step]
-                step = own.get(reached_from[step])
-            return True
-    return False
+    return bool(fits[linear_sum_assignment(fits, maximize=True)].all())
 
 
 def _fits(answer: Box, gold: Box, threshold: float) -> bool:

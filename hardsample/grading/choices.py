@@ -1,4 +1,4 @@
-"""Which options of a choice question a text names: by letter, by text, or by a value in another notation."""
+"""Find the options of a choice question that a text names: by letter, by text, or by value in another notation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_CHOICE_CHARS = 5000
 Chosen = frozenset[int]
 _UNCLEAR: Chosen = frozenset()
 
-_L = r"(?<![A-Za-z0-9'’\\_])"  # nothing before a letter that makes it part of a word; Chinese has no blanks
+_L = r"(?<![A-Za-z0-9'’\\_])"  # nothing before a letter that makes it part of a word; Chinese has no spaces
 _R = r"(?![A-Za-z0-9'’_])"
 _FORMULA_BEFORE = r"(?<![=+\-*/^(\\~])(?<![=+\-*/^(\\~]\s)"
 _FORMULA_AFTER = r"(?!\s*[=+*/^<>(])(?!\s*-\s*\w)"
@@ -27,7 +27,7 @@ _ALONE = re.compile(
     r"[\s(\[{*]*([A-Za-z])[\s)\]}*.:,。、]*(?:选项|项)?[。.]?",
     re.IGNORECASE,
 )
-# It begins with one: "B) red", "(B) red", "B. red", "B: red", "B - red", "B, because".
+# The text begins with a letter: "B) red", "(B) red", "B. red", "B: red", "B - red", "B, because".
 _LEADING = re.compile(
     r"(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Z])(?=\n)|([A-Z])(?:[.):：、\]]|\s+[-–—]\s)|([a-z])(?:\)|[.:]\s)|([A-Z]),(?=\s*[a-z]))"
     r"[.:)]?\s*(\S.*)",
@@ -38,15 +38,15 @@ _FOLLOWS = (
     r"is|are|was|because|since|as|which|that|with|and|or|but|if|for|due|it|in|on|by|from|would|will|must|should|has|best"
     r"|fits|matches|seems|looks|appears|correctly|instead"
 )
-# It names one: "option B", "the answer is (B)", "选B"; no capital that begins a text ("the answer is A dog").
+# The text names a letter: "option B", "the answer is (B)", "选B"; not the article of "the answer is A dog".
 _NAMED = re.compile(
     rf"\b(?i:options?|choices?)(?i:\s+is|\s+are)?\s*:?\s*\(?([A-Z]){_R}"
     rf"|\b(?i:answer)(?i:\s+is)?\s*:?\s*\(?([A-Z]){_R}(?!\s+(?!(?:{_FOLLOWS})\b)[a-z])"
     rf"|选(?:择|项)?(?:[是为])?\s*[:：]?\s*[(]?([A-Z])(?![a-z0-9'’_])|{_L}([A-Z])(?:选项|项)"
 )
 _BRACKETED = re.compile(r"(?<![A-Za-z0-9\\])\(([A-Z])\)")
-# A capital letter by itself. A is an article where a word follows that is no verb or conjunction; I is a letter only at
-# the end of a text.
+# A capital letter by itself. A is an article if the next word is not a verb or conjunction; I is a letter only at the
+# end of a text.
 _LONE = re.compile(
     rf"{_L}{_FORMULA_BEFORE}(?:([B-HJ-Z]){_R}{_FORMULA_AFTER}"
     rf"|(A){_R}{_FORMULA_AFTER}(?!\s+(?!(?:{_FOLLOWS})\b)[^\W\d_])|(I){_R}(?=[.,;:!*)]*\s*$))"
@@ -69,7 +69,7 @@ _DENIED = re.compile(
     r"(?:it\s+|this\s+)?(?:is\s+|are\s+)?(?:not|wrong|incorrect|false|no|fails?|\w+n['’]t|cannot|never|unlikely)\b|不|错",
     re.IGNORECASE,
 )
-# What follows gives reasons or sets other options apart; what a sentence says stands before.
+# What follows gives reasons or contrasts other options; the statement comes before it.
 _REASON = re.compile(
     r",?\s+\b(?:because|since|while|whereas|unlike|although|rather\s+than|instead\s+of|as\s+(?=\w+\s))\b|[,，;；]\s*(?:not|rather\s+than|而不是|而非|不是)\b"
     r"|[,，]\s*(?=不是|而不是|而非)|[;；]|,\s*(?=\(?[A-Z]\)?\s+(?:is|are)\b)|\s*\((?=not|rather)",
@@ -80,7 +80,7 @@ _BULLET = re.compile(r"^[-•]\s+(?=\S)")
 _NOT_ANOTHER = re.compile(r"not\s+\(?([A-Z])\b")
 _JOINED = re.compile(r"(?:or|and|/|&)\b")
 _ONE_LETTER = re.compile(r"[(\[]?[A-Z][)\].,]*")
-_WORD_GOES_ON = re.compile(r"[\w^]")
+_WORD_CONTINUES = re.compile(r"[\w^]")
 _CAPITAL = re.compile(r"[A-Z]")
 _QUOTED = re.compile(r"^['\"“‘](.+)['\"”’]\.?$", re.DOTALL)
 _HEDGE = re.compile(r"\b(?:maybe|perhaps|possibly|but|or)\b", re.IGNORECASE)
@@ -91,7 +91,7 @@ _WIDE = str.maketrans({"（": "(", "）": ")", "【": "[", "】": "]", "．": ".
 
 
 def read_choice(text: str, options: Sequence[str], *, prose: bool) -> int | None:
-    """Tell which one option a text names, see :func:`read_choices`.
+    """Return the only option that a text names, see :func:`read_choices`.
 
     Args:
         text: the solution or an answer.
@@ -99,19 +99,19 @@ def read_choice(text: str, options: Sequence[str], *, prose: bool) -> int | None
         prose: whether the text may be sentences in which an option is named.
 
     Returns:
-        The option's index (A is 0); None where the text names no option, or several.
+        The option's index (A is 0); None if the text names no option, or several.
     """
     chosen = read_choices(text, options, prose=prose)
     return next(iter(chosen)) if chosen is not None and len(chosen) == 1 else None
 
 
 def read_choices(text: str, options: Sequence[str], *, prose: bool) -> Chosen | None:
-    """Tell which options a text names.
+    """Return the options that a text names.
 
-    Read in this order: an option's text, a letter alone, letters or texts in a row (``A, C``, ``A and C``, ``AC``), an
-    option's value in another notation, a letter in front of a text; and in prose the letters that are named as options,
-    the letters in brackets, the one option whose text occurs, the lone capital letters. A text that denies a letter, or
-    leaves open which one it means ("A or B", "not B", "(B) blue" where blue is another option), names none.
+    Tried in this order: an option's text, a single letter, a list of letters or texts (``A, C``, ``A and C``, ``AC``),
+    an option's value in another notation, a letter before a text; and in prose the letters named as options, the
+    letters in brackets, the only option whose text occurs, single capital letters. A text that negates a letter or is
+    ambiguous ("A or B", "not B", "(B) blue" where blue is another option) names none.
 
     Args:
         text: the solution or an answer.
@@ -119,7 +119,7 @@ def read_choices(text: str, options: Sequence[str], *, prose: bool) -> Chosen | 
         prose: whether the text may be sentences in which an option is named.
 
     Returns:
-        The options' indices (A is 0); None where the text names none, or it is not clear which.
+        The options' indices (A is 0); None if the text names none or is ambiguous.
     """
     return _read(text[:MAX_CHOICE_CHARS], tuple(options), prose)
 
@@ -130,27 +130,27 @@ def _read(text: str, options: tuple[str, ...], prose: bool) -> Chosen | None:
     if text.startswith(_MARKS):
         text = _QUOTED.sub(r"\1", _BULLET.sub("", text))
     texts = option_texts(options)
-    same = _same_text(text, options)
-    if same is not None:
-        return frozenset([same])
+    index = _same_text(text, options)
+    if index is not None:
+        return frozenset([index])
     alone = _ALONE.fullmatch(text)
     if is_yes_no(_normal(texts)):
         verdict = read_yes_no(text, _normal(texts), prose=prose)
         lettered = _LEADING.fullmatch(text)
         if verdict is None and lettered and not alone:
-            return _led(next(filter(None, lettered.groups()[:-1])), lettered.groups()[-1], texts)
+            return _letter_and_text(next(filter(None, lettered.groups()[:-1])), lettered.groups()[-1], texts)
         if verdict is None and prose and not alone and not re.search(r"\b(?:yes|no|true|false)\b", text, re.IGNORECASE):
             return _in_prose(text, texts) or None
-        return _indices([alone.group(1)], texts) if verdict is None and alone else _one(verdict)
+        return _indices([alone.group(1)], texts) if verdict is None and alone else _only(verdict)
     if alone:
         return _indices([alone.group(1)], texts)
-    if (row := _in_a_row(text, texts)) is not None:
-        return row or None
+    if (listed := _listed(text, texts)) is not None:
+        return listed or None
     if (index := _by_value(text, texts)) is not None:
         return frozenset([index])
     leading = _LEADING.fullmatch(text)
     if leading and _index(letter := next(filter(None, leading.groups()[:-1])), texts) is not None:
-        return _led(letter, leading.groups()[-1], texts)
+        return _letter_and_text(letter, leading.groups()[-1], texts)
     return (_in_prose(text, texts) or None) if prose else None
 
 
@@ -161,12 +161,12 @@ def _normal(options: tuple[str, ...]) -> tuple[str, ...]:
 
 @lru_cache(maxsize=1024)
 def _wordy(options: tuple[str, ...]) -> tuple[str | None, ...]:
-    """The options in their normal form; None for formulas, of which brackets and marks are a part."""
+    """Return the options in normal form; None for formulas, whose brackets and signs are significant."""
     return tuple(None if formula_key(option) else normalise(option) for option in options)
 
 
 def _same_text(text: str, options: tuple[str, ...]) -> int | None:
-    """The first option of just this text, else of its normal form."""
+    """Return the index of the first option with exactly this text, else with its normal form."""
     texts = option_texts(options)
     for wanted, offered in ((text, texts), (text, options), (normalise(text), _wordy(texts))):
         if wanted in offered:
@@ -174,27 +174,27 @@ def _same_text(text: str, options: tuple[str, ...]) -> int | None:
     return None
 
 
-def _in_a_row(text: str, options: tuple[str, ...]) -> Chosen | None:
-    """Letters or texts that "and" or a comma joins; unclear where one comes twice; None for every other text."""
+def _listed(text: str, options: tuple[str, ...]) -> Chosen | None:
+    """Return letters or texts joined by "and" or commas; unclear if one is repeated; None for any other text."""
     bare = re.sub(r"[\[\]{}'\"]", "", text).strip()
     if _SET.fullmatch(bare):
         letters = _LETTERS.findall(bare)
         letters = letters[:1] if len(set(letters)) == 1 else letters
-        found = _indices(letters, options) if len(set(letters)) == len(letters) else None
-        return found or _UNCLEAR
+        chosen = _indices(letters, options) if len(set(letters)) == len(letters) else None
+        return chosen or _UNCLEAR
     parts = [part for part in _SPLIT.split(text) if part]
     if len(parts) < 2 or len(parts) > 10:
         return None
-    places = [_single(part.rstrip("."), options) for part in parts]
-    if None in places:
+    indices = [_single(part.rstrip("."), options) for part in parts]
+    if None in indices:
         return None
-    return frozenset(place for place in places if place is not None) if len(set(places)) == len(places) else _UNCLEAR
+    return frozenset(index for index in indices if index is not None) if len(set(indices)) == len(indices) else _UNCLEAR
 
 
 def _single(text: str, options: tuple[str, ...]) -> int | None:
-    """The option that a part of a row is: its text, its letter, or both."""
-    if (same := _same_text(text, options)) is not None:
-        return same
+    """Return the index of the option that an item of a list names, by text, letter or both."""
+    if (same_text := _same_text(text, options)) is not None:
+        return same_text
     if re.fullmatch(r"\(?([A-Z])\)?", text):
         return _index(text.strip("()"), options)
     leading = _LEADING.fullmatch(text)
@@ -204,27 +204,27 @@ def _single(text: str, options: tuple[str, ...]) -> int | None:
     return index if index is not None and _same_text(leading.groups()[-1], options) == index else None
 
 
-def _led(letter: str, rest: str, options: tuple[str, ...]) -> Chosen | None:
-    """A letter in front of a text, which must not be another option's, deny it, or label more letters."""
+def _letter_and_text(letter: str, rest: str, options: tuple[str, ...]) -> Chosen | None:
+    """Return the option of a letter before a text, unless the text is another option's, negates it or labels others."""
     index = _index(letter, options)
     if index is None:
         return None
-    said = normalise(rest)
-    stated = [i for i, option in enumerate(_normal(options)) if option == said]
-    if stated:
-        return frozenset([index]) if index in stated else None
-    if (apart := _NOT_ANOTHER.match(rest)) and apart.group(1) != letter:  # "B, not A"
+    words = normalise(rest)
+    same = [i for i, option in enumerate(_normal(options)) if option == words]
+    if same:
+        return frozenset([index]) if index in same else None
+    if (contrast := _NOT_ANOTHER.match(rest)) and contrast.group(1) != letter:  # "B, not A"
         return frozenset([index])
     if _DENIED.match(rest) or _JOINED.match(rest) or _ONE_LETTER.fullmatch(rest):
         return None
-    begun = _begins_with(rest, options)
-    if begun is not None and begun != index:
+    prefix = _begins_with(rest, options)
+    if prefix is not None and prefix != index:
         return None
-    if _HEDGE.search(rest) and any(_other(m, letter, options) for m in _LONE.finditer(rest)):
+    if _HEDGE.search(rest) and any(_is_other_option(m, letter, options) for m in _LONE.finditer(rest)):
         return None
     own = options[index] if index < len(options) else ""
     rest = rest.replace(own, " ") if own else rest
-    if letter.isupper() and not _CAPITAL.search(rest):  # no other letter in it
+    if letter.isupper() and not _CAPITAL.search(rest):  # it has no other letter
         return frozenset([index])
     labelled = {m.group(m.lastindex or 0) for m in _LABEL.finditer(rest.upper() if letter.islower() else rest)}
     named = {m.group(m.lastindex or 0) for m in _NAMED.finditer(rest)}
@@ -234,38 +234,38 @@ def _led(letter: str, rest: str, options: tuple[str, ...]) -> Chosen | None:
 
 
 def _begins_with(text: str, options: tuple[str, ...]) -> int | None:
-    """The longest option that a text begins with as a whole word."""
+    """Return the index of the longest option that a text begins with as a whole word."""
     words = normalise(text)
     hits = [
         (len(option), index)
         for index, option in enumerate(_normal(options))
-        if option and words.startswith(option) and not _WORD_GOES_ON.match(words, len(option))
+        if option and words.startswith(option) and not _WORD_CONTINUES.match(words, len(option))
     ]
     return max(hits)[1] if hits else None
 
 
 def _by_value(text: str, options: tuple[str, ...]) -> int | None:
-    r"""The one option of the same value or formula: ``\dfrac{1}{2}`` for ``1/2``, ``15`` for ``15 cm``."""
+    r"""Return the only option with the same value or formula: ``\dfrac{1}{2}`` for ``1/2``, ``15`` for ``15 cm``."""
     values = _values(options)
     if not any(values):
         return None
     key = formula_key(text)
-    alike = [index for index, (other, _) in enumerate(values) if key and other == key]
+    alike = [index for index, (option_key, _) in enumerate(values) if key and option_key == key]
     quantity = read_quantity(text)
     if quantity is not None and (not alike or quantity.unit):
-        alike = [index for index, (_, other) in enumerate(values) if other is not None and _alike(quantity, other)]
+        alike = [index for index, (_, value) in enumerate(values) if value is not None and _alike(quantity, value)]
     return alike[0] if len(alike) == 1 else None
 
 
 @lru_cache(maxsize=1024)
 def _values(options: tuple[str, ...]) -> tuple[tuple[str, Quantity | None], ...]:
-    """Key and quantity of each option; nothing where no option has either."""
+    """Return key and quantity of each option; empty if no option has either."""
     values = tuple((formula_key(option), read_quantity(option)) for option in options)
     return values if any(key or quantity for key, quantity in values) else ()
 
 
 def _alike(answer: Quantity, option: Quantity) -> bool:
-    """Whether an answer gives an option's value: its unit may be missing, per cent may be written as a number."""
+    """Return whether an answer has an option's value; its unit may be missing, a percentage may be a plain number."""
     if not compatible(answer.unit, option.unit):
         return False
     if is_percent(answer.unit) and not is_percent(option.unit):
@@ -276,7 +276,7 @@ def _alike(answer: Quantity, option: Quantity) -> bool:
 
 
 def _in_prose(text: str, options: tuple[str, ...]) -> Chosen | None:
-    """What a sentence says before it gives reasons, else what it says as a whole."""
+    """Return what a sentence states before it gives reasons, else what it states as a whole."""
     for part in dict.fromkeys([_REASON.split(text)[0].strip(), text]):
         if part and (stated := _stated(part, options)) is not None:
             return stated
@@ -284,58 +284,58 @@ def _in_prose(text: str, options: tuple[str, ...]) -> Chosen | None:
 
 
 def _stated(text: str, options: tuple[str, ...]) -> Chosen | None:
-    """The option that a sentence names; unclear where it denies it or names others; None where it names none."""
+    """Return the option that a sentence names; unclear if it negates it or names others; None if it names none."""
     occurring = _occurring(text, options)
     for pattern in (_NAMED, _BRACKETED):
         if mentions := list(pattern.finditer(text)):
             return _asserted(text, mentions, options, occurring)
     if occurring:
-        others = _without(text, (options[index] for index in occurring))
-        return occurring if len(occurring) == 1 and not is_denied(others) else _UNCLEAR
+        rest = _without(text, (options[index] for index in occurring))
+        return occurring if len(occurring) == 1 and not is_denied(rest) else _UNCLEAR
     mentions = [] if "\\" in text else list(_LONE.finditer(text))
     return _asserted(text, mentions, options, occurring) if mentions else None
 
 
 def _asserted(text: str, mentions: Sequence[re.Match[str]], options: tuple[str, ...], occurring: Chosen) -> Chosen:
-    """The letters of a sentence, if it clearly means them: one, or several joined by "and" or commas."""
+    """Return the letters that a sentence clearly means: one, or several joined by "and" or commas."""
     if is_denied(_without(text, options)):
         return _UNCLEAR
     rows = set()
-    at = -1
+    end = -1
     for match in mentions:
-        if match.start() < at:  # part of the row before
+        if match.start() < end:  # part of the previous list
             continue
         row = [match.group(match.lastindex or 0)]
-        at = match.end()
-        while more := _MORE.match(text, at):
+        end = match.end()
+        while more := _MORE.match(text, end):
             if more["or"]:
                 return _UNCLEAR
             row.append(more.group(2))
-            at = more.end()
+            end = more.end()
         rows.add(frozenset(row))
     if len(rows) > 1:
         return _UNCLEAR
     letters = rows.pop()
-    said = next(iter(letters))
-    if _HEDGE.search(text) and any(_other(m, said, options) for m in _LONE.finditer(text)):
+    letter = next(iter(letters))
+    if _HEDGE.search(text) and any(_is_other_option(m, letter, options) for m in _LONE.finditer(text)):
         return _UNCLEAR
     chosen = _indices(letters, options) or _UNCLEAR
     return _UNCLEAR if occurring and len(letters) == 1 and not chosen & occurring else chosen
 
 
-def _other(mention: re.Match[str], letter: str, options: tuple[str, ...]) -> bool:
-    """Whether a lone letter is another option's."""
+def _is_other_option(mention: re.Match[str], letter: str, options: tuple[str, ...]) -> bool:
+    """Return whether a single letter is that of another option."""
     name = mention.group(mention.lastindex or 0)
     return name != letter.upper() and _index(name, options) is not None
 
 
 def _occurring(text: str, options: tuple[str, ...]) -> Chosen:
-    """Find the options that occur as whole words, longest first: "light red" is not also "red".
+    """Return the options that occur as whole words, longest first: "light red" is not also "red".
 
-    A number or a formula occurs where it is the only one of the sentence, a short name in capitals (IT) only in
-    capitals, and a single letter not at all: it may be an article.
+    A number or a formula counts only if it is the only one in the sentence, a short name in capitals (IT) only in
+    capitals, and a single letter never: it may be an article.
     """
-    found = set()
+    occurring = set()
     normal = _normal(options)
     values = _values(options) or [("", None)] * len(options)
     lower = normalise(text)
@@ -349,14 +349,14 @@ def _occurring(text: str, options: tuple[str, ...]) -> Chosen:
             continue
         lower, count = re.subn(_whole(option), "\0", lower)
         if count:
-            found.add(index)
+            occurring.add(index)
     if any(map(any, values)):
-        found |= _values_in(text, options)
-    return frozenset(found)
+        occurring |= _values_in(text, options)
+    return frozenset(occurring)
 
 
 def _values_in(text: str, options: tuple[str, ...]) -> set[int]:
-    """The option whose value a sentence gives, as its only number or its only formula between dollars."""
+    """Return the option whose value is the only number, or the only formula between dollars, of a sentence."""
     spans = [next(filter(None, match.groups())) for match in _SPAN.finditer(text)]
     if len(spans) == 1:
         index = _by_value(spans[0], options)
@@ -365,14 +365,14 @@ def _values_in(text: str, options: tuple[str, ...]) -> set[int]:
     if quantity is None:
         return set()
     alike = {
-        index for index, (_, other) in enumerate(_values(options)) if other is not None and _alike(quantity, other)
+        index for index, (_, value) in enumerate(_values(options)) if value is not None and _alike(quantity, value)
     }
     return alike if len(alike) == 1 else set()
 
 
 @lru_cache(maxsize=4096)
 def _whole(option: str) -> str:
-    """A pattern of an option that is no part of a longer word."""
+    """Return a pattern that matches an option as a whole word."""
     left = r"(?<![A-Za-z0-9_./])" if _word_edge(option[0]) else ""
     right = r"(?![A-Za-z0-9_/%]|[.,]\d)" if _word_edge(option[-1]) else ""
     return left + re.escape(option) + right
@@ -383,20 +383,20 @@ def _word_edge(character: str) -> bool:
 
 
 def _without(text: str, options: Iterable[str]) -> str:
-    """A text without the options' own words, which may deny ("not given")."""
+    """Return a text without the options' own words if these contain a negation ("not given")."""
     for option in options:
         if option and is_denied(option):
             text = re.sub(rf"(?<!\w){re.escape(option)}(?!\w)", " ", text, flags=re.IGNORECASE)
     return text
 
 
-def _one(index: int | None) -> Chosen | None:
+def _only(index: int | None) -> Chosen | None:
     return None if index is None else frozenset([index])
 
 
 def _indices(letters: Iterable[str], options: Sequence[str]) -> Chosen | None:
-    found = [_index(letter, options) for letter in letters]
-    return None if not found or None in found else frozenset(index for index in found if index is not None)
+    indices = [_index(letter, options) for letter in letters]
+    return None if not indices or None in indices else frozenset(index for index in indices if index is not None)
 
 
 def _index(letter: str, options: Sequence[str]) -> int | None:

@@ -1,12 +1,12 @@
-r"""Whether a completion is right: the graders, a :class:`Grader` for many at once, and TRL reward functions.
+r"""Grade completions: the graders, a :class:`Grader` for many at once, and TRL reward functions.
 
 >>> from hardsample.grading.grader import Grader
 >>> with Grader() as grader:
 ...     grader.grade(r"so it is \boxed{\frac{1}{2}}", {"grader": "math", "solution": "0.5"})
 True
 
-Grading raises on no text and hangs on none: what can run away (computer algebra) lives in a worker process that is
-killed on time-out, and counts as wrong.
+Grading never raises or hangs on any text: what can run away (computer algebra) runs in a worker process that is killed
+on time-out; the answer then counts as wrong.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ Completion = str | Sequence[Mapping[str, Any]]
 
 
 def grade_math(completion: str, solution: str) -> bool:
-    r"""Accept what is mathematically equal to the solution.
+    r"""Accept an answer that is mathematically equal to the solution.
 
     Numbers (``1,234``, ``½``, ``５``, ``seven``), LaTeX, sets, intervals, equations and matrices are compared by
     math-verify: units are dropped, ``12%`` equals ``0.12`` and ``12``, ``x = 5`` equals ``5``, sets have no order.
-    Floats agree to 6 decimals, or to the gold's own where it has three to five (it was rounded). Words, times and dates
-    are compared as text, a single capital letter as a choice. Answers and solutions of more than 1,000 characters are
-    wrong.
+    Floats must agree to 6 decimals, or to the gold's own if it has three to five (it was rounded). Words, times and
+    dates are compared as text, a single capital letter as a choice. Answers and solutions of more than 1,000 characters
+    are wrong.
 
     Args:
         completion: what the model wrote.
         solution: the gold answer, bare, in an ``<answer>`` tag or in a box.
 
     Returns:
-        Whether the answer is right; False also where comparing takes more than 5 seconds.
+        Whether the answer is right; False also if comparing takes more than 5 seconds.
     """
     return _shared_grader().grade(completion, {"grader": "math", "solution": solution})
 
@@ -66,7 +66,7 @@ GRADERS: dict[str, Callable[..., bool]] = {
     "text": grade_text,
 }
 
-# What each grader takes beyond completion and solution; columns of these names are handed to it.
+# The keyword arguments of each grader; columns with these names are passed to it.
 _OPTIONS = {
     name: [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
     for name, function in GRADERS.items()
@@ -74,7 +74,7 @@ _OPTIONS = {
 
 
 class Grader:
-    """Grades completions; from any thread. Use it as a context manager, or call :meth:`close` at the end.
+    """Grades completions, from any thread. Use it as a context manager, or call :meth:`close` at the end.
 
     Attributes:
         timeouts: answers counted as wrong because comparing them took too long.
@@ -91,7 +91,7 @@ class Grader:
             ValueError: the time-out is not positive.
         """
         if not timeout_s > 0:
-            raise ValueError(f"timeout_s is {timeout_s}, it must be above 0 seconds")
+            raise ValueError(f"timeout_s is {timeout_s}; it must be above 0 seconds")
         self._worker = MathWorker(timeout_s)
         self._lock = threading.Lock()
 
@@ -125,8 +125,8 @@ class Grader:
 
         Args:
             pairs: (completion, record). A record has ``solution`` and ``grader``, and may have ``answers`` (all
-                accepted solutions, of which any is right) and that grader's keyword arguments, such as ``options``,
-                ``box_format`` and ``image_size``; other fields are not looked at.
+                accepted solutions) and that grader's keyword arguments, such as ``options``, ``box_format`` and
+                ``image_size``; other fields are ignored.
 
         Returns:
             Whether each is right, in the order given.
@@ -161,7 +161,7 @@ class Grader:
 
 
 def _decide(completion: str, record: Mapping[str, Any]) -> bool | list[MathQuestion]:
-    """The verdict, or the questions of which one has to be answered with yes: one for each accepted answer."""
+    """Return the verdict, or a question for each accepted answer, of which one must be answered with yes."""
     if "grader" not in record or "solution" not in record:
         raise ValueError(
             f"a record to grade needs 'grader' and 'solution'; this one has {', '.join(record) or 'nothing'}"
@@ -175,8 +175,8 @@ def _decide(completion: str, record: Mapping[str, Any]) -> bool | list[MathQuest
         try:
             verdict = (decide_math if name == "math" else GRADERS[name])(completion, str(solution), **options)
         except Exception:
-            # The one broad catch: a model may write anything, and one completion must not end a job of many hours. It
-            # is wrong, and said so; no text is known that comes here.
+            # A deliberate broad catch: a model may write anything, and one completion must not end a job of many hours.
+            # The completion counts as wrong and is logged. No text is known that gets here.
             logger.exception(
                 "grader %s failed on a completion of %d characters: counted as wrong", name, len(completion)
             )
@@ -193,12 +193,12 @@ def reward_function(grader: str | None = None, **options: Any) -> Callable[..., 
 
     Args:
         grader: a grader's name; None takes it from the dataset's ``grader`` column.
-        options: keyword arguments of that grader, for instance ``iou_threshold=0.7``; without them, columns of these
-            names are used where the dataset has them.
+        options: keyword arguments of that grader, for instance ``iou_threshold=0.7``; by default the dataset's columns
+            of these names are used.
 
     Returns:
         ``reward(completions, solution, **columns) -> list[float]``, named after the grader (TRL logs the name).
-        Completions are texts or conversations, of which the last assistant turn counts.
+        Completions are texts or conversations; of these the last assistant turn counts.
 
     Raises:
         ValueError: there is no such grader, or it has no such option.
@@ -223,13 +223,13 @@ def reward_function(grader: str | None = None, **options: Any) -> Callable[..., 
 
 
 def completion_text(completion: Completion) -> str:
-    """Take the text out of a TRL completion.
+    """Return the text of a TRL completion.
 
     Args:
         completion: a text, or messages whose content is a text or a list of blocks.
 
     Returns:
-        The text; of messages, the last assistant's (the last message's where none is the assistant's).
+        The text; of messages, the last assistant's (or the last message's if none is the assistant's).
     """
     if isinstance(completion, str):
         return completion
@@ -242,7 +242,7 @@ def completion_text(completion: Completion) -> str:
 
 @lru_cache(maxsize=1)
 def _shared_grader() -> Grader:
-    """The grader of grade_math and of the reward functions, one in a process."""
+    """Return the grader of grade_math and of the reward functions, one per process."""
     grader = Grader()
     atexit.register(grader.close)
     return grader

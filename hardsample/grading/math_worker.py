@@ -1,9 +1,9 @@
-"""The process in which answers are compared by computer algebra, because that can run away.
+"""The process in which answers are compared by computer algebra, which can run away.
 
-Both sides are here. The parent's is :class:`MathWorker`; the worker's is :func:`main`, run as a script of its own. That
-is safe beside torch threads and CUDA (no fork), needs no ``__main__`` guard in the user's program, and imports neither
-torch nor this package. The parent writes one line, a JSON list of ``[answer, gold, decimals]``; the worker reads all of
-it and answers each item with a line, ``1`` or ``0``. A worker that takes too long for one item is killed.
+Both sides are in this file. The parent's is :class:`MathWorker`; the worker's is :func:`main`, run as a separate
+script. That is safe beside torch threads and CUDA (no fork), needs no ``__main__`` guard in the user's program, and
+imports neither torch nor this package. The parent writes one line, a JSON list of ``[answer, gold, decimals]``; the
+worker replies to each item with a line, ``1`` or ``0``. A worker that takes too long for one item is killed.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 
 
 class MathWorker:
-    """The parent's side. Started at the first question; not for several threads at once (the caller holds a lock).
+    """The parent's side. Starts the worker at the first question; not thread-safe (the caller holds a lock).
 
     Attributes:
         timeouts: items that took longer than the time-out.
-        crashes: items at which a fresh worker died twice (out of memory, for instance).
+        crashes: items at which a worker died twice (out of memory, for instance).
     """
 
     def __init__(self, timeout_s: float) -> None:
-        """Make the parent's side; no process starts yet.
+        """Create the parent's side; no process starts yet.
 
         Args:
             timeout_s: seconds allowed for one item.
@@ -55,10 +55,10 @@ class MathWorker:
         """Compare answers with golds.
 
         Args:
-            questions: (answer, gold, decimals) each.
+            questions: (answer, gold, decimals) of each item.
 
         Returns:
-            A verdict each; False for one that ran out of time or memory.
+            A verdict for each; False for an item that ran out of time or memory.
 
         Raises:
             RuntimeError: the worker process cannot be started.
@@ -73,11 +73,11 @@ class MathWorker:
                         self.timeouts += 1
                         verdicts.append(False)
                     elif reply == "" and died_at != len(verdicts):
-                        died_at = len(verdicts)  # not known to be the item's fault: ask it once more
+                        died_at = len(verdicts)  # may not be the item's fault: ask once more
                     else:
                         self.crashes += reply == ""
                         verdicts.append(reply == "1\n")
-        except BaseException:  # Ctrl-C, for instance: replies to old questions may still come, so this worker is done
+        except BaseException:  # Ctrl-C, for instance: late replies to old questions may follow, so end this worker
             self.close()
             raise
         return verdicts
@@ -89,11 +89,11 @@ class MathWorker:
             process.kill()
             process.wait()
             for pipe in (process.stdin, process.stdout):
-                with contextlib.suppress(BrokenPipeError):  # text that the worker did not read before it went
+                with contextlib.suppress(BrokenPipeError):  # text that the worker did not read before it ended
                     pipe.close()  # type: ignore[union-attr]
 
     def _replies(self, count: int) -> Iterator[str | None]:
-        """Yield the replies, up to the one (None: too late, empty: died) after which there is no worker any more."""
+        """Yield the replies up to the first that ends the worker: None if it is late, empty if the worker died."""
         for _ in range(count):
             try:
                 reply = self._lines.get(timeout=self.timeout_s)
@@ -111,7 +111,7 @@ class MathWorker:
             self._start()
         assert self._process is not None
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it died just now: the reader's end of file says so
+        with contextlib.suppress(BrokenPipeError):  # the worker has just died: the reader gets an end of file
             self._process.stdin.write(json.dumps(questions) + "\n")
             self._process.stdin.flush()
 
@@ -134,11 +134,11 @@ class MathWorker:
             ready = ""
         if ready != "ready\n":
             self.close()
-            raise RuntimeError(f"the grading worker did not start; see what this command says: {' '.join(command)}")
+            raise RuntimeError(f"the grading worker did not start; run this command to see why: {' '.join(command)}")
 
 
 def _forward(stream: IO[str], lines: queue.SimpleQueue[str]) -> None:
-    """Put a worker's lines into its queue, and an empty one at its end."""
+    """Put a worker's lines into its queue, and an empty line at the end."""
     try:
         for line in stream:
             lines.put(line)
@@ -148,9 +148,9 @@ def _forward(stream: IO[str], lines: queue.SimpleQueue[str]) -> None:
 
 
 def equal(answer: str, gold: str, decimals: int) -> bool:
-    r"""Compare an answer with the gold by math-verify. To be called in the worker only: it may run for ever.
+    r"""Compare an answer with the gold by math-verify. Call it in the worker only: it may run forever.
 
-    Both are read as LaTeX (as if boxed); one in prose with words of three letters or more also as a sentence, from
+    Both are read as LaTeX (as if boxed). A text with words of three letters or more is also read as a sentence, of
     which math-verify takes the last expression (a gold only if it has a single number). Units are dropped, ``12%``
     equals both ``0.12`` and ``12``, ``x = 5`` equals ``5``, sets are compared without order, as in math-verify.
 
@@ -168,14 +168,13 @@ def equal(answer: str, gold: str, decimals: int) -> bool:
     answers = _expressions(answer, sentence=True)
     if not verify(golds, answers, float_rounding=decimals, timeout_seconds=None):
         return False
-    pairs = [
-        (one, other) for one in answers for other in golds if not isinstance(one, str) and not isinstance(other, str)
-    ]
-    return not any(_far_apart(one, other, decimals) for one, other in pairs)
+    parsed_answers = [item for item in answers if not isinstance(item, str)]
+    parsed_golds = [item for item in golds if not isinstance(item, str)]
+    return not any(_far_apart(left, right, decimals) for left in parsed_answers for right in parsed_golds)
 
 
 def _far_apart(answer: Any, gold: Any, decimals: int) -> bool:
-    """Whether two constants that agree to some decimals are so small that this says nothing: 1/2004! and 1/2006!."""
+    """Return whether two constants are so small that agreeing decimals mean nothing: 1/2004! and 1/2006!."""
     try:
         if not (answer.is_number and gold.is_number) or gold == 0:
             return False
@@ -188,18 +187,18 @@ def _far_apart(answer: Any, gold: Any, decimals: int) -> bool:
 def _expressions(text: str, *, sentence: bool) -> list[Any]:
     from math_verify import parse
 
-    found = parse(f"\\boxed{{{text}}}", parsing_timeout=None)
+    expressions = parse(f"\\boxed{{{text}}}", parsing_timeout=None)
     if sentence and _PROSE.search(text) and not _FUNCTION.search(text):
-        found = found + parse(text, parsing_timeout=None)
-    return list(found)
+        expressions = expressions + parse(text, parsing_timeout=None)
+    return list(expressions)
 
 
 def main() -> None:
-    """Answer questions from standard input until it ends, which it does when the parent goes."""
+    """Answer questions from standard input until it ends, as it does when the parent exits."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     timeout_s = float(sys.argv[1])
     logging.disable(logging.CRITICAL)
-    # What libraries print must not get between the replies.
+    # Output of libraries must not get between the replies.
     replies = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     import math_verify  # noqa: F401 - loaded before the clock of the first item starts
@@ -216,7 +215,7 @@ def main() -> None:
 
 
 def _alarm(seconds: float) -> None:
-    """Let the kernel end this process, should the parent have gone while an item runs for ever."""
+    """Let the kernel end this process if the parent is gone and an item runs forever."""
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_REAL, seconds)
 

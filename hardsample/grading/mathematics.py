@@ -1,4 +1,4 @@
-"""The part of the math grader that needs no computer algebra, and the question that is left where some is needed."""
+"""The part of the math grader that needs no computer algebra; the rest becomes a question to the worker."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ _COMMAND_AT_END = re.compile(r"\\[a-zA-Z]+$")
 _FUNCTIONS = re.compile(
     r"\\(?:begin|end)\{\w+\*?\}|\\[a-zA-Z]+|\b(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|arcsin|arccos|arctan|max|min|det)\b"
 )
-# math-verify takes a letter at the end for a unit (2m, ab), which it drops; units of ours are gone by then
+# math-verify takes a final letter for a unit (2m, ab) and drops it; real units have been removed before
 _LAST_LETTER = re.compile(r"^((?:[^=,<>]*=)?\s*)([^=,<>≤≥]*[\w)}+*/^-]\s*[a-zA-Z])$")
 
 
 class MathQuestion(NamedTuple):
-    """What remains to be compared by computer algebra: is ``answer`` equal to ``gold``, to so many decimals?"""
+    """A question to computer algebra: does ``answer`` equal ``gold`` to this many decimals?"""
 
     answer: str
     gold: str
@@ -73,7 +73,7 @@ class MathQuestion(NamedTuple):
 
 
 class _Gold(NamedTuple):
-    """A gold answer, read once."""
+    """A gold answer, parsed once."""
 
     text: str
     name: str | None
@@ -84,85 +84,94 @@ class _Gold(NamedTuple):
 
 
 def decide_math(completion: str, solution: str) -> bool | MathQuestion:
-    """Grade a math answer as far as that needs no computer algebra.
+    """Grade a math answer as far as possible without computer algebra.
 
-    Decided here: the same text; numbers with or without units on both sides (also a number in words, and the only
-    number of a text in prose); words; times and dates; a capital letter, which is graded as a choice.
+    Decided here: equal texts; numbers with or without units on both sides (also a number in words, and the only number
+    in prose); words; times and dates; a capital letter, which is graded as a choice.
 
     Args:
         completion: what the model wrote.
         solution: the gold answer.
 
     Returns:
-        The verdict, or the question to put to :class:`hardsample.grading.math_worker.MathWorker`.
+        The verdict, or the question for :class:`hardsample.grading.math_worker.MathWorker`.
     """
     gold = _gold(solution)
-    found = find_answer(completion)
-    if not gold.text or not found.text:
+    extracted = find_answer(completion)
+    if not gold.text or not extracted.text:
         return False
-    if gold.number is not None and found.text[:1].isdigit() and (number := plain_number(found.text)) is not None:
+    if (
+        gold.number is not None
+        and extracted.text[:1].isdigit()
+        and (number := plain_number(extracted.text)) is not None
+    ):
         if number == gold.number:
             return True
         if number == int(number) and gold.number == int(gold.number):
             return False
     if gold.quantity is not None:
-        quantity = _answer_quantity(found)
-        if gold.name and (name := _NAMED.match(found.text)) and name.group(1) != gold.name:
+        quantity = _answer_quantity(extracted)
+        if gold.name and (name := _NAMED.match(extracted.text)) and name.group(1) != gold.name:
             return False  # y = 11 for x = 11
-        if quantity is not None and ":" in found.text and ":" not in gold.text and _is_another(found.text):
+        if (
+            quantity is not None
+            and ":" in extracted.text
+            and ":" not in gold.text
+            and _gives_other_number(extracted.text)
+        ):
             return False  # 45:1
         if quantity is not None:
             return same_quantity(quantity, gold.quantity, gold.decimals)
-        if _is_another(found.text) and ":" not in gold.text:
+        if _gives_other_number(extracted.text) and ":" not in gold.text:
             return False
     if _LETTER.fullmatch(_plain(gold.text)):
         return grade_choice(completion, _plain(gold.text))
-    text = first_sentence(found.text) if found.source == "phrase" else found.text
+    text = first_sentence(extracted.text) if extracted.source == "phrase" else extracted.text
     if len(text) > MAX_MATH_CHARS:
         return False
-    span = _one_span(text) if _WORD.search(_MATH_SPAN.sub(" ", text)) and not _PROSE.search(gold.text) else None
-    answer = _written(span or text)
+    span = _only_span(text) if _WORD.search(_MATH_SPAN.sub(" ", text)) and not _PROSE.search(gold.text) else None
+    answer = _comparable(span or text)
     return answer == gold.text or _decide_words(answer, gold)
 
 
-def _is_another(text: str) -> bool:
-    """Whether a text that gives no number gives another one than its own: "at least 5", "not 5", x > 5, 1,5391."""
+def _gives_other_number(text: str) -> bool:
+    """Return whether a text means another number than the one in it: "at least 5", "not 5", x > 5, 1,5391."""
     if _RELATION.search(text) or re.search(r"\d,\d{4,}|\d\s*:\s*\d", text) or is_denied(text):
         return True
     return len(_DIGITS.findall(text)) == 1 and bool(_PROSE.search(strip_latex_text(text))) and is_modified(text)
 
 
-def _written(text: str) -> str:
-    """An answer as formulas are compared: without marks, layout, labels and a full stop."""
+def _comparable(text: str) -> str:
+    """Return an answer in the form to compare: without Markdown, layout, labels and a final full stop."""
     text = strip_latex_text(plain(text).strip().rstrip(".。").strip())
     if wrapped := _WRAPPED.fullmatch(text):
         text = wrapped.group(1)
     return plain_formula(latex_number_text(_LABEL.sub("", text))).rstrip(".。").strip()
 
 
-def _answer_quantity(found: Answer) -> Quantity | None:
-    """The number that an answer gives, as the whole of it, or as the only one in prose."""
-    sentence = first_sentence(found.text) if found.source == "phrase" else found.text
+def _answer_quantity(extracted: Answer) -> Quantity | None:
+    """Return the number of an answer that is only a number, or the only number in its prose."""
+    sentence = first_sentence(extracted.text) if extracted.source == "phrase" else extracted.text
     head = _WHY.split(sentence)[0]
-    if found.source == "end" and len(_WORD.findall(found.text)) > 3:  # the answer first, then why
-        line = found.body.partition("\n")[0].strip()
-        if line != found.text and (quantity := read_quantity(line)) is not None:
+    if extracted.source == "end" and len(_WORD.findall(extracted.text)) > 3:  # the answer first, then why
+        line = extracted.body.partition("\n")[0].strip()
+        if line != extracted.text and (quantity := read_quantity(line)) is not None:
             return quantity
-    quantity = read_quantity(found.text) or read_quantity(sentence) or (read_quantity(head) if head else None)
+    quantity = read_quantity(extracted.text) or read_quantity(sentence) or (read_quantity(head) if head else None)
     if quantity is not None:
         return quantity
-    if found.source == "end":  # the answer first, then why
-        line = found.body.partition("\n")[0].strip()
+    if extracted.source == "end":  # the answer first, then why
+        line = extracted.body.partition("\n")[0].strip()
         first = first_sentence(line)
-        if first != found.text and (quantity := read_quantity(first)) is not None:
+        if first != extracted.text and (quantity := read_quantity(first)) is not None:
             return quantity
     quantity = quantity_in_prose(sentence)
-    span = _one_span(sentence)
+    span = _only_span(sentence)
     return quantity if quantity is not None or span is None else read_quantity(span)
 
 
-def _one_span(text: str) -> str | None:
-    """The one formula between dollars in a sentence that denies nothing."""
+def _only_span(text: str) -> str | None:
+    """Return the only formula between dollars in a sentence that neither negates nor modifies it."""
     spans = [next(filter(None, match.groups())) for match in _MATH_SPAN.finditer(text)]
     return spans[0] if len(spans) == 1 and not is_modified(_MATH_SPAN.sub(" ", text)) else None
 
@@ -175,7 +184,7 @@ def _decide_words(answer: str, gold: _Gold) -> bool | MathQuestion:
         return False
     times = [match.group() for match in _TIME_OR_DATE.finditer(plain_answer)]
     if _TIME_OR_DATE.fullmatch(plain_gold):
-        return [_moment(time) for time in times] == [_moment(plain_gold)]
+        return [_normal_time(time) for time in times] == [_normal_time(plain_gold)]
     if _PROSE.search(plain_gold) and normalise(plain_answer) == normalise(plain_gold):
         return True
     if gold.quantity is None and _is_phrase(plain_gold):
@@ -194,16 +203,16 @@ def _decide_words(answer: str, gold: _Gold) -> bool | MathQuestion:
     if "=" not in gold.text and not all(
         is_name(side) for part in _PARTS.split(answer) for side in part.split("=")[:-1]
     ):
-        return False  # 2x = 10: not solved, its right side is no answer
-    return MathQuestion(_joined(answer), _joined(gold.text), gold.decimals)
+        return False  # 2x = 10: not solved, so its right side is not the answer
+    return MathQuestion(_for_math_verify(answer), _for_math_verify(gold.text), gold.decimals)
 
 
 def _decide_shape(answer: str, plain_answer: str, gold: str) -> bool | None:
-    """The verdict on ratios, numbers of another base, and points whose names stand in another order; else None."""
+    """Return the verdict on ratios, numbers in another base, and points with reordered names; else None."""
     if _RATIO.fullmatch(gold):
-        said = re.sub(r"(?<=\d)\s+to\s+(?=\d)", ":", plain_answer)
-        ratios = _RATIO.findall(said)
-        return _same_ratio(ratios[0] if len(ratios) == 1 and _WORD.search(said) else said, gold)
+        ratio_text = re.sub(r"(?<=\d)\s+to\s+(?=\d)", ":", plain_answer)
+        ratios = _RATIO.findall(ratio_text)
+        return _same_ratio(ratios[0] if len(ratios) == 1 and _WORD.search(ratio_text) else ratio_text, gold)
     if _BASE.search(gold) or _BASE.search(answer):
         return re.sub(r"[\s{}]", "", answer) == re.sub(r"[\s{}]", "", gold)
     names = re.findall(r"([a-zA-Z])\s*=", answer)
@@ -211,23 +220,23 @@ def _decide_shape(answer: str, plain_answer: str, gold: str) -> bool | None:
 
 
 def _same_ratio(answer: str, gold: str) -> bool:
-    """Whether two ratios are the same up to scale."""
+    """Return whether two ratios are the same up to scale."""
     if not _RATIO.fullmatch(answer):
         value, wanted = constant(answer), constant(gold)
         return value is not None and wanted is not None and same_constant(value, wanted)
     parts, golds = ([Fraction(part.strip()) for part in text.split(":")] for text in (answer, gold))
     if len(parts) != len(golds) or not golds[0] or not parts[0]:
         return False
-    return all(part * golds[0] == other * parts[0] for part, other in zip(parts, golds, strict=True))
+    return all(part * golds[0] == gold_part * parts[0] for part, gold_part in zip(parts, golds, strict=True))
 
 
-def _moment(text: str) -> str:
-    """A time or a date without leading zeros, its parts joined in one way."""
+def _normal_time(text: str) -> str:
+    """Return a time or a date without leading zeros and with one kind of separator."""
     return re.sub(r"[/.-]", "-", _LEADING_ZERO.sub("", text))
 
 
-def _joined(text: str) -> str:
-    """Write what math-verify reads better: "和" and "或" as commas, functions as commands, no power behind a unit."""
+def _for_math_verify(text: str) -> str:
+    """Rewrite a text for math-verify: "和" and "或" as commas, functions as commands, no power after a unit."""
     text = re.sub(r"^[fgh]\(x\)\s*=", "y=", text)
     text = _ROOT.sub(r"\\sqrt{\1}", re.sub(r"\s*(?:或者?|和|且|、)\s*", ", ", text)).replace(
         "\\varnothing", "\\emptyset"
@@ -237,12 +246,12 @@ def _joined(text: str) -> str:
 
 
 def _is_phrase(text: str) -> bool:
-    """Whether a gold has words that are no unit behind one number, such as "2 hours and 30 minutes"."""
+    """Return whether a gold has words beyond one number and its unit, such as "2 hours and 30 minutes"."""
     return len(_DIGITS.findall(text)) > 1 and bool(_PROSE.search(_CONNECTORS.sub(" ", _FUNCTIONS.sub(" ", text))))
 
 
 def _words(text: str) -> list[str]:
-    """The numbers and words of a phrase, units in one spelling."""
+    """Return the numbers and words of a phrase, with units in one spelling."""
     words = [word for word in _PIECES.findall(text.replace(",", "")) if word.casefold() != "and"]
     units = [read_unit(word) for word in words]
     return [str(unit) if unit else word.casefold() for word, unit in zip(words, units, strict=True)]
@@ -257,7 +266,7 @@ def _gold(solution: str) -> _Gold:
     gold = unwrap_solution(solution)
     if len(gold) > MAX_MATH_CHARS:
         return _Gold("", None, None, None, 6, None)
-    text = _written(gold)
+    text = _comparable(gold)
     time = _TIME_OR_DATE.fullmatch(_plain(text))
     quantity = None if time else read_quantity(gold)
     number = plain_number(gold) if gold[:1].isdigit() else None

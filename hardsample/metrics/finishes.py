@@ -1,4 +1,4 @@
-"""How a completion ended, what that is called, and whether it says anything about its sample."""
+"""Finish states: how a completion ended, in words, and whether it counts as an answer to its sample."""
 
 from collections.abc import Mapping
 
@@ -10,32 +10,34 @@ FINISHES = {
     "empty": "empty",
     "reasoning_only": "reasoning without an answer",
 }
-"""How a completion ended, and what that is called."""
+"""Finish state → description."""
 UNKNOWN = "unknown"
-"""Of a rollout that was stored before finish states were."""
+"""Finish state of rollouts that an older version stored without one."""
 
 
 def unanswered(finish: str | None, grade: int) -> bool:
-    """Whether a rollout says nothing about its sample: it came to no answer, and is not right either.
+    """Return whether a rollout says nothing about its sample: it has no answer and is not graded as right.
 
     Args:
-        finish: one of `FINISHES`; None if it is not known, which counts as ended.
-        grade: 0 or 1; what was right before it was cut off is right.
+        finish: one of `FINISHES`; None if it is unknown, which counts as an answer.
+        grade: 0 or 1; a completion that was right before it was cut off counts as right.
     """
     return not grade and finish not in (None, "stop")
 
 
 def shares_text(finishes: Mapping[str, int]) -> str:
-    """Shares of finish states in words, such as `61 % ended by themselves, 39 % cut off`.
+    """Return the shares of finish states as text, such as `61 % ended by themselves, 39 % cut off`.
 
     Args:
         finishes: finish state, or `UNKNOWN`, → rollouts.
     """
     total = max(sum(finishes.values()), 1)
-    names = FINISHES | {UNKNOWN: "of an older version, not known"}
-    return ", ".join(f"{share(finishes[name] / total)} {said}" for name, said in names.items() if finishes.get(name))
+    names = FINISHES | {UNKNOWN: "unknown (stored by an older version)"}
+    return ", ".join(
+        f"{share(finishes[name] / total)} {description}" for name, description in names.items() if finishes.get(name)
+    )
 
 
 def share(value: float) -> str:
-    """A share that is not 0, in per cent."""
+    """Format a share above 0 in per cent."""
     return f"{100 * value:.0f} %" if value >= 0.01 else "< 1 %"

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import sqrt
+from statistics import NormalDist
 
 import numpy as np
-
-from hardsample.metrics.beta import beta_cdf
 
 LEVEL = 0.95
 
@@ -30,7 +29,7 @@ class Interval:
 
 
 def accuracy_interval(successes: Sequence[int], attempts: Sequence[int], level: float = LEVEL) -> Interval:
-    """Gives the accuracy, the mean over samples of each one's share of right rollouts, and its interval.
+    """Return the accuracy, the mean over samples of each one's share of right rollouts, and its interval.
 
     Wilson's score interval with the effective number of rollouts for the number of rollouts:
 
@@ -41,7 +40,7 @@ def accuracy_interval(successes: Sequence[int], attempts: Sequence[int], level: 
     several, m lies between n (a sample's rollouts are all alike) and their total (they are independent); where all are
     right or all wrong the data do not tell, and m = n. t is then Student's, of min(n − 1, 2k) degrees of freedom with k
     the samples that have an outcome of the rarer kind: where few have one, s² is known badly (the 2 comes from a
-    simulation).
+    simulation). This interval is ours: those of SciPy and statsmodels take all rollouts for independent.
 
     Args:
         successes: right rollouts of each sample.
@@ -78,7 +77,7 @@ def accuracy_interval(successes: Sequence[int], attempts: Sequence[int], level: 
 
 
 def mean_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
-    """Gives a mean over samples or seeds and its interval by Student's t with n − 1 degrees of freedom.
+    """Return a mean over samples or seeds and its interval by Student's t with n − 1 degrees of freedom.
 
     Paired differences are such values: one for each sample that both sides have.
 
@@ -89,57 +88,55 @@ def mean_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
     Raises:
         ValueError: there is no value.
     """
-    found = np.asarray(values, dtype=np.float64)
-    if not len(found):
+    samples = np.asarray(values, dtype=np.float64)
+    if not len(samples):
         raise ValueError("there is no value, must be at least one: give one for each sample or seed")
-    mean = float(found.mean())
-    if len(found) == 1:
+    mean = float(samples.mean())
+    if len(samples) == 1:
         return Interval(mean, float("-inf"), float("inf"), 1)
-    half = t_quantile(len(found) - 1, level) * float(found.std(ddof=1)) / sqrt(len(found))
-    return Interval(mean, mean - half, mean + half, len(found))
+    half = t_quantile(len(samples) - 1, level) * float(samples.std(ddof=1)) / sqrt(len(samples))
+    return Interval(mean, mean - half, mean + half, len(samples))
 
 
 @lru_cache
 def t_quantile(degrees: int, level: float = LEVEL) -> float:
-    """Gives t with P(|T| ≤ t) = level, for Student's T: P(|T| > t) = I_{ν/(ν+t²)}(ν/2, ½).
+    """Return t with P(|T| ≤ t) = level, for Student's T.
 
     Args:
-        degrees: ν, at least 1.
+        degrees: of freedom, at least 1.
         level: above 0 and below 1.
     """
-    low, high = 0.0, 1.0
-    while _beyond(high, degrees) > 1 - level:
-        low, high = high, 2 * high
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _beyond(middle, degrees) > 1 - level else (low, middle)
-    return (low + high) / 2
+    from scipy import special  # imported where it is used: it takes longer than the rest of this room
+
+    return float(special.stdtrit(degrees, (1 + level) / 2))
 
 
 def normal_quantile(level: float = LEVEL) -> float:
-    """Gives z with P(|Z| ≤ z) = level, for a standard normal Z."""
-    from statistics import NormalDist
-
+    """Return z with P(|Z| ≤ z) = level, for a standard normal Z."""
     return NormalDist().inv_cdf((1 + level) / 2)
 
 
 def p_value(values: Sequence[float]) -> float:
-    """Gives the two-sided p-value of a mean of 0, by Student's t.
+    """Return the two-sided p-value of a mean of 0, by Student's t.
 
     Args:
         values: paired differences, at least two.
     """
-    found = np.asarray(values, dtype=np.float64)
-    if len(found) < 2:
-        raise ValueError(f"{len(found)} values, must be at least two: a spread is needed")
-    error = float(found.std(ddof=1)) / sqrt(len(found))
-    if not error:
-        return 0.0 if found.mean() else 1.0
-    return _beyond(abs(float(found.mean())) / error, len(found) - 1)
+    from scipy import special
+
+    samples = np.asarray(values, dtype=np.float64)
+    if len(samples) < 2:
+        raise ValueError(f"{len(samples)} values, must be at least two: a spread is needed")
+    mean, error = float(samples.mean()), float(samples.std(ddof=1)) / sqrt(len(samples))
+    if not error:  # where scipy.stats.ttest_1samp gives no number, and warns
+        return 0.0 if mean else 1.0
+    return 2 * float(special.stdtr(len(samples) - 1, -abs(mean) / error))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Corrects p-values for their number, by Holm: p₍ᵢ₎ ← max over j ≤ i of min(1, (n − j + 1) p₍ⱼ₎).
+    """Correct p-values for their number, by Holm: p₍ᵢ₎ ← max over j ≤ i of min(1, (n − j + 1) p₍ⱼ₎).
+
+    SciPy has no Holm, and statsmodels would be a large dependency for five lines.
 
     Args:
         p_values: of n comparisons.
@@ -149,18 +146,19 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """
     order = np.argsort(p_values, kind="stable")
     corrected, highest = [0.0] * len(p_values), 0.0
-    for rank, place in enumerate(order.tolist()):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
-        corrected[place] = highest
+    for rank, index in enumerate(order.tolist()):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = highest
     return corrected
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float], level: float = LEVEL) -> Interval:
-    """Gives Spearman's rank correlation ρ and its interval by Fisher's transformation.
+    """Return Spearman's rank correlation ρ, by SciPy, and its interval by Fisher's transformation.
 
         tanh( artanh(ρ) ± z · √((1 + ρ²/2) / (n − 3)) )
 
-    (Bonett and Wright's standard error, which holds for ranks.) Ties have their mean rank.
+    with Bonett and Wright's standard error, which holds for ranks; SciPy has no interval of ρ. Ties have their mean
+    rank.
 
     Args:
         first: values of one quantity, at least four.
@@ -176,25 +174,15 @@ def rank_correlation(first: Sequence[float], second: Sequence[float], level: flo
     count = len(first)
     if count < 4 or len(second) != count:
         raise ValueError(f"{count} and {len(second)} values, must be pairs, at least four: give more samples")
-    one, other = (_ranks(np.asarray(values, dtype=np.float64)) for values in (first, second))
-    if not one.std() or not other.std():
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
         return Interval(float("nan"), -1.0, 1.0, count)
-    value = float(np.corrcoef(one, other)[0, 1])
+    from scipy import stats
+
+    value = float(stats.spearmanr(first, second).statistic)
     if abs(value) >= 1 - 1e-12:
         return Interval(value, value, value, count)
     half = normal_quantile(level) * sqrt((1 + value**2 / 2) / (count - 3))
     return Interval(value, float(np.tanh(np.arctanh(value) - half)), float(np.tanh(np.arctanh(value) + half)), count)
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1, ties at their mean."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-
-
-def _beyond(t: float, degrees: int) -> float:
-    """P(|T| > t)."""
-    return float(beta_cdf(degrees / (degrees + t * t), np.array(degrees / 2), np.array(0.5)))
 
 
 def _check(wins: np.ndarray, tries: np.ndarray, level: float) -> None:

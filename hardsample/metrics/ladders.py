@@ -1,7 +1,7 @@
-"""Many samples' ladders at once: which rollouts fill the next batch, and when a sample is done.
+"""The ladders of many samples: which rollouts fill the next batch, and when a sample is done.
 
 A lossless ladder has at most one rollout in flight, so a batch is filled from many samples. New samples are admitted
-only when the ladders under way do not fill a batch: what is in memory does not grow with the data.
+only when the ladders in progress do not fill a batch, so memory does not grow with the data.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from hardsample.metrics.pism import (
 )
 from hardsample.metrics.strata import level_passes
 
-Place = tuple[int, int, int]
-"""Where a lossless search stands: its open level, and the successes and failures there."""
+SearchPosition = tuple[int, int, int]
+"""State of a lossless search: its open level, and the successes and failures there."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What the rollouts of one finished sample add up to."""
+    """Rollout counts of one finished sample."""
 
     successes: list[int] = field(metadata={"help": "rollouts graded 1, at each ratio"})
     attempts: list[int] = field(metadata={"help": "rollouts graded, at each ratio"})
@@ -38,14 +38,14 @@ class Counts:
 
 
 class Ladder:
-    """One sample under way: its grades, and the rollouts that are asked for and not yet graded.
+    """One sample in progress: its grades, and the rollouts that are requested and not yet graded.
 
     Args:
         row: the sample's row in the dataset.
         record: the dataset's row.
         config: the settings of the search.
         graded: (ratio, realization, grade) of rollouts that the store already holds.
-        unanswered: realizations, of those at ratio 0, that are not right and came to no answer.
+        unanswered: realizations at ratio 0 that are not right and have no answer.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Ladder:
         self.has_image = bool(record["images"])
         self.grades = empty_grades(config)
         self.blind: list[int | None] = [None] * config.num_masks
-        self.refused: str | None = None
+        self.rejected: str | None = None
         self.finished = False
         self._unanswered = set(unanswered)
         self._level = {ratio_units(ratio): index for index, ratio in enumerate(config.ratios)}
@@ -69,8 +69,8 @@ class Ladder:
             self._write(ratio, realization, grade)
 
     def ask(self) -> list[tuple[float, int]]:
-        """(ratio, realization) of the rollouts to make now that are not asked for already."""
-        if self.refused:
+        """Return (ratio, realization) of the rollouts to request now, without those already requested."""
+        if self.rejected:
             return []
         wanted = [
             (self.config.ratios[i], k)
@@ -82,7 +82,7 @@ class Ladder:
         return new
 
     def record_grade(self, ratio: float, realization: int, grade: int, answered: bool = True) -> None:
-        """Take in the grade of a rollout that was asked for, and whether it is right or came to an answer at all."""
+        """Record the grade of a requested rollout, and whether it is right or has an answer at all."""
         self._asked.discard((ratio, realization))
         self._write(ratio, realization, grade)
         if not answered and not ratio_units(ratio):
@@ -90,22 +90,22 @@ class Ladder:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is asked for."""
+        """Whether no rollout is requested."""
         return not self._asked
 
     @property
     def unanswered(self) -> int:
-        """Rollouts at ratio 0 that are not right and came to no answer."""
+        """Number of rollouts at ratio 0 that are not right and have no answer."""
         return len(self._unanswered)
 
     @property
     def answered(self) -> bool:
-        """Whether any rollout at ratio 0 is right or came to an answer."""
+        """Whether any rollout at ratio 0 is right or has an answer."""
         return sum(grade is not None for grade in self.grades[0]) > len(self._unanswered)
 
     @property
-    def place(self) -> Place | None:
-        """Where the search stands; None if it is over, or its rollouts do not depend on one another."""
+    def position(self) -> SearchPosition | None:
+        """State of the search; None if it is over, or if its rollouts do not depend on one another."""
         if not self.has_image or self.config.search != "lossless":
             return None
         for level, (successes, attempts) in enumerate(zip(*counts(self.grades, self.config), strict=True)):
@@ -118,7 +118,7 @@ class Ladder:
 
     @property
     def sure(self) -> int:
-        """The rollouts that are missing and will be asked for whatever the grades are."""
+        """Number of missing rollouts that are needed whatever the grades are."""
         blind = len(blind_rollouts(self.blind, self.config, self.has_image))
         if self.has_image and self.config.search == "lossless":
             return blind
@@ -130,12 +130,12 @@ class Ladder:
         )
 
     def counts(self) -> Counts:
-        """The sums of a finished sample."""
+        """Return the counts of a finished sample."""
         successes, attempts = counts(self.grades, self.config)
         if not self.config.blind or not self.has_image:
             return Counts(successes, attempts, None, None)
-        seen = [grade for grade in self.blind if grade is not None]
-        return Counts(successes, attempts, sum(seen), len(seen))
+        graded = [grade for grade in self.blind if grade is not None]
+        return Counts(successes, attempts, sum(graded), len(graded))
 
     def _write(self, ratio: float, realization: int, grade: int) -> None:
         if ratio_units(ratio) == ratio_units(BLIND_RATIO):
@@ -157,8 +157,8 @@ class Queue:
     """Hands out batches of rollouts; every sample goes in once and comes out through `finish`.
 
     Args:
-        ladders: the samples, made lazily; taken as the batches need them.
-        finish: called with each ladder when it is done, refused ones too.
+        ladders: the samples, made lazily and taken as batches need them.
+        finish: called with each ladder when it is done or rejected.
     """
 
     def __init__(self, ladders: Iterator[Ladder], finish: Callable[[Ladder], None]) -> None:
@@ -166,11 +166,11 @@ class Queue:
         self._waiting: deque[Ask] = deque()
 
     def take(self, size: int) -> list[Ask]:
-        """Up to `size` rollouts: of the ladders under way first, of new samples where these are not enough.
+        """Return up to `size` rollouts: of the ladders in progress first, then of new samples.
 
-        Records with and without images never share a batch: processors refuse such.
+        Records with and without images never share a batch, since processors reject mixed batches.
         """
-        self._waiting = deque(ask for ask in self._waiting if not ask.ladder.refused)
+        self._waiting = deque(ask for ask in self._waiting if not ask.ladder.rejected)
         self.fills(size)
         batch: list[Ask] = []
         skipped: list[Ask] = []
@@ -182,14 +182,14 @@ class Queue:
         return batch
 
     def fills(self, size: int) -> bool:
-        """Whether a batch of this size would be full now, without the rollouts in flight."""
+        """Return whether a batch of this size would be full now, without the rollouts in flight."""
         while len(self._waiting) < size and (ladder := next(self._ladders, None)) is not None:
             self.advance(ladder)
         return len(self._waiting) >= size
 
     def advance(self, ladder: Ladder) -> None:
-        """Ask for a ladder's next rollouts, or finish it (once)."""
+        """Request a ladder's next rollouts, or finish it (once)."""
         self._waiting.extend(Ask(ladder, ratio, k) for ratio, k in ladder.ask())
-        if (ladder.idle or ladder.refused) and not ladder.finished:
+        if (ladder.idle or ladder.rejected) and not ladder.finished:
             ladder.finished = True
             self._finish(ladder)

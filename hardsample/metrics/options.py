@@ -14,7 +14,7 @@ SEARCHES = ("lossless", "exhaustive")
 MASK_SPACES = ("source", "model")
 VARIANTS = ("paper", "released")
 TEXTS = ("all", "before_image")
-"""Which prompt text counts: all of it, or what stands before the first image."""
+"""Which prompt text counts: all of it, or only the text before the first image."""
 HEADS = ("mean", "each")
 
 
@@ -54,7 +54,7 @@ class PismConfig:
         units = [ratio_units(ratio) for ratio in self.ratios]
         if not units or units[0] != 0:
             raise ConfigError(
-                f"ratios are {self.ratios}, must start with 0.0, which decides what is unsolved: put 0.0 in front"
+                f"ratios are {self.ratios}, must start with 0.0, which decides what is unsolved: add 0.0 at the front"
             )
         if any(a >= b for a, b in pairwise(units)):
             raise ConfigError(
@@ -139,15 +139,15 @@ class CmabConfig:
         released = self.variant == "released"
         if self.text is None:
             object.__setattr__(self, "text", "before_image" if released else "all")
-        wrong = {
+        invalid = {
             "layers": released and self.layers is not None,
             "layer": not released and self.layer is not None,
             "text": released and self.text != "before_image",
             "heads": released and self.heads != "mean",
         }
-        for name in (name for name, is_wrong in wrong.items() if is_wrong):
+        for name in (name for name, is_invalid in invalid.items() if is_invalid):
             raise ConfigError(
-                f"{name} is {getattr(self, name)!r}, which variant {self.variant!r} does not know: leave it out, or "
+                f"{name} is {getattr(self, name)!r}, which variant {self.variant!r} does not have: leave it out, or "
                 "choose the other variant"
             )
         if self.layer is not None and self.layer < 0:

@@ -1,11 +1,11 @@
-"""PISM, difficulty from progressive image masking: which rollouts to ask for next, and what they say.
+"""PISM, difficulty from progressive image masking: which rollouts to make next, and the strata they give.
 
 Pure functions of one sample's grades. `grades[i][k]` is the grade (0 or 1) of the rollout at ratio i under mask k,
-None while there is none. The engine asks `next_rollouts` until it gives nothing, then takes the `verdict`:
+None while there is none. The engine calls `next_rollouts` until it returns nothing, then takes the `verdict`:
 
     P_c(λ) = (1/K) Σ_k grade(λ, k),    λ* = min{λ ∈ Λ : P_c(λ) < τ}.
 
-A `lossless` search asks the masks of a level in the order k = 0, 1, … and only until the remaining ones cannot change
+A `lossless` search draws the masks of a level in the order k = 0, 1, … and only until the remaining ones cannot change
 whether the level passes; it ends at the first level that fails. So its λ* and stratum are those of the `exhaustive`
 search, which fills the whole curve.
 """
@@ -37,7 +37,7 @@ Grades = Sequence[Sequence[int | None]]
 
 
 def empty_grades(config: PismConfig) -> list[list[int | None]]:
-    """Makes the grades of a sample that has no rollout yet.
+    """Return the grades of a sample that has no rollout yet.
 
     Args:
         config: settings.
@@ -51,21 +51,21 @@ def empty_grades(config: PismConfig) -> list[list[int | None]]:
 def next_rollouts(
     grades: Grades, config: PismConfig, has_image: bool = True, answered: bool = True
 ) -> list[tuple[int, int]]:
-    """Says which rollouts to ask for next, given all grades so far.
+    """Return which rollouts to make next, given all grades so far.
 
     Args:
         grades: (ratios, K) grades; None where there is none yet.
         config: settings.
         has_image: False for a record without an image, which has only P_c(0): all K rollouts at ratio 0.
-        answered: whether any rollout at ratio 0 came to an answer; while none has, a lossless search makes all K of
-            them, for only then the sample is unfinished instead of unsolved.
+        answered: whether any rollout at ratio 0 has an answer; while none has, a lossless search makes all K of them,
+            because only then is the sample unfinished instead of unsolved.
 
     Returns:
         (ratio index, realization) pairs. Lossless: at most one, the first missing mask of the first open level.
-        Exhaustive: all that are missing. Empty when the search is over.
+        Exhaustive: all missing ones. Empty when the search is over.
 
     Raises:
-        ValueError: grades do not have the shape of the settings, or one is not 0, 1 or None.
+        ValueError: grades do not have the shape of the settings, or a grade is not 0, 1 or None.
     """
     successes, attempts = counts(grades, config)
     levels = range(len(config.ratios) if has_image else 1)
@@ -82,7 +82,7 @@ def next_rollouts(
 
 
 def blind_rollouts(blind: Sequence[int | None], config: PismConfig, has_image: bool = True) -> list[int]:
-    """Says which rollouts of the blind level (mask ratio 1.0) are missing; their order does not matter.
+    """Return which rollouts of the blind level (mask ratio 1.0) are missing, in any order.
 
     Args:
         blind: K grades of the blind level; None where there is none yet.
@@ -111,7 +111,7 @@ def is_done(
     blind: Sequence[int | None] | None = None,
     answered: bool = True,
 ) -> bool:
-    """Says whether a sample needs no more rollouts.
+    """Return whether a sample needs no more rollouts.
 
     Args:
         grades: (ratios, K) grades.
@@ -121,27 +121,27 @@ def is_done(
         answered: see `next_rollouts`.
 
     Returns:
-        True if neither `next_rollouts` nor `blind_rollouts` asks for more.
+        True if neither `next_rollouts` nor `blind_rollouts` returns any.
     """
     missing = blind_rollouts([None] * config.num_masks if blind is None else blind, config, has_image)
     return not missing and not next_rollouts(grades, config, has_image, answered)
 
 
 def verdict(grades: Grades, config: PismConfig, has_image: bool = True, answered: bool = True) -> Verdict:
-    """Gives λ* and the stratum from the grades so far.
+    """Return λ* and the stratum from the grades so far.
 
     Args:
         grades: (ratios, K) grades.
         config: settings.
         has_image: False for a record without an image: no λ*, no stratum, decided when P_c(0) is complete.
-        answered: whether any rollout at ratio 0 came to an answer. If all K are made and none did, the sample is
+        answered: whether any rollout at ratio 0 has an answer. If all K are made and none has, the sample is
             unfinished: it has no λ*.
 
     Returns:
         The verdict. An exhaustive search is often decided long before it is done.
 
     Raises:
-        ValueError: grades do not have the shape of the settings, or one is not 0, 1 or None.
+        ValueError: grades do not have the shape of the settings, or a grade is not 0, 1 or None.
     """
     successes, attempts = counts(grades, config)
     if not has_image:
@@ -153,7 +153,7 @@ def verdict(grades: Grades, config: PismConfig, has_image: bool = True, answered
 
 
 def counts(grades: Grades, config: PismConfig) -> tuple[list[int], list[int]]:
-    """Counts the grades of each ratio.
+    """Count the grades of each ratio.
 
     Args:
         grades: (ratios, K) grades.
@@ -163,7 +163,7 @@ def counts(grades: Grades, config: PismConfig) -> tuple[list[int], list[int]]:
         (successes, attempts), each a list of len(ratios).
 
     Raises:
-        ValueError: grades do not have the shape of the settings, or one is not 0, 1 or None.
+        ValueError: grades do not have the shape of the settings, or a grade is not 0, 1 or None.
     """
     if len(grades) != len(config.ratios) or any(len(level) != config.num_masks for level in grades):
         raise ValueError(
@@ -178,7 +178,7 @@ def counts(grades: Grades, config: PismConfig) -> tuple[list[int], list[int]]:
 
 
 def max_rollouts(config: PismConfig, has_image: bool = True) -> int:
-    """Counts the rollouts of an exhaustive search of one sample, the blind level's not counted.
+    """Return the number of rollouts of an exhaustive search of one sample, without the blind level.
 
     Args:
         config: settings.
@@ -191,14 +191,14 @@ def max_rollouts(config: PismConfig, has_image: bool = True) -> int:
 
 
 def solved_blind(blind_successes: int, blind_attempts: int, stratum: str | None, config: PismConfig) -> bool | None:
-    """Says whether luck explains a sample's stratum.
+    """Return whether a sample's stratum can be explained without the image: by guessing, or by the text alone.
 
-    The rule: a solved sample whose blind level passes, P_c(1.0) ≥ τ, is explained by luck. Its answer is reached,
-    with nothing of the image left, often enough for the very test that a level must pass; so neither having passed
-    some levels nor the level at which it failed says anything about the image. A sample that guesses right with
-    probability g passes a level with probability 1 − (1 − g)^K where one success suffices (65 % at g = 0.1, 94 % at g
-    = 0.25, both with K = 10), and is marked with that same probability: the mark is a test with K rollouts, no
-    certainty. Unsolved is never explained by luck: nothing was guessed right. Nor is unfinished.
+    The rule: a solved sample is solved blind if its blind level passes, P_c(1.0) ≥ τ. Without any of the image it is
+    then right often enough to pass a level, so neither the levels that it passed nor the level at which it failed say
+    anything about the image. A model that guesses right with probability g passes a level with probability
+    1 − (1 − g)^K where one success suffices (65 % at g = 0.1, 94 % at g = 0.25, both with K = 10), and the sample is
+    flagged with that same probability: the flag is a test with K rollouts, not a certainty. Unsolved and unfinished
+    samples are never solved blind.
 
     Args:
         blind_successes: rollouts at mask ratio 1.0 graded 1.
@@ -207,7 +207,7 @@ def solved_blind(blind_successes: int, blind_attempts: int, stratum: str | None,
         config: settings.
 
     Returns:
-        True or False; None for a sample without a stratum or with a blind level that is not decided yet.
+        True or False; None for a sample without a stratum, or if its blind level is not decided yet.
     """
     passes = level_passes(blind_successes, blind_attempts, config.num_masks, config.tau)
     if stratum is None or passes is None:

@@ -1,4 +1,4 @@
-"""Failure signatures: signs in the scores that a method separated nothing on this data with this model.
+"""Failure signatures: signs in the scores that a method separates nothing on this data with this model.
 
 A signature is one sentence for the user, or None.
 """
@@ -11,13 +11,13 @@ from hardsample.metrics.finishes import FINISHES, UNKNOWN, share, shares_text
 from hardsample.metrics.strata import SOLVED
 
 MIN_SOLVED = 20
-"""Fewer solved samples than this say nothing about a signature."""
+"""Solved samples that are needed to detect a signature."""
 NEARLY_ALL = 0.9
 """Share of the solved samples that counts as nearly all."""
 MOST_UNANSWERED = 0.05
-"""Share of the rollouts at λ = 0 that may be cut off, or be without an answer, before that is said."""
+"""Share of the rollouts at λ = 0 that may be cut off, or be without an answer, before it is reported."""
 MORE_TOKENS = 4
-"""How many times the limit on new tokens is proposed where too many rollouts were cut off."""
+"""Factor on the limit of new tokens that is suggested when too many rollouts were cut off."""
 
 _NORMAL_95 = 1.6448536269514722  # 95th percentile of the standard normal distribution
 
@@ -29,9 +29,9 @@ def flat_curve(
     attempts: Sequence[Sequence[int]],
     search: str,
 ) -> str | None:
-    """Detects a flat accuracy curve: masking more does not change what is solved, so PISM separates nothing.
+    """Detect a flat accuracy curve: more masking does not change what is solved, so PISM separates nothing.
 
-    Solved samples are those in easy, medium or hard. The signature is there if at least nine tenths of at
+    Solved samples are those in easy, medium or hard. The signature is present if at least nine tenths of at
     least 20 solved samples are flat, where flat means
 
     - after an exhaustive search, that P_c moves less than its noise over Λ (`moves`);
@@ -45,53 +45,55 @@ def flat_curve(
         search: `lossless` or `exhaustive`.
 
     Returns:
-        A sentence that says what was found, or None.
+        A sentence that describes the signature; None if it is absent.
     """
     solved = [row for row, name in enumerate(strata) if name in SOLVED]
     if len(solved) < MIN_SOLVED:
         return None
     if search == "exhaustive":
         flat = sum(not moves(successes[row], attempts[row]) for row in solved)
-        found = "the accuracy P_c moves less than its noise over the mask ratios"
+        observation = "the accuracy P_c moves less than its noise over the mask ratios"
     else:
         threshold, flat = Counter(failure_thresholds[row] for row in solved).most_common(1)[0]
-        found = "no mask ratio fails" if threshold is None else f"the failure threshold is the same, {threshold:g}"
+        observation = (
+            "no mask ratio fails" if threshold is None else f"the failure threshold is the same, {threshold:g}"
+        )
     if flat < NEARLY_ALL * len(solved):
         return None
     return (
-        f"Flat curve: for {flat} of {len(solved)} solved samples {found}; masking separates nothing here, so do not "
+        f"Flat curve: for {flat} of {len(solved)} solved samples {observation}. Masking separates nothing here: do not "
         "rely on easy, medium and hard."
     )
 
 
 def all_alike(samples: int, alike: int) -> str | None:
-    """Detects a server that does not sample: with the same image and question it always says the same.
+    """Detect a server that does not sample: it returns the same completion for the same image and question.
 
     Args:
         samples: with several completions at λ = 0, at a temperature above 0.
-        alike: of these, the samples whose completions are all the same.
+        alike: those of them whose completions are all the same.
 
     Returns:
-        A sentence that says what was found, or None.
+        A sentence that describes the signature; None if it is absent.
     """
     if samples < MIN_SOLVED or alike < samples:
         return None
     return (
         f"No variety: each of {samples} samples has the same completion every time, at a temperature above 0. The "
-        "server seems to decode greedily (transformers serve does, where the checkpoint's generation_config.json has "
-        "no do_sample): λ* then rests on one answer a mask."
+        "server seems to decode greedily (transformers serve does so if the checkpoint's generation_config.json has "
+        "no do_sample). λ* then rests on one answer per mask."
     )
 
 
 def cut_off(finishes: Mapping[str, int], max_new_tokens: int | None) -> str | None:
-    """Detects a limit on new tokens that is too small for this model: its rollouts are cut off before they answer.
+    """Detect a limit on new tokens that is too small for this model: rollouts are cut off before they answer.
 
     Args:
         finishes: finish state → rollouts at λ = 0.
-        max_new_tokens: the limit; None if run.json does not say.
+        max_new_tokens: the limit; None if run.json does not have it.
 
     Returns:
-        A sentence that says what was found and which limit to try, or None.
+        A sentence that describes the signature and the limit to try; None if it is absent.
     """
     known, cut = _known(finishes), finishes.get("length", 0)
     if cut <= MOST_UNANSWERED * known:
@@ -99,19 +101,19 @@ def cut_off(finishes: Mapping[str, int], max_new_tokens: int | None) -> str | No
     limit = max_new_tokens or 0
     return (
         f"Cut off: {share(cut / known)} of the rollouts at λ = 0 ({cut:,} of {known:,}) were cut off at {limit:,} new "
-        f"tokens, which says nothing about their samples. Give more, into another --output: "
+        f"tokens, which says nothing about their samples. Score with more tokens, into another --output: "
         f"--max-new-tokens {MORE_TOKENS * limit}."
     )
 
 
 def no_answer(finishes: Mapping[str, int]) -> str | None:
-    """Detects completions that end by themselves without an answer.
+    """Detect completions that end by themselves without an answer.
 
     Args:
         finishes: finish state → rollouts at λ = 0.
 
     Returns:
-        A sentence that says what was found, or None.
+        A sentence that describes the signature; None if it is absent.
     """
     known = _known(finishes)
     without = {name: finishes[name] for name in FINISHES if name not in ("stop", "length") and finishes.get(name)}
@@ -119,8 +121,8 @@ def no_answer(finishes: Mapping[str, int]) -> str | None:
     if number <= MOST_UNANSWERED * known:
         return None
     return (
-        f"No answer: {share(number / known)} of the rollouts at λ = 0 ({number:,} of {known:,}) ended without one; of "
-        f"these, {shares_text(without)}."
+        f"No answer: {share(number / known)} of the rollouts at λ = 0 ({number:,} of {known:,}) ended without an "
+        f"answer; of these, {shares_text(without)}."
     )
 
 
@@ -129,7 +131,7 @@ def _known(finishes: Mapping[str, int]) -> int:
 
 
 def moves(successes: Sequence[int], attempts: Sequence[int]) -> bool:
-    """Says whether one sample's accuracy differs between mask ratios by more than the noise of its rollouts.
+    """Return whether one sample's accuracy differs between mask ratios by more than the noise of its rollouts.
 
     The statistic is the variance of the accuracy over Λ against its binomial noise, a chi-square test of homogeneity
     at 5 %:
@@ -139,10 +141,10 @@ def moves(successes: Sequence[int], attempts: Sequence[int]) -> bool:
 
     Args:
         successes: rollouts graded 1, at each ratio.
-        attempts: rollouts graded, at each ratio; ratios without rollouts are left out.
+        attempts: rollouts graded, at each ratio; ratios without rollouts are skipped.
 
     Returns:
-        True if it moves; False also where all rollouts agree or fewer than two ratios have any.
+        True if it moves; False if all rollouts agree or fewer than two ratios have any.
     """
     levels = [(s, n) for s, n in zip(successes, attempts, strict=True) if n]
     freedom = len(levels) - 1

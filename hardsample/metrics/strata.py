@@ -18,22 +18,22 @@ STRATA = ("easy", "medium", "hard", "unsolved")
 SOLVED = STRATA[:3]
 """The strata of samples that are solved at λ = 0."""
 UNFINISHED = "unfinished"
-"""Label of a sample none of whose rollouts at λ = 0 came to an answer (cut off, empty …): no stratum is known."""
+"""Label of a sample without an answer in any rollout at λ = 0 (cut off, empty …): its stratum is unknown."""
 LABELS = (*STRATA, UNFINISHED)
-"""All that the column `stratum` may say of a sample with an image."""
+"""All values of the column `pism_stratum` for samples with an image."""
 
 
 def shown_labels(labels: Container[str | None]) -> list[str | None]:
-    """The columns of a table of strata: the four, and `unfinished` and None (no image) where there are any.
+    """Return the columns of a table of strata: the four, then `unfinished` and None (no image) if present.
 
     Args:
-        labels: all labels of the samples that it counts.
+        labels: all labels of the samples in the table.
     """
     return [*STRATA, *(name for name in (UNFINISHED, None) if name in labels)]
 
 
 class StrataError(HardsampleError, ValueError):
-    """The recorded rollouts or the request do not give the strata asked for."""
+    """The recorded rollouts do not decide the strata asked for, or the request is malformed."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Bounds:
     )
 
     def __post_init__(self) -> None:
-        """Checks the ranges."""
+        """Check the ranges."""
         for name in ("hard_max", "easy_min"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
@@ -61,7 +61,7 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the rollouts of one sample say."""
+    """λ* and stratum of one sample, from its rollouts."""
 
     failure_threshold: float | None = field(
         metadata={
@@ -76,7 +76,7 @@ class Verdict:
 
 
 def stratum(failure_threshold: float | None, unsolved: bool, bounds: Bounds = Bounds()) -> str:
-    """Names the stratum of a sample with an image.
+    """Return the stratum of a sample with an image.
 
     Args:
         failure_threshold: λ*, 0 … 1; None if no ratio fails.
@@ -95,11 +95,11 @@ def stratum(failure_threshold: float | None, unsolved: bool, bounds: Bounds = Bo
 
 @lru_cache
 def needed_successes(num_masks: int, tau: float | Fraction) -> int:
-    """Counts the successes that a level needs so as not to fail: the smallest s with s ≥ τ · K.
+    """Return the number of successes that a level needs to pass: the smallest s with s ≥ τ · K.
 
     Args:
         num_masks: K, rollouts of a level.
-        tau: τ, share of successes; a float is read as the decimal number it prints as.
+        tau: τ, share of successes; a float is read as the decimal number that it prints as.
 
     Returns:
         ⌈τ · K⌉ in rational arithmetic.
@@ -108,7 +108,7 @@ def needed_successes(num_masks: int, tau: float | Fraction) -> int:
 
 
 def level_passes(successes: int, attempts: int, num_masks: int, tau: float | Fraction) -> bool | None:
-    """Says whether a level's P_c reaches τ, as soon as the remaining rollouts cannot change it.
+    """Return whether a level's P_c reaches τ, as soon as the remaining rollouts cannot change it.
 
     Args:
         successes: rollouts graded 1.
@@ -140,7 +140,7 @@ def count_verdict(
     tau: float | Fraction,
     bounds: Bounds = Bounds(),
 ) -> Verdict:
-    """Gives λ* = min{λ ∈ Λ : P_c(λ) < τ} and the stratum of a sample with an image.
+    """Return λ* = min{λ ∈ Λ : P_c(λ) < τ} and the stratum of a sample with an image.
 
     Args:
         successes: rollouts graded 1, at each ratio.
@@ -154,7 +154,7 @@ def count_verdict(
         The verdict; not decided if a level before the first failed one is open.
 
     Raises:
-        StrataError: the lists do not match, or counts are not possible with K rollouts.
+        StrataError: the lists differ in length, or the counts are not possible with K rollouts.
     """
     if not len(successes) == len(attempts) == len(ratios):
         raise StrataError(
@@ -181,12 +181,12 @@ def relabel(
     bounds: Bounds = Bounds(),
     command: str = "hardsample score DATA --model M --output NEW_DIR",
 ) -> list[Verdict]:
-    """Labels a table of scores anew from its counts, with other bounds or another τ, without new rollouts.
+    """Recompute the labels of a table of scores for other bounds or another τ, without new rollouts.
 
     Args:
-        strata: the table's column; None marks records without an image, which stay without a stratum. What is
-            unfinished stays so: none of its rollouts at λ = 0 has an answer, whatever τ and the bounds are.
-        successes: the table's column, a list a record, aligned with `ratios`.
+        strata: the table's column; None marks records without an image, which stay without a stratum. Unfinished
+            samples stay unfinished: no rollout at λ = 0 has an answer, whatever τ and the bounds are.
+        successes: the table's column, one list per record, aligned with `ratios`.
         attempts: the table's column.
         ratios: Λ of the run.
         num_masks: K of the run.
@@ -198,8 +198,8 @@ def relabel(
         A verdict for each record, in order.
 
     Raises:
-        StrataError: τ is out of range, or some records' rollouts do not decide it; says how many, and the commands
-            that would.
+        StrataError: τ is out of range, or some records' rollouts do not decide it; the message says how many, and
+            which commands would.
     """
     if not 0 < Fraction(str(tau)) <= 1:
         raise StrataError(f"tau is {tau}, must be above 0 and at most 1: give a share of successes, such as 0.1")
@@ -219,7 +219,7 @@ def relabel(
 
 
 def parse_subset(spec: str) -> tuple[str, ...]:
-    """Reads a subset such as `medium+hard`.
+    """Read a subset such as `medium+hard`.
 
     Args:
         spec: names of strata joined by `+`; `unfinished` is one of them.
@@ -228,7 +228,7 @@ def parse_subset(spec: str) -> tuple[str, ...]:
         The strata, in the order of LABELS.
 
     Raises:
-        StrataError: a name is unknown or stands twice.
+        StrataError: a name is unknown or repeated.
     """
     names = spec.split("+")
     unknown = [name for name in names if name not in LABELS]
@@ -240,7 +240,7 @@ def parse_subset(spec: str) -> tuple[str, ...]:
 
 
 def subset_rows(strata: Sequence[str | None], spec: str) -> list[int]:
-    """Finds the rows of a subset.
+    """Return the rows of a subset.
 
     Args:
         strata: the table's column; None for records without an image.
@@ -250,16 +250,16 @@ def subset_rows(strata: Sequence[str | None], spec: str) -> list[int]:
         Row indices, ascending, as `datasets.Dataset.select` takes them.
 
     Raises:
-        StrataError: the specification is not one.
+        StrataError: the specification is malformed.
     """
     wanted = parse_subset(spec)
     return [row for row, name in enumerate(strata) if name in wanted]
 
 
 def control_rows(ids: Sequence[str], strata: Sequence[str | None], spec: str, seed: int) -> list[int]:
-    """Draws a random control: as many records as the subset has, from all records in the four strata.
+    """Draw a random control: as many records as the subset has, from all records in the four strata.
 
-    A record's place in the draw is a hash of (seed, subset, id): the control does not depend on the order of the
+    A record's rank in the draw is a hash of (seed, subset, id): the control does not depend on the order of the
     table, and the controls of two subsets or two seeds are independent of each other (they may overlap).
 
     Args:
@@ -272,7 +272,7 @@ def control_rows(ids: Sequence[str], strata: Sequence[str | None], spec: str, se
         Row indices, ascending.
 
     Raises:
-        StrataError: the specification is not one.
+        StrataError: the specification is malformed.
         ValueError: the seed is out of range.
     """
     size = len(subset_rows(strata, spec))

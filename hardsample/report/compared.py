@@ -1,4 +1,4 @@
-"""The page of two scorings side by side."""
+"""The page that compares two scorings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hardsample.report.parts.names import short, shown
 from hardsample.report.parts.svg import to_svg
 
 MOST_ROWS = 400
-"""Samples of the list on the page; the file beside it has all."""
+"""Most samples in the list on the page; the file next to it has all."""
 NONE_FAILS = "none"
 
 
@@ -44,98 +44,100 @@ def kind_of_both(first: Path, second: Path) -> str:
     )
 
 
-def compared_page(found: Moves, listed: str) -> Page:
-    """The page of a comparison.
+def compared_page(moves: Moves, listed: str) -> Page:
+    """Return the page of a comparison.
 
     Args:
-        found: the comparison.
-        listed: name of the file that has every sample that moved.
+        moves: the comparison.
+        listed: name of the file with every sample that moved.
     """
-    runs = found.first.run, found.second.run
+    runs = moves.first.run, moves.second.run
     models = [short(run["model"]) for run in runs]
-    names = models if models[0] != models[1] else [found.first.directory.name, found.second.directory.name]
+    names = models if models[0] != models[1] else [moves.first.directory.name, moves.second.directory.name]
     return Page(
         "comparison",
         f"{names[1]} against {names[0]}",
         [
-            ("first", str(found.first.directory)),
-            ("second", str(found.second.directory)),
-            ("samples in both", f"{len(found.samples):,}"),
+            ("first", str(moves.first.directory)),
+            ("second", str(moves.second.directory)),
+            ("samples in both", f"{len(moves.samples):,}"),
             ("mask space", runs[0]["mask_space"]),
-            ("only in one, or without stratum", f"{found.left_out:,}"),
-            *([("unfinished in one", f"{found.unfinished:,}")] if found.unfinished else []),
+            ("in one only, or without a stratum", f"{moves.left_out:,}"),
+            *([("unfinished in one", f"{moves.unfinished:,}")] if moves.unfinished else []),
         ],
-        _lead(found),
-        [_numbers(found), _moves(found), _list(found, listed), _settings(found)],
-        [Finding(f"{note[:1].upper()}{note[1:]}.", warning=False) for note in found.notes],
+        _lead(moves),
+        [_numbers(moves), _moves(moves), _list(moves, listed), _settings(moves)],
+        [Finding(f"{note[:1].upper()}{note[1:]}.", warning=False) for note in moves.notes],
         fine="✓ Both were scored with the same settings.",
     )
 
 
-def percent(one: Interval) -> str:
-    """A share with its interval."""
-    return f"{100 * one.value:.1f} % ({100 * one.low:.1f} to {100 * one.high:.1f})"
+def percent(share: Interval) -> str:
+    """Format a share with its interval."""
+    return f"{100 * share.value:.1f} % ({100 * share.low:.1f} to {100 * share.high:.1f})"
 
 
-def _plain(one: Interval | None) -> str:
+def _plain(interval: Interval | None) -> str:
     return (
-        "not to be had"
-        if one is None or one.value != one.value
-        else f"{one.value:.2f} ({one.low:.2f} to {one.high:.2f})"
+        "undefined"
+        if interval is None or interval.value != interval.value
+        else f"{interval.value:.2f} ({interval.low:.2f} to {interval.high:.2f})"
     )
 
 
-def _lead(found: Moves) -> list[str]:
+def _lead(moves: Moves) -> list[str]:
     return [
-        f"Of {len(found.samples):,} samples that both have, {percent(found.agreement)} are in the same stratum; "
-        f"{percent(found.easier)} are easier in the second, {percent(found.harder)} harder.",
-        "In brackets: 95 % intervals. A part of the moves is the luck of few rollouts: score one model twice, with two "
-        "seeds, and compare these, to see how large that part is.",
+        f"Of {len(moves.samples):,} samples in both, {percent(moves.agreement)} are in the same stratum; "
+        f"{percent(moves.easier)} are easier in the second, {percent(moves.harder)} harder.",
+        "In brackets: 95 % intervals. Part of the changes is sampling noise from few rollouts: to see how large that "
+        "part is, score one model twice with different seeds and compare the two.",
     ]
 
 
-def _numbers(found: Moves) -> Section:
-    change = found.change
+def _numbers(moves: Moves) -> Section:
+    change = moves.change
     rows = [
-        ["same stratum", percent(found.agreement)],
-        ["Cohen's κ", _plain(found.kappa)],
-        ["rank correlation of λ*", _plain(found.correlation)],
-        ["easier in the second", percent(found.easier)],
-        ["harder in the second", percent(found.harder)],
+        ["same stratum", percent(moves.agreement)],
+        ["Cohen's κ", _plain(moves.kappa)],
+        ["rank correlation of λ*", _plain(moves.correlation)],
+        ["easier in the second", percent(moves.easier)],
+        ["harder in the second", percent(moves.harder)],
         ["mean change of λ*", f"{round(change.value, 3) + 0.0:+.3f} ({change.low:+.3f} to {change.high:+.3f})"],
     ]
-    said = (
-        "κ is the agreement beyond chance: 0 is chance, 1 is perfect. For λ* a sample that no ratio fails counts as 1, "
-        "an unsolved one as 0."
+    note = (
+        "κ is the agreement beyond chance: 0 is chance, 1 is perfect. λ* counts as 1 if no ratio fails, and as 0 for "
+        "unsolved samples."
     )
     return Section(
-        "agreement", "Agreement", [Table("With 95 % intervals", ["", "value"], rows), _matrix(found), Text(said)]
+        "agreement", "Agreement", [Table("With 95 % intervals", ["", "value"], rows), _matrix(moves), Text(note)]
     )
 
 
-def _matrix(found: Moves) -> Table:
-    totals = [sum(row) for row in found.counts]
+def _matrix(moves: Moves) -> Table:
+    totals = [sum(row) for row in moves.counts]
     rows = [
         [name, *(f"{count:,}" for count in row), f"{total:,}"]
-        for name, row, total in zip(STRATA, found.counts, totals, strict=True)
+        for name, row, total in zip(STRATA, moves.counts, totals, strict=True)
     ]
-    shades = [[*row, 0] for row in heat(found.counts)]
+    shades = [[*row, 0] for row in heat(moves.counts)]
     return Table(
         "Samples by stratum in the first (rows) and in the second (columns)", ["", *STRATA, "all"], rows, shades
     )
 
 
-def _moves(found: Moves) -> Section:
-    ratios = found.first.config().ratios
-    places = {ratio: place for place, ratio in enumerate(ratios)}
-    sides = [one.first_threshold for one in found.samples], [one.second_threshold for one in found.samples]
-    first, second = ([len(ratios) if one is None else places[one] for one in side] for side in sides)
+def _moves(moves: Moves) -> Section:
+    ratios = moves.first.config().ratios
+    index_of = {ratio: index for index, ratio in enumerate(ratios)}
+    sides = [move.first_threshold for move in moves.samples], [move.second_threshold for move in moves.samples]
+    first, second = (
+        [len(ratios) if threshold is None else index_of[threshold] for threshold in side] for side in sides
+    )
     figure = charts.threshold_moves(first, second, [*(f"{ratio:g}" for ratio in ratios), NONE_FAILS])
-    caption = "λ* in both: the area of a disc is the number of samples. Above the line: easier in the second."
+    caption = "λ* in both; the area of a disc is the number of samples. Above the line: easier in the second."
     parts: list[Part] = [Chart(to_svg(figure, "moves", "λ* in the first scoring against λ* in the second"), caption)]
-    groups = by_ability(found.samples)
+    groups = by_ability(moves.samples)
     if len(groups) < 2:
-        return Section("moves", "Moves", [*parts, Text("All samples have the same ability, or none is named.")])
+        return Section("moves", "Changes of λ*", [*parts, Text("The samples have no ability, or all the same one.")])
     largest = sorted(sorted(groups, key=lambda name: -groups[name][0])[:MOST_GROUPS])
     figure = charts.both_ways([(name, *groups[name][1:]) for name in largest])
     caption = "Share of the samples that became easier and harder, by ability, with 95 % intervals."
@@ -143,29 +145,29 @@ def _moves(found: Moves) -> Section:
     rows = [[name, f"{size:,}", percent(easier), percent(harder)] for name, (size, easier, harder) in groups.items()]
     head = ["ability", "samples", "easier", "harder"]
     parts.append(Table("Share that became easier and harder, with 95 % intervals", head, rows, folded=True))
-    return Section("moves", "Moves", parts)
+    return Section("moves", "Changes of λ*", parts)
 
 
-def _list(found: Moves, listed: str) -> Section:
-    moved = furthest(found.moved)
+def _list(moves: Moves, listed: str) -> Section:
+    moved = furthest(moves.moved)
     if not moved:
         return Section("moved", "Samples that moved", [Text("None: every sample is in the same stratum in both.")])
 
     rows = [
         {
-            "id": one.id,
-            "ability": one.ability or "—",
-            "first": one.first,
-            "second": one.second,
-            "move": f"{one.first} → {one.second}",
-            "change": f"{one.change:.4f}",
-            "first_threshold": _threshold(one.first_threshold),
-            "second_threshold": _threshold(one.second_threshold),
+            "id": move.id,
+            "ability": move.ability or "—",
+            "first": move.first,
+            "second": move.second,
+            "move": f"{move.first} → {move.second}",
+            "change": f"{move.change:.4f}",
+            "first_threshold": _threshold(move.first_threshold),
+            "second_threshold": _threshold(move.second_threshold),
         }
-        for one in moved[:MOST_ROWS]
+        for move in moved[:MOST_ROWS]
     ]
-    which = "moved" if len(rows) == len(moved) else f"moved; the {len(rows):,} that moved furthest are shown"
-    note = f"{len(moved):,} samples {which}. {listed} lists them all."
+    limit = "" if len(rows) == len(moved) else f"; the {len(rows):,} with the largest change of λ* are shown"
+    note = f"{len(moved):,} samples moved{limit}. {listed} lists them all."
     return Section("moved", "Samples that moved", [Moved(note, rows)])
 
 
@@ -173,11 +175,11 @@ def _threshold(value: float | None) -> str:
     return NONE_FAILS if value is None else f"{value:g}"
 
 
-def _settings(found: Moves) -> Section:
-    one, other = found.first.run["settings"], found.second.run["settings"]
-    rows = [["model", found.first.run["model"], found.second.run["model"]]]
-    rows.append(["data", found.first.run["data"], found.second.run["data"]])
-    rows += [[name, shown(one.get(name)), shown(other.get(name))] for name in one]
+def _settings(moves: Moves) -> Section:
+    first, second = moves.first.run["settings"], moves.second.run["settings"]
+    rows = [["model", moves.first.run["model"], moves.second.run["model"]]]
+    rows.append(["data", moves.first.run["data"], moves.second.run["data"]])
+    rows += [[name, shown(first.get(name)), shown(second.get(name))] for name in first]
     return Section(
         "settings", "Settings", [Table("Settings of both", ["", "first", "second"], rows, folded=True, texts=3)]
     )

@@ -1,4 +1,4 @@
-"""What a person sees of an experiment: its plan, and its results."""
+"""Tables of an experiment on the terminal: its plan, and its results."""
 
 from __future__ import annotations
 
@@ -21,56 +21,56 @@ if TYPE_CHECKING:
 def plan_table(
     costs: Sequence[Cost], cells: Sequence[Cell], notes: Sequence[str], assumed: bool = False
 ) -> RenderableType:
-    """What would be trained: one line for trainings that differ in their seed only.
+    """Return the planned trainings as a table, one row for trainings that differ only in their seed.
 
     Args:
         costs: of every training.
         cells: of the plan.
         notes: on the strata.
-        assumed: whether the sizes of strata are no more than assumed.
+        assumed: whether the sizes of the strata are assumptions.
     """
     users = Counter(key for cell in cells for key in cell.trainings)
     table = Table(title=Text(f"{len(costs)} trainings for {len(cells)} cells"), title_justify="left")
     for name in ("training", "seeds", "samples", "steps", "rollouts", "seconds", "done", "shared by"):
         table.add_column(name, justify="left" if name == "training" else "right")
     groups: dict[tuple, list[Cost]] = {}
-    for one in costs:
-        training = one.training
+    for cost in costs:
+        training = cost.training
         parent = training.parent.rpartition("-")[0]
-        alike = (str(training.method), training.part, training.steps, users[training.key], parent, one.done)
-        groups.setdefault((*alike, str(sorted(training.options.items())), training.reward_funcs), []).append(one)
-    for same in groups.values():
-        first = same[0].training
-        seconds = [one.seconds for one in same if one.seconds is not None]
+        alike = (str(training.method), training.part, training.steps, users[training.key], parent, cost.done)
+        groups.setdefault((*alike, str(sorted(training.options.items())), training.reward_funcs), []).append(cost)
+    for group in groups.values():
+        first = group[0].training
+        seconds = [cost.seconds for cost in group if cost.seconds is not None]
         about = "≈" if assumed and first.part != ALL else ""
         after = f"{first.parent.rpartition('-')[0]} → " if first.parent.rpartition("-")[0] else ""
         table.add_row(
             Text(f"{after}{first.method} {first.part}"),
-            str(len(same)),
+            str(len(group)),
             f"{about}{len(first.rows):,}",
             f"{about}{first.steps}",
-            f"{about if first.rollouts else ''}{sum(one.training.rollouts for one in same):,}",
+            f"{about if first.rollouts else ''}{sum(cost.training.rollouts for cost in group):,}",
             f"{about}{sum(seconds):,.0f}" if seconds else "?",
-            "yes" if same[0].done else "",
+            "yes" if group[0].done else "",
             f"{users[first.key]} cells" if users[first.key] > 1 else "",
         )
-    left = [one for one in costs if not one.done]
-    known = [one.seconds for one in left if one.seconds is not None]
+    left = [cost for cost in costs if not cost.done]
+    known = [cost.seconds for cost in left if cost.seconds is not None]
     lines = [
         f"left       {len(left)} trainings, {'≈' if assumed else ''}"
-        f"{sum(one.training.rollouts for one in left):,} rollouts"
-        + (f", some {sum(known) / 60:,.0f} minutes one after the other" if known else "")
+        f"{sum(cost.training.rollouts for cost in left):,} rollouts"
+        + (f", about {sum(known) / 60:,.0f} minutes in sequence" if known else "")
     ]
-    lines += [f"cannot     {cell.name}: {cell.problem}" for cell in cells if cell.problem]
+    lines += [f"cannot run {cell.name}: {cell.problem}" for cell in cells if cell.problem]
     return Group(table, *map(Text, lines), *(Text(f"! {note}", style="bold yellow") for note in notes))
 
 
-def recipe_table(found: Results) -> RenderableType:
-    """Means with intervals, then differences, then what to be careful about."""
+def recipe_table(results: Results) -> RenderableType:
+    """Return means with intervals, then differences, then notes."""
     return Group(
-        _rows(found.rows, found.base),
-        *([_differences(found.differences, found.rows)] if found.differences else []),
-        *(Text(f"note       {note}") for note in found.notes),
+        _rows(results.rows, results.base),
+        *([_differences(results.differences, results.rows)] if results.differences else []),
+        *(Text(f"note       {note}") for note in results.notes),
     )
 
 
@@ -112,17 +112,17 @@ def _rows(rows: Sequence[Row], base: float | None) -> Table:
 
 
 def _differences(differences: Sequence[Difference], rows: Sequence[Row]) -> Table:
-    title = "Differences in points, paired by seed; p corrected by Holm but for the primary comparison"
+    title = "Differences in points, paired by seed; p Holm-corrected except for the primary comparison"
     table = Table(title=Text(title), title_justify="left")
     for name in ("", "minus", "difference", "seeds", "p"):
         table.add_column(name, justify="left" if name in ("", "minus") else "right")
-    for one in differences:
-        p = one.p if one.primary else one.corrected
+    for entry in differences:
+        p = entry.p if entry.primary else entry.corrected
         table.add_row(
-            Text(("primary: " if one.primary else "") + name_of(one.row, rows)),
-            Text(name_of(one.against, rows)),
-            shown(one.difference, signed=True),
-            str(one.difference.samples),
+            Text(("primary: " if entry.primary else "") + name_of(entry.row, rows)),
+            Text(name_of(entry.against, rows)),
+            shown(entry.difference, signed=True),
+            str(entry.difference.samples),
             "–" if p is None else f"{p:.2g}",
         )
     return table

@@ -1,4 +1,4 @@
-"""The page of an experiment: results.json of `hardsample experiment`, and the curves that its trainings left."""
+"""The page of an experiment: results.json of `hardsample experiment`, and the curves of its trainings."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ from hardsample.scoring.output import OutputError
 
 MOST_CURVES = 6
 SMOOTH = 9
-"""Steps that a moving mean takes."""
+"""Steps in a moving mean."""
 
 
 def experimented_page(directory: Path) -> Page:
-    """The page of an experiment.
+    """Return the page of an experiment.
 
     Args:
         directory: of the experiment.
 
     Raises:
-        OutputError: results.json is missing or is not one of an experiment.
+        OutputError: results.json is missing, or is not that of an experiment.
     """
-    found = read_json(directory / RESULTS_FILE)
+    results = read_json(directory / RESULTS_FILE)
     try:
-        return _page(directory, found)
+        return _page(directory, results)
     except (KeyError, TypeError, AttributeError) as error:
         raise OutputError(
-            f"{directory / RESULTS_FILE} is no table of an experiment ({type(error).__name__}: {error}): give the "
-            "`hardsample experiment` command again, which writes it anew"
+            f"{directory / RESULTS_FILE} is not a table of an experiment ({type(error).__name__}: {error}): run the "
+            "`hardsample experiment` command again to write it again"
         ) from error
 
 
-def _page(directory: Path, found: Mapping[str, Any]) -> Page:
-    config, rows = found["config"], found["rows"]
+def _page(directory: Path, results: Mapping[str, Any]) -> Page:
+    config, rows = results["config"], results["rows"]
     facts = [(name, str(config[name])) for name in ("data", "test", "model") if config.get(name)]
     seeds = sorted({int(seed) for row in rows for seed in row["by_seed"]})
     facts += [("recipes", str(len(rows))), ("seeds", ", ".join(map(str, seeds)))]
@@ -54,72 +54,73 @@ def _page(directory: Path, found: Mapping[str, Any]) -> Page:
         "experiment",
         f"Recipes for {model_name(config)} on {data_name(config)}",
         facts,
-        _lead(found),
-        [_results(found), _differences(found), _curves(directory, rows), _strata(run), _notes(found)],
-        [*_diverged(found), *signature_findings(run.get("signatures", []), run.get("folder", ""))],
+        _lead(results),
+        [_results(results), _differences(results), _curves(directory, rows), _strata(run), _notes(results)],
+        [*_diverged(results), *signature_findings(run.get("signatures", []), run.get("folder", ""))],
     )
 
 
-def name_of(about: Mapping[str, Any], rows: list[Mapping[str, Any]]) -> str:
-    """A row in a few words: the recipe, and of its setting what differs between the rows.
+def name_of(row: Mapping[str, Any], rows: list[Mapping[str, Any]]) -> str:
+    """Return a short name of a row: the recipe, and those of its settings that differ between rows.
 
     Args:
-        about: one of them, or of a comparison's sides.
+        row: a row of the table, or a side of a comparison.
         rows: of the table.
     """
     keys = ("budget", "variant", "metric")
     varies = [key for key in keys if len({row[key] for row in rows if row[key]}) > 1]
-    parts = [str(about[key]) for key in varies if about[key]]
-    return f"{about['recipe']} ({', '.join(parts)})" if parts else str(about["recipe"])
+    parts = [str(row[key]) for key in varies if row[key]]
+    return f"{row['recipe']} ({', '.join(parts)})" if parts else str(row["recipe"])
 
 
-def _interval(found: Mapping[str, Any]) -> Interval:
-    low, high = (found[key] if found[key] is not None else float("nan") for key in ("low", "high"))
-    return Interval(found["mean"], low, high, found["seeds"])
+def _interval(statistics: Mapping[str, Any]) -> Interval:
+    low, high = (statistics[key] if statistics[key] is not None else float("nan") for key in ("low", "high"))
+    return Interval(statistics["mean"], low, high, statistics["seeds"])
 
 
-def _plus_minus(found: Mapping[str, Any] | None, sign: str = "") -> str:
-    """A mean in per cent and half of its interval."""
-    if found is None:
+def _plus_minus(statistics: Mapping[str, Any] | None, sign: str = "") -> str:
+    """Format a mean in per cent with half of its interval."""
+    if statistics is None:
         return "–"
-    value = f"{100 * found['mean']:{sign}.1f}"
-    return value if found["low"] is None else f"{value} ± {50 * (found['high'] - found['low']):.1f}"
+    value = f"{100 * statistics['mean']:{sign}.1f}"
+    return value if statistics["low"] is None else f"{value} ± {50 * (statistics['high'] - statistics['low']):.1f}"
 
 
-def _lead(found: Mapping[str, Any]) -> list[str]:
-    said = []
-    primary = next((one for one in found["comparisons"] if one["primary"]), None)
+def _lead(results: Mapping[str, Any]) -> list[str]:
+    sentences = []
+    primary = next((comparison for comparison in results["comparisons"] if comparison["primary"]), None)
     if primary is None:
-        said.append("The primary comparison could not be made: one of its recipes has no result.")
+        sentences.append("There is no primary comparison: one of its recipes has no result.")
     else:
-        one, other = (name_of(primary[side], found["rows"]) for side in ("row", "against"))
+        name, baseline = (name_of(primary[side], results["rows"]) for side in ("row", "against"))
         difference, p = primary["difference"], primary["p"]
         verdict = "one seed alone decides nothing"
         if difference["low"] is not None:
             clear = difference["low"] > 0 or difference["high"] < 0
-            verdict = "the interval does not hold 0" if clear else "the interval holds 0: no difference was shown"
+            verdict = "the interval excludes 0" if clear else "the interval includes 0: no difference was shown"
         test = "" if p is None else f", p = {p:.2g}"
-        said.append(
-            f"Primary comparison: {one} minus {other} is {_plus_minus(difference, '+')} points over "
+        sentences.append(
+            f"Primary comparison: {name} minus {baseline} is {_plus_minus(difference, '+')} points over "
             f"{difference['seeds']} seeds{test}; {verdict}."
         )
-    ranked = [row for row in found["rows"] if row["accuracy"]]
+    ranked = [row for row in results["rows"] if row["accuracy"]]
     if ranked:
         best = max(ranked, key=lambda row: row["accuracy"]["mean"])
-        said.append(f"The highest mean is that of {name_of(best, found['rows'])}: {_plus_minus(best['accuracy'])} %.")
-    return said
+        name = name_of(best, results["rows"])
+        sentences.append(f"The highest mean accuracy is that of {name}: {_plus_minus(best['accuracy'])} %.")
+    return sentences
 
 
-def _results(found: Mapping[str, Any]) -> Section:
-    rows = found["rows"]
+def _results(results: Mapping[str, Any]) -> Section:
+    rows = results["rows"]
     parts: list[Part] = []
     shown = [
-        (name_of(row, rows), one.value, one.low, one.high, list(row["by_seed"].values()))
+        (name_of(row, rows), interval.value, interval.low, interval.high, list(row["by_seed"].values()))
         for row in rows
-        if row["accuracy"] and (one := _interval(row["accuracy"]))
+        if row["accuracy"] and (interval := _interval(row["accuracy"]))
     ]
     if shown:
-        figure = charts.resized(mean_intervals(shown, found["base"], ""), 1.2 + 0.34 * len(shown))
+        figure = charts.resized(mean_intervals(shown, results["base"], ""), 1.2 + 0.34 * len(shown))
         figure.axes[0].set_xlabel("accuracy, %")
         caption = "Accuracy: ◆ mean and 95 % interval over seeds (t), ● one seed; dashed: before training."
         parts.append(Chart(to_svg(figure, "recipes", "Accuracy by recipe"), caption))
@@ -135,29 +136,30 @@ def _results(found: Mapping[str, Any]) -> Section:
         ]
         for row in rows
     ]
-    before = "" if found["base"] is None else f"; {100 * found['base']:.1f} % before training"
+    before = "" if results["base"] is None else f"; {100 * results['base']:.1f} % before training"
     parts.append(Table(f"Means over seeds with 95 % intervals (t){before}", head, cells))
     return Section("recipes", "Recipes", parts)
 
 
-def _differences(found: Mapping[str, Any]) -> Section:
-    rows, comparisons = found["rows"], found["comparisons"]
+def _differences(results: Mapping[str, Any]) -> Section:
+    rows, comparisons = results["rows"], results["comparisons"]
     if not comparisons:
         return Section(
             "differences", "Differences", [Text("No two recipes have a seed in common: nothing to compare.")]
         )
     names = [
-        f"{name_of(one['row'], rows)} − {name_of(one['against'], rows)}" + (" (primary)" if one["primary"] else "")
-        for one in comparisons
+        f"{name_of(comparison['row'], rows)} − {name_of(comparison['against'], rows)}"
+        + (" (primary)" if comparison["primary"] else "")
+        for comparison in comparisons
     ]
-    intervals = [(name, _interval(one["difference"])) for name, one in zip(names, comparisons, strict=True)]
+    intervals = [(name, _interval(row["difference"])) for name, row in zip(names, comparisons, strict=True)]
     figure = charts.interval_rows(intervals, "difference in accuracy, points", zero=True)
     cells = []
-    for name, one in zip(names, comparisons, strict=True):
-        p = one["p"] if one["primary"] else one["p_holm"]
-        seeds = str(one["difference"]["seeds"])
-        cells.append([name, _plus_minus(one["difference"], "+"), seeds, "–" if p is None else f"{p:.2g}"])
-    caption = "Paired by seed; p by Student's t, corrected by Holm for all but the primary comparison"
+    for name, comparison in zip(names, comparisons, strict=True):
+        p = comparison["p"] if comparison["primary"] else comparison["p_holm"]
+        seeds = str(comparison["difference"]["seeds"])
+        cells.append([name, _plus_minus(comparison["difference"], "+"), seeds, "–" if p is None else f"{p:.2g}"])
+    caption = "Paired by seed; p from Student's t, Holm-corrected except for the primary comparison"
     return Section(
         "differences",
         "Differences",
@@ -169,29 +171,34 @@ def _differences(found: Mapping[str, Any]) -> Section:
 
 
 def _curves(directory: Path, rows: list[Mapping[str, Any]]) -> Section:
-    """The reward of each recipe's last stage over its steps: mean over seeds."""
-    rewards, silent = _trainings(directory, rows)
+    """Return the reward of each recipe's last stage over its steps, as the mean over seeds."""
+    rewards, zero_variance = _trainings(directory, rows)
     if not rewards:
-        said = "The trainings' logs (cells/…/cell.json, trainings/…/done.json) are not in this folder: no curves."
-        return Section("curves", "While training", [Text(said)])
+        note = "The trainings' logs (cells/…/cell.json, trainings/…/done.json) are not in this folder: no curves."
+        return Section("curves", "Training curves", [Text(note)])
     parts: list[Part] = []
-    for name, found, ylabel, what in (
+    for name, series, ylabel, title in (
         ("rewards", rewards, "mean reward", "Reward of the last GRPO stage"),
-        ("silent", silent, "zero-variance groups, %", "Share of zero-variance groups in the last GRPO stage"),
+        (
+            "zerovariance",
+            zero_variance,
+            "zero-variance groups, %",
+            "Share of zero-variance groups in the last GRPO stage",
+        ),
     ):
-        figure = charts.time_series(found, ylabel, smooth=SMOOTH, top=100 if name == "silent" else None)
-        caption = f"{what}, mean over seeds: faint by step, strong the mean over {SMOOTH} steps."
-        parts.append(Chart(to_svg(figure, name, what), caption))
+        figure = charts.time_series(series, ylabel, smooth=SMOOTH, top=100 if name == "zerovariance" else None)
+        caption = f"{title}, mean over seeds; faint: each step, strong: moving mean over {SMOOTH} steps."
+        parts.append(Chart(to_svg(figure, name, title), caption))
     if len(rows) > MOST_CURVES:
-        parts.append(Text(f"The first {MOST_CURVES} recipes of the table are drawn."))
-    return Section("curves", "While training", parts)
+        parts.append(Text(f"Only the first {MOST_CURVES} recipes of the table are drawn."))
+    return Section("curves", "Training curves", parts)
 
 
 Curves = dict[str, tuple[list[float], list[float]]]
 
 
 def _trainings(directory: Path, rows: list[Mapping[str, Any]]) -> tuple[Curves, Curves]:
-    """Reward and percentage of silent groups of each recipe, over the steps of its last stage."""
+    """Return reward and percentage of zero-variance groups of each recipe, over the steps of its last stage."""
     cells: dict[tuple[Any, ...], list[Path]] = {}
     keys = ("budget", "variant", "metric", "recipe")
     for path in sorted(directory.glob("cells/**/cell.json")):
@@ -199,25 +206,25 @@ def _trainings(directory: Path, rows: list[Mapping[str, Any]]) -> tuple[Curves, 
         done = directory / "trainings" / (cell.get("trainings") or ["none"])[-1] / "done.json"
         if done.exists():
             cells.setdefault(tuple(cell.get(key) for key in keys), []).append(done)
-    rewards, silent = {}, {}
+    rewards, zero_variance = {}, {}
     for row in rows[:MOST_CURVES]:
-        made = [read_json(path) for path in cells.get(tuple(row[key] for key in keys), [])]
-        made = [one for one in made if one.get("rewards")]
-        if made:
+        stages = [read_json(path) for path in cells.get(tuple(row[key] for key in keys), [])]
+        stages = [stage for stage in stages if stage.get("rewards")]
+        if stages:
             name = name_of(row, rows)
-            length = min(len(one["rewards"]) for one in made)
+            length = min(len(stage["rewards"]) for stage in stages)
             steps = [float(step) for step in range(1, length + 1)]
-            rewards[name] = steps, _mean(made, "rewards", length)
-            silent[name] = steps, [100 * one for one in _mean(made, "no_signal", length)]
-    return rewards, silent
+            rewards[name] = steps, _mean(stages, "rewards", length)
+            zero_variance[name] = steps, [100 * share for share in _mean(stages, "frac_zero_std", length)]
+    return rewards, zero_variance
 
 
-def _mean(made: list[dict[str, Any]], key: str, length: int) -> list[float]:
-    return np.mean([one[key][:length] for one in made], axis=0).tolist()
+def _mean(stages: list[dict[str, Any]], key: str, length: int) -> list[float]:
+    return np.mean([stage[key][:length] for stage in stages], axis=0).tolist()
 
 
 def _scores_run(directory: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """run.json of the scores that the recipes' strata are of, if it is there."""
+    """Return run.json of the scores behind the recipes' strata, or an empty dict if it is missing."""
     folder = Path(config["scores"]) if config.get("scores") else directory / "scores"
     path = folder / RUN_FILE
     return {**read_json(path), "folder": folder} if path.exists() else {}
@@ -226,30 +233,30 @@ def _scores_run(directory: Path, config: Mapping[str, Any]) -> dict[str, Any]:
 def _strata(run: Mapping[str, Any]) -> Section:
     counts = run.get("counts", {}).get("strata")
     if not counts:
-        said = "The scores that the strata are of are not where the experiment found them."
-        return Section("strata", "Strata", [Text(said)])
+        note = "The scores behind the strata are no longer where the experiment read them."
+        return Section("strata", "Strata", [Text(note)])
     total = max(sum(counts.values()), 1)
     rows = [[name, f"{counts[name]:,}", f"{100 * counts[name] / total:.0f} %"] for name in STRATA]
     unfinished = run["counts"].get("unfinished")
     rows += [[UNFINISHED, f"{unfinished:,}", "in no stratum"]] if unfinished else []
-    more = Text("All of the scoring, with a gallery of its samples:", f"hardsample report {run['folder']}")
+    more = Text("The full report of the scoring, with a gallery of samples:", f"hardsample report {run['folder']}")
     return Section("strata", "Strata", [Table("Samples by PISM stratum", ["stratum", "samples", "share"], rows), more])
 
 
-def _notes(found: Mapping[str, Any]) -> Section:
-    notes = [Text(f"{note[:1].upper()}{note[1:]}.") for note in found["notes"]]
+def _notes(results: Mapping[str, Any]) -> Section:
+    notes = [Text(f"{note[:1].upper()}{note[1:]}.") for note in results["notes"]]
     return Section("notes", "Notes", notes or [Text("None.")])
 
 
-def _diverged(found: Mapping[str, Any]) -> list[Finding]:
-    """What the rows note of diverged and silent trainings, with what to do."""
-    made = []
-    for row in found["rows"]:
+def _diverged(results: Mapping[str, Any]) -> list[Finding]:
+    """Return findings about diverged trainings and trainings without signal, with advice."""
+    findings = []
+    for row in results["rows"]:
         for note in row["notes"]:
             advice = ""
             if "diverged" in note:
                 advice = "Lower the learning rate, or raise beta and the number of generations; see its log.txt."
             elif "hardly any signal" in note:
-                advice = "Its rewards are too sparse for GRPO: mix in easier samples, or more generations a prompt."
-            made.append(Finding(f"{name_of(row, found['rows'])}: {note}.", advice))
-    return made
+                advice = "Its rewards are too sparse for GRPO: add easier samples, or use more generations per prompt."
+            findings.append(Finding(f"{name_of(row, results['rows'])}: {note}.", advice))
+    return findings

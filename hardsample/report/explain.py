@@ -1,7 +1,7 @@
 """One sample of a finished run in one figure: image, question, completions, mask ladder, attention by token.
 
-The attention of one completion is computed anew, one layer at a time, from the queries, the keys and the log-sum-exp of
-the model's own forward: completion rows × prompt columns is all that is ever held.
+The attention of one completion is recomputed, one layer at a time, from the queries, the keys and the log-sum-exp of
+the model's own forward, so at most completion rows × prompt columns is held.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch import Tensor
 from hardsample.attention.interface import collect_attention_mass, use_attention_mass
 from hardsample.attention.teacher_forcing import completion_type, teacher_forced
 from hardsample.data.images import open_image
-from hardsample.engines.preparing import Request
-from hardsample.engines.transformers import Prepared, TransformersEngine
+from hardsample.engines.protocol import AttentionEngine, Request
+from hardsample.engines.transformers import Prepared
 from hardsample.metrics.cmab import CmabConfig, attention_balance
 from hardsample.metrics.finishes import FINISHES
 from hardsample.metrics.strata import UNFINISHED
@@ -44,7 +44,7 @@ class TokenAttention:
     """Attention of one completion, averaged over its tokens, heads and the layers that count.
 
     Attributes:
-        grids: for each image the attention of its tokens, (rows, columns); None where their grid is not known.
+        grids: for each image the attention of its tokens, (rows, columns); None if the grid is unknown.
         tokens: the prompt's text tokens, as text.
         weights: the attention of each.
         image: share of all attention on image tokens.
@@ -62,18 +62,18 @@ class TokenAttention:
 
 @torch.inference_mode()
 def token_attention(
-    engine: TransformersEngine, record: Mapping[str, Any], tokens: Sequence[int], config: CmabConfig
+    engine: AttentionEngine, record: Mapping[str, Any], tokens: Sequence[int], config: CmabConfig
 ) -> TokenAttention:
-    """Runs one completion through the model and reads where its attention went.
+    """Run one completion through the model and return where its attention went.
 
     Args:
         engine: with the model.
         record: the sample.
-        tokens: the completion, without end-of-sequence; at least one.
+        tokens: the completion, without the end-of-sequence token; at least one.
         config: settings of CMAB.
 
     Raises:
-        OutputError: the processor refuses the record.
+        OutputError: the processor rejects the record.
         AttentionMassError: the model has no attention masses.
     """
     prepared: Prepared = engine.prepare([Request(record, UNMASKED, 0)])
@@ -114,7 +114,7 @@ def token_attention(
 
 
 def image_token_of(model: Any) -> int:
-    """Id of the image tokens of a model."""
+    """Return the id of a model's image tokens."""
     names = ("image_token_id", "image_token_index")
     return next(value for name in names if (value := getattr(model.config, name, None)) is not None)
 
@@ -122,27 +122,27 @@ def image_token_of(model: Any) -> int:
 def image_grids(
     weights: Float[Tensor, " position"], image: Tensor, inputs: Mapping[str, Any], processor: Any
 ) -> list[Any]:
-    """Cuts the attention of image tokens into images, each in its grid of rows and columns.
+    """Split the attention of image tokens into images, each in its grid of rows and columns.
 
     Args:
         weights: attention of each position of the prompt.
         image: bool, which positions are image tokens.
-        inputs: the processor's output; `image_grid_thw` tells the grids of the Qwen-VL family.
-        processor: its `merge_size` goes with them.
+        inputs: the processor's output; `image_grid_thw` holds the grids of the Qwen-VL family.
+        processor: its `merge_size` applies to these grids.
 
     Returns:
-        One array (rows, columns) for each run of image tokens; None where the grid is not known (no square number, or
+        One array (rows, columns) for each run of image tokens; None if the grid is unknown (not a square number, or
         several views of an image).
     """
-    runs = [[place for place, _ in group] for flag, group in groupby(enumerate(image.tolist()), lambda x: x[1]) if flag]
+    runs = [[index for index, _ in group] for flag, group in groupby(enumerate(image.tolist()), lambda x: x[1]) if flag]
     known: list[tuple[int, int]] = []
     if "image_grid_thw" in inputs:
         merge = getattr(processor.image_processor, "merge_size", 2)
         known = [(rows // merge, columns // merge) for _, rows, columns in inputs["image_grid_thw"].tolist()]
     grids: list[Any] = []
-    for place, run in enumerate(runs):
+    for index, run in enumerate(runs):
         side = round(len(run) ** 0.5)
-        shape = known[place] if place < len(known) else (side, side)
+        shape = known[index] if index < len(known) else (side, side)
         grids.append(weights[run].view(shape).numpy() if shape[0] * shape[1] == len(run) else None)
     return grids
 
@@ -152,16 +152,16 @@ def explain_figure(
     scores: Scores,
     rollouts: Sequence[Rollout],
     attention: TokenAttention | None,
-    told: Rollout | None,
+    explained: Rollout | None,
 ) -> Figure:
-    """Puts everything about one sample into a figure.
+    """Draw everything about one sample in one figure.
 
     Args:
         record: the sample.
         scores: the run.
         rollouts: of the sample.
-        attention: of one completion, or None if it has none.
-        told: the rollout whose attention it is.
+        attention: of one completion, or None if there is none.
+        explained: the rollout whose attention it is.
     """
     from hardsample.report.parts.figures import image_with_attention, ladder, new_figure, paragraph, token_weights
 
@@ -173,7 +173,7 @@ def explain_figure(
     panels = upper.subplots(1, max(1, len(images)) + 1, squeeze=False)[0]
     grids = [*(attention.grids if attention else []), *[None] * len(images)]
     for axes, image, grid in zip(panels, images, grids, strict=False):
-        note = "attention over image tokens" if grid is not None else "no grid of image tokens to lay over it"
+        note = "attention over image tokens" if grid is not None else "grid of image tokens unknown: no overlay"
         image_with_attention(axes, image, grid, note)
     if not images:
         paragraph(panels[0], "(no image)")
@@ -186,73 +186,75 @@ def explain_figure(
         return figure
     share = f"{attention.image:.0%} of attention on the image, {attention.text:.0%} on the text"
     balance = "" if attention.balance is None else f"; ρ̄ = {attention.balance:.3g}"
-    answer = told.completion if told else ""
-    right.set_title(f"while it says {answer[:40]!r}: {share}{balance}", fontsize=10)
+    answer = explained.completion if explained else ""
+    right.set_title(f"while generating {answer[:40]!r}: {share}{balance}", fontsize=10)
     token_weights(right, attention.tokens[-MOST_TOKENS:], attention.weights[-MOST_TOKENS:])
     return figure
 
 
 def _story(record: Mapping[str, Any], row: Mapping[str, Any], rollouts: Sequence[Rollout]) -> str:
-    """Question, gold answer, and the completions at λ = 0 with their grades."""
+    """Return question, gold answer, and the completions at λ = 0 with their grades."""
     question = " ".join(
         block["text"] or "" for message in record["prompt"] for block in message["content"] if block["type"] == "text"
     )
     lines = [f"sample {record['id']}", f"ability {row['ability'] or '—'}", "", f"question: {question[:600]}"]
     lines += [f"solution: {str(record['solution'])[:200]}", "", "completions at λ = 0:"]
-    asked = [one for one in rollouts if one.ratio == UNMASKED]
-    asked.sort(key=lambda one: not one.grade)  # right ones first: one of them has its attention drawn
-    lines += [f"{'✓' if one.grade else '✗'} {one.completion[:200]!r}{_ended(one)}" for one in asked[:MOST_COMPLETIONS]]
-    if len(asked) > MOST_COMPLETIONS:
-        lines.append(f"… and {len(asked) - MOST_COMPLETIONS} more")
+    unmasked = [rollout for rollout in rollouts if rollout.ratio == UNMASKED]
+    unmasked.sort(key=lambda rollout: not rollout.grade)  # right ones first: the attention shown is of one of them
+    for rollout in unmasked[:MOST_COMPLETIONS]:
+        lines.append(f"{'✓' if rollout.grade else '✗'} {rollout.completion[:200]!r}{_describe_finish(rollout)}")
+    if len(unmasked) > MOST_COMPLETIONS:
+        lines.append(f"… and {len(unmasked) - MOST_COMPLETIONS} more")
     return "\n".join(lines)
 
 
 def _verdict(row: Mapping[str, Any]) -> str:
-    """Stratum and λ* in words."""
+    """Describe stratum and λ*."""
     if row["pism_stratum"] == UNFINISHED:
-        return f"{UNFINISHED}: no completion at λ = 0 came to an answer"
+        return f"{UNFINISHED}: no completion at λ = 0 has an answer"
     threshold = "no ratio fails" if row["failure_threshold"] is None else f"λ* = {row['failure_threshold']:g}"
     return f"{row['pism_stratum'] or 'no stratum'}: {threshold}"
 
 
-def _ended(rollout: Rollout) -> str:
+def _describe_finish(rollout: Rollout) -> str:
     return "" if rollout.finish in (None, "stop", "empty") else f" ({FINISHES[rollout.finish]})"
 
 
-def told_rollout(rollouts: Sequence[Rollout]) -> Rollout | None:
-    """The rollout at λ = 0 whose attention is shown: the first correct one, else the first that says anything."""
-    said = [one for one in rollouts if one.ratio == UNMASKED and one.tokens]
-    return next((one for one in said if one.grade), said[0] if said else None)
+def rollout_to_explain(rollouts: Sequence[Rollout]) -> Rollout | None:
+    """Return the rollout at λ = 0 whose attention is shown: the first correct one, else the first with any tokens."""
+    candidates = [rollout for rollout in rollouts if rollout.ratio == UNMASKED and rollout.tokens]
+    return next((rollout for rollout in candidates if rollout.grade), candidates[0] if candidates else None)
 
 
 def file_name(sample: str) -> str:
-    """A file name for a sample, whatever its id holds."""
+    """Return a valid file name for a sample, whatever its id contains."""
     name = re.sub(r"[^A-Za-z0-9_.-]+", "_", sample).strip("._")[:80]
     digest = hashlib.blake2b(sample.encode(), digest_size=4).hexdigest()
     return f"{name}.png" if name and name == sample else f"{name or 'sample'}-{digest}.png"
 
 
 def explain(directory: str | Path, sample: str, *, model: str | None = None, device: str | None = None) -> Path:
-    """Draws one sample of a finished run into DIR/explain.
+    """Draw one sample of a finished run into DIR/explain.
 
     Args:
         directory: the output folder of the run.
         sample: id of the sample.
-        model: where the model is now, if not where run.json says.
+        model: current location of the model, if not the one in run.json.
         device: torch device.
 
     Returns:
         The PNG's path.
 
     Raises:
-        OutputError: no such sample, or the data is not where it was.
+        OutputError: there is no such sample, or the data is no longer where it was.
         ChangedError: the record is not what was scored under its id.
         EngineError: the model cannot be loaded.
         FiguresError: matplotlib is not installed.
     """
     from hardsample.attention.interface import AttentionMassError
     from hardsample.report.parts.figures import new_figure
-    from hardsample.scoring.score import reopened_engine
+    from hardsample.scoring.add_cmab import reopened_engine
+    from hardsample.scoring.config import ScoringConfig
     from hardsample.scoring.store import Store
     from hardsample.scoring.subsets import source_records
 
@@ -261,20 +263,22 @@ def explain(directory: str | Path, sample: str, *, model: str | None = None, dev
     check_finished(scores)
     ids = list(scores.table["id"])
     if sample not in ids:
-        raise OutputError(f"{directory} has no sample {sample!r}: its ids are such as {ids[0]!r}, see scores.parquet")
+        raise OutputError(f"{directory} has no sample {sample!r}: its ids look like {ids[0]!r}, see scores.parquet")
     record = source_records(scores, [sample], decode=False)[0]
     with Store(scores.directory) as store:
         rollouts = list(store.rollouts(sample))
-    told = told_rollout(rollouts)
+    explained = rollout_to_explain(rollouts)
     attention = None
-    if told and record["images"]:
-        engine = reopened_engine(scores, model, device)
+    if explained and record["images"]:
+        trusted = bool(scores.run["settings"].get("trust_remote_code"))
+        config = ScoringConfig(device=device, trust_remote_code=trusted)
         try:
-            tokens = told.tokens or encoder(engine.processor)(told.completion)
-            attention = token_attention(engine, record, tokens, scores.cmab_config())
+            with reopened_engine(scores, model, config) as engine:
+                tokens = explained.tokens or encoder(engine.processor)(explained.completion)
+                attention = token_attention(engine, record, tokens, scores.cmab_config())
         except AttentionMassError as error:
             print(f"no attention: {error}")
-    figure = explain_figure(record, scores, rollouts, attention, told)
+    figure = explain_figure(record, scores, rollouts, attention, explained)
     path = scores.directory / "explain" / file_name(sample)
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=110)

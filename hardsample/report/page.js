@@ -1,5 +1,5 @@
 "use strict";
-// Filters, sorts and opens what is already in the page; nothing is built from text, nothing is fetched.
+// Filters, sorts and opens what is already in the page; no markup is built from text, and nothing is fetched.
 
 const theme = document.getElementById("theme");
 theme.addEventListener("click", () => {
@@ -23,18 +23,18 @@ for (const list of document.querySelectorAll("[data-list]")) {
   const update = () => {
     const wanted = search.value.trim().toLowerCase();
     for (const item of items) {
-      item.hidden = filters.some((one) => one.value && one.value !== item.dataset[one.dataset.filter]) ||
+      item.hidden = filters.some((filter) => filter.value && filter.value !== item.dataset[filter.dataset.filter]) ||
         !words.get(item).includes(wanted);
     }
     const key = "by" + sort.value[0].toUpperCase() + sort.value.slice(1);
     const sign = descending.checked ? -1 : 1;
-    const order = (one, other) => {
+    const order = (first, second) => {
       if (sort.value !== "id") {
-        const [a, b] = [one.dataset[key], other.dataset[key]];
+        const [a, b] = [first.dataset[key], second.dataset[key]];
         if (a === undefined || b === undefined) return (a === undefined) - (b === undefined); // without a value: last
         if (a !== b) return sign * (a - b);
       }
-      return sign * byId.compare(one.dataset.id, other.dataset.id);
+      return sign * byId.compare(first.dataset.id, second.dataset.id);
     };
     holder.append(...items.toSorted(order));
     const count = shown().length;

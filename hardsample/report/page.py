@@ -1,4 +1,4 @@
-"""From a page's parts to one HTML file that refers to nothing outside, and the two commands' work around it."""
+"""Render a page into one self-contained HTML file, and write the report of a folder."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ def write_report(
     data: str | None = None,
     image_root: str | None = None,
 ) -> Path:
-    """Writes the report of a folder: of a scoring, an evaluation, a training or an experiment.
+    """Write the report of a folder: a scoring, an evaluation, a training or an experiment.
 
     Args:
         directory: the folder.
         output: the HTML file; default DIR/report.html.
-        samples_per_stratum: of the gallery, at least 0.
-        seed: of the gallery's draw.
-        data: where the data is now, if not where run.json says.
-        image_root: where its images are now, likewise.
+        samples_per_stratum: in the gallery, at least 0.
+        seed: of the gallery's random draw.
+        data: current location of the data, if not the one in run.json.
+        image_root: current location of its images, likewise.
 
     Returns:
         The file's path.
@@ -73,7 +73,7 @@ def write_report(
 
 
 def write_page(page: Page, path: Path) -> Path:
-    """Writes a page, whole or not at all.
+    """Write a page atomically.
 
     Raises:
         OutputError: it cannot be written there.
@@ -90,10 +90,10 @@ def write_page(page: Page, path: Path) -> Path:
 
 
 def render(page: Page) -> str:
-    """The HTML of a page.
+    """Return the HTML of a page.
 
-    All that comes from data is escaped by the template. Behind that stands a Content-Security-Policy: of scripts and
-    styles only our own run, told by their hashes, and nothing is fetched.
+    The template escapes everything that comes from data. In addition, a Content-Security-Policy allows only our own
+    script and style, by their hashes, and no requests.
 
     Raises:
         ReportError: jinja2 is not installed.

@@ -1,7 +1,6 @@
-"""What an experiment would train and take, told without computing anything: no model is loaded, nothing is written.
+"""Preview of an experiment: what it would train and how long, without loading a model or writing a file.
 
-Without scores the strata are not known. Then what depends on them is worked out for strata of equal size, and the
-preview says so.
+Without scores the strata are unknown. The preview then assumes strata of equal size, and says so.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from hardsample.trainer.experiment.summary import costs
 
 
 def preview(config: ExperimentConfig) -> RenderableType:
-    """Tells what `run_experiment` would do now.
+    """Describe what `run_experiment` would do now.
 
     Args:
         config: the experiment.
@@ -34,14 +33,14 @@ def preview(config: ExperimentConfig) -> RenderableType:
     known = has_scores(config)
     if known:
         plan, strata = laid_out(config)
-        notes = [one.note for one in strata if one.note]
+        notes = [metric_strata.note for metric_strata in strata if metric_strata.note]
     else:
-        plan, notes = _foreseen(config)
+        plan, notes = _assumed_plan(config)
     return plan_table(costs(config, plan), plan.cells, notes, assumed=not known)
 
 
-def _foreseen(config: ExperimentConfig) -> tuple[Plan, list[str]]:
-    """The plan for strata of equal size, and what is not known."""
+def _assumed_plan(config: ExperimentConfig) -> tuple[Plan, list[str]]:
+    """Return the plan for strata of equal size, and notes on what is unknown."""
     scoring = scoring_config(config)
     loaded = load(
         config.data,
@@ -53,21 +52,21 @@ def _foreseen(config: ExperimentConfig) -> tuple[Plan, list[str]]:
         options_template=scoring.options_template,
     )
     ids, has_image = list(loaded.dataset["id"]), images_there(loaded.dataset)
-    found = []
-    for place, metric in enumerate(config.metrics):  # other strata for each, or their trainings would seem the same
-        labels = [STRATA[(row + place) % len(STRATA)] if image else None for row, image in enumerate(has_image)]
-        found.append(Strata(metric, tuple(ids), tuple(labels)))
-    plan = make_plan(config, found, prompts_a_step(config), grpo_options(config).num_generations)
+    strata = []
+    for index, metric in enumerate(config.metrics):  # shifted for each metric, so that their trainings differ
+        labels = [STRATA[(row + index) % len(STRATA)] if image else None for row, image in enumerate(has_image)]
+        strata.append(Strata(metric, tuple(ids), tuple(labels)))
+    plan = make_plan(config, strata, prompts_a_step(config), grpo_options(config).num_generations)
     with_image = sum(has_image)
-    left = Forecast(scoring, with_image, len(ids) - with_image).left()
+    left = Forecast(scoring, with_image, len(ids) - with_image).remaining()
     expected = (
-        f"some {left.expected:,.0f} rollouts ({left.low:,.0f} to {left.high:,.0f})"
+        f"about {left.expected:,.0f} rollouts ({left.low:,.0f} to {left.high:,.0f})"
         if left.low < left.high
         else f"{left.expected:,.0f} rollouts"
     )
     return plan, [
         f"there are no finished scores in {config.scores_folder}: a run first scores {len(ids):,} samples, {expected}; "
-        "how long a rollout takes is not known before",
-        f"the strata are not known: numbers with ≈ are for strata of equal size, {with_image / len(STRATA):,.0f} "
-        f"samples each (where medium or hard has fewer than {config.min_stratum}, thirds of the solved are used)",
+        "how long a rollout takes is unknown before that",
+        f"the strata are unknown: numbers with ≈ assume strata of equal size, {with_image / len(STRATA):,.0f} "
+        f"samples each (if medium or hard has fewer than {config.min_stratum}, thirds of the solved are used)",
     ]

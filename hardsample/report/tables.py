@@ -1,4 +1,4 @@
-"""What a person sees at the end of a run: strata by ability, what they cost, and what to be careful about."""
+"""Tables at the end of a command on the terminal: strata by ability, their cost, and warnings."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ BAR_WIDTH = 40
 
 
 def strata_table(abilities: Sequence[str | None], strata: Sequence[str | None], title: str) -> Table:
-    """Strata by ability, one row an ability, with the share of each stratum in the last row.
+    """Return strata by ability, one row per ability, with the share of each stratum in the last row.
 
     Args:
         abilities: of each sample; None is shown as a dash.
-        strata: of each sample; `unfinished` and None (no image) have a column of their own if there is any.
+        strata: of each sample; `unfinished` and None (no image) get a column if present.
         title: above the table.
     """
     counts = Counter(zip(abilities, strata, strict=True))
@@ -56,11 +56,11 @@ def strata_table(abilities: Sequence[str | None], strata: Sequence[str | None], 
 
 
 def cross_table(pism: Sequence[str | None], cmab: Sequence[str | None], title: str) -> Table:
-    """PISM strata against CMAB strata: one row a stratum of PISM, one column a stratum of CMAB.
+    """Return PISM strata against CMAB strata: rows are PISM strata, columns CMAB strata.
 
     Args:
         pism: stratum of each sample.
-        cmab: likewise; `unfinished` and None (no balance, no image) have a column of their own if there is any.
+        cmab: likewise; `unfinished` and None (no balance, no image) get a column if present.
         title: above the table.
     """
     counts = Counter(zip(pism, cmab, strict=True))
@@ -72,59 +72,62 @@ def cross_table(pism: Sequence[str | None], cmab: Sequence[str | None], title: s
         table.add_column(column or "none", justify="right")
     table.add_column("all", justify="right")
     for row in rows:
-        found = [counts[row, column] for column in columns]
-        table.add_row(row or "no image", *map(str, found), str(sum(found)))
+        row_counts = [counts[row, column] for column in columns]
+        table.add_row(row or "no image", *map(str, row_counts), str(sum(row_counts)))
     return table
 
 
-def accuracy_table(found: Evaluation) -> RenderableType:
-    """Accuracies with their intervals, all samples first, then group by group, and how the answers ended."""
-    table = Table(title=Text(f"Accuracy, 95 % intervals, {found.rollouts} rollouts a sample"), title_justify="left")
+def accuracy_table(evaluation: Evaluation) -> RenderableType:
+    """Return accuracies with their intervals, all samples first, then by group, and how the answers ended."""
+    table = Table(
+        title=Text(f"Accuracy, 95 % intervals, {evaluation.rollouts} rollouts per sample"), title_justify="left"
+    )
     for name in ("", "accuracy", "95 % interval", "samples"):
         table.add_column(name, justify="right" if name else "left")
 
-    def add(name: str, one: Interval) -> None:
-        bounds = f"{100 * one.low:.1f} – {100 * one.high:.1f}"
-        table.add_row(Text(name), f"{100 * one.value:.1f} %", bounds, f"{one.samples:,}")
+    def add(name: str, interval: Interval) -> None:
+        bounds = f"{100 * interval.low:.1f} – {100 * interval.high:.1f}"
+        table.add_row(Text(name), f"{100 * interval.value:.1f} %", bounds, f"{interval.samples:,}")
 
-    add("all", found.overall)
-    for name, values in found.groups.items():
+    add("all", evaluation.overall)
+    for name, values in evaluation.groups.items():
         table.add_section()
-        for value, one in values.items():
-            add(f"{name} {value}", one)
-    return Group(table, *ended_notes(found))
+        for value, interval in values.items():
+            add(f"{name} {value}", interval)
+    return Group(table, *ended_notes(evaluation))
 
 
-def ended_notes(found: Evaluation) -> list[Text]:
-    """How an evaluation's answers ended, if not all by themselves, and the warnings about that."""
-    notes = [Text(f"! {sentence}", style="bold yellow") for sentence in found.warnings]
-    if found.finish.keys() - {"stop", UNKNOWN}:
-        notes.insert(0, Text(f"ended      {shares_text(found.finish)}; without an answer counts as wrong"))
+def ended_notes(evaluation: Evaluation) -> list[Text]:
+    """Return how an evaluation's answers ended, if not all by themselves, and the warnings about that."""
+    notes = [Text(f"! {sentence}", style="bold yellow") for sentence in evaluation.warnings]
+    if evaluation.finish.keys() - {"stop", UNKNOWN}:
+        notes.insert(0, Text(f"ended      {shares_text(evaluation.finish)}; answers that are missing count as wrong"))
     return notes
 
 
-def benchmark_table(found: Result) -> RenderableType:
-    """A benchmark's figures with their intervals, its score first, and what to know of them."""
-    table = Table(title=Text(f"{found.benchmark}, graded by {found.how}, 95 % intervals"), title_justify="left")
+def benchmark_table(result: Result) -> RenderableType:
+    """Return a benchmark's figures with their intervals, its score first, and notes on them."""
+    table = Table(title=Text(f"{result.benchmark}, graded by {result.how}, 95 % intervals"), title_justify="left")
     for name in ("", "value", "95 % interval", "samples"):
         table.add_column(name, justify="right" if name else "left")
-    for name, one in found.figures.items():
-        bounds = f"{100 * one.low:.1f} – {100 * one.high:.1f}"
-        table.add_row(Text(name), f"{100 * one.value:.1f} %", bounds, f"{one.samples:,}")
-    return Group(table, *(Text(f"note       {note}") for note in found.notes))
+    for name, interval in result.figures.items():
+        bounds = f"{100 * interval.low:.1f} – {100 * interval.high:.1f}"
+        table.add_row(Text(name), f"{100 * interval.value:.1f} %", bounds, f"{interval.samples:,}")
+    return Group(table, *(Text(f"note       {note}") for note in result.notes))
 
 
-def comparison_table(found: Comparison, first: str, second: str) -> RenderableType:
-    """Differences with their intervals, in points of accuracy."""
+def comparison_table(comparison: Comparison, first: str, second: str) -> RenderableType:
+    """Return differences with their intervals, in points of accuracy."""
     table = Table(title=Text(f"{second} minus {first}, points of accuracy, 95 % intervals"), title_justify="left")
     for name in ("", "difference", "95 % interval", "samples"):
         table.add_column(name, justify="right" if name else "left")
-    for name, one in {"all": found.overall, **found.groups}.items():
-        bounds = f"{100 * one.low:+.1f} – {100 * one.high:+.1f}"
-        table.add_row(Text(name), f"{100 * one.value:+.1f}", bounds, f"{one.samples:,}")
-    said = f"better on {found.better:,} samples, worse on {found.worse:,}; p = {found.p_value:.2g} (paired t)"
-    left = f"; {found.left_out:,} samples that only one has are left out" if found.left_out else ""
-    return Group(table, Text(said + left))
+    for name, interval in {"all": comparison.overall, **comparison.groups}.items():
+        bounds = f"{100 * interval.low:+.1f} – {100 * interval.high:+.1f}"
+        table.add_row(Text(name), f"{100 * interval.value:+.1f}", bounds, f"{interval.samples:,}")
+    totals = f"better on {comparison.better:,} samples, worse on {comparison.worse:,}"
+    test = f"; p = {comparison.p_value:.2g} (paired t)"
+    left_out = f"; {comparison.left_out:,} samples in only one of them are left out" if comparison.left_out else ""
+    return Group(table, Text(totals + test + left_out))
 
 
 def brief_summary(scores: Scores) -> RenderableType:
@@ -154,7 +157,7 @@ def brief_summary(scores: Scores) -> RenderableType:
 
 
 def summary(scores: Scores) -> RenderableType:
-    """Table, rollouts against an exhaustive search, time, what was rejected, and warnings."""
+    """Return the strata table, rollouts against an exhaustive search, time, rejected records, and warnings."""
     run, counts = scores.run, scores.run["counts"]
     seconds = run["seconds"]
     title = f"Strata of {run['data']} for {run['model']}, by ability (mask space: {run['mask_space']})"
@@ -177,10 +180,10 @@ def summary(scores: Scores) -> RenderableType:
     if counts["rollouts_blind"]:
         lines.append(
             f"blind      {counts['solved_blind']} samples are solved with no image left (λ = 1.0), so their stratum "
-            f"may be luck (column solved_blind); {counts['rollouts_blind']:,} more rollouts"
+            f"may be due to guessing (column solved_blind); {counts['rollouts_blind']:,} more rollouts"
         )
     if counts["grading_timeouts"]:
-        lines.append(f"grading    {counts['grading_timeouts']} answers ran into the time-out and count as wrong")
+        lines.append(f"grading    {counts['grading_timeouts']} answers timed out in grading and count as wrong")
     if counts["without_stratum"]:
         lines.append(f"no image   {counts['without_stratum']} samples have P_c(0) and no stratum")
     cmab = run.get("cmab")
@@ -207,7 +210,7 @@ def summary(scores: Scores) -> RenderableType:
 
 
 def finish_lines(counts: Mapping[str, Any]) -> list[str]:
-    """How the rollouts ended, and how many samples are unfinished; nothing for a run of an older version.
+    """Return how rollouts ended, and how many samples are unfinished; nothing for a run of an older version.
 
     Args:
         counts: `counts` of run.json.
@@ -218,22 +221,22 @@ def finish_lines(counts: Mapping[str, Any]) -> list[str]:
         lines.append(f"           in all:   {shares_text(ended['all'])}")
     if counts.get("unfinished"):
         lines.append(
-            f"unfinished {counts['unfinished']:,} samples have no rollout at λ = 0 that came to an answer: they are in "
-            "no stratum"
+            f"unfinished {counts['unfinished']:,} samples have no rollout at λ = 0 with an answer: they are in no "
+            "stratum"
         )
     return lines
 
 
 def _requests(counts: Mapping[str, Any]) -> str:
-    again = counts["retries"]
-    reasons = ", ".join(f"{number:,} after {reason}" for reason, number in sorted(again.items()))
+    retries = counts["retries"]
+    reasons = ", ".join(f"{number:,} after {reason}" for reason, number in sorted(retries.items()))
     return (
-        f"requests   {counts['requests_this_run']:,} to the server, {sum(again.values()):,} of them tries again"
+        f"requests   {counts['requests_this_run']:,} to the server, {sum(retries.values()):,} of them retries"
         + (f" ({reasons})" if reasons else "")
-        + f"; {counts['tokens']['completion']:,} tokens came back"
+        + f"; {counts['tokens']['completion']:,} completion tokens"
     )
 
 
 def _seconds(value: float) -> str:
-    """Seconds with one decimal where it says something."""
+    """Format seconds, with one decimal below 10."""
     return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"

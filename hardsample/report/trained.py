@@ -1,4 +1,4 @@
-"""The page of a training: what `hardsample train` leaves in its checkpoints."""
+"""The page of a training: the logs that `hardsample train` leaves in its checkpoints."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Logs = list[dict[str, Any]]
 Series = tuple[list[float], list[float]]
 
 NAMES = {
-    "reward": "reward on the samples drawn",
+    "reward": "reward on the training samples",
     "difficulty/monitor_reward": "reward on the monitoring set",
     "difficulty/frac_zero_std": "zero-variance groups",
     "frac_reward_zero_std": "zero-variance groups",
-    "difficulty/frac_zero_std_uniform": "expected of uniform draws",
+    "difficulty/frac_zero_std_uniform": "expected with uniform draws",
     "difficulty/rollouts": "all rollouts",
-    "difficulty/effective_rollouts": "in groups with signal",
-    "difficulty/probe_success": "right under the probed mask",
+    "difficulty/effective_rollouts": "in groups with nonzero variance",
+    "difficulty/probe_success": "accuracy under the probed mask",
     "difficulty/attention_balance": "ρ̄",
     "loss": "loss",
     "kl": "KL to the reference",
@@ -38,14 +38,13 @@ NAMES = {
     "completions/mean_length": "mean length",
 }
 SMOOTH = 7
-"""Log entries that a moving mean takes."""
-
+"""Log entries in a moving mean."""
 
 THE_END = "the whole training"
 
 
 def trained_page(directory: Path) -> Page:
-    """The page of a training.
+    """Return the page of a training.
 
     Args:
         directory: its `output_dir`.
@@ -71,97 +70,97 @@ def trained_page(directory: Path) -> Page:
 
 
 def _alarms(logs: Logs) -> list[str]:
-    """Say what went wrong, in sentences."""
+    """Return the alarms of a training, as sentences."""
     watch = Watch()
     return [alarm.text for entry in logs for alarm in watch.update(entry)]
 
 
 def read_logs(directory: Path) -> tuple[Logs, str]:
-    """The log entries of training steps to the last step that is saved, and where: the end, or a checkpoint's name.
+    """Return the log entries up to the last saved step, and their source: the end of training, or a checkpoint.
 
     Raises:
         OutputError: there is none.
     """
-    found: list[tuple[int, Path]] = []
+    checkpoints: list[tuple[int, Path]] = []
     for path in directory.glob(f"checkpoint-*/{TRAINER_STATE_FILE}"):
         number = path.parent.name.rpartition("-")[2]
         if number.isdigit():
-            found.append((int(number), path))
-    whole = _logs(directory / TRAINER_STATE_FILE)
-    for step, path in sorted(found, reverse=True):
-        if whole and whole[-1]["step"] >= step:
+            checkpoints.append((int(number), path))
+    final_logs = _logs(directory / TRAINER_STATE_FILE)
+    for step, path in sorted(checkpoints, reverse=True):
+        if final_logs and final_logs[-1]["step"] >= step:
             break
         if logs := _logs(path):
             return logs, path.parent.name
-    if whole:
-        return whole, THE_END
+    if final_logs:
+        return final_logs, THE_END
     raise OutputError(
         f"the training in {directory} has no logs yet: looked for log entries with a reward in "
-        f"checkpoint-*/{TRAINER_STATE_FILE}; let it come to its first checkpoint (save_steps, logging_steps)"
+        f"checkpoint-*/{TRAINER_STATE_FILE}; wait for its first checkpoint (save_steps, logging_steps)"
     )
 
 
 def _logs(path: Path) -> Logs:
-    """The entries of training steps in a trainer's state; none where a kill cut it short."""
+    """Return the entries of training steps in a trainer's state; none if the file is incomplete."""
     try:
         state = json.loads(path.read_text())
     except (OSError, ValueError):
         return []
-    return [one for one in state.get("log_history", []) if "reward" in one and "step" in one]
+    return [entry for entry in state.get("log_history", []) if "reward" in entry and "step" in entry]
 
 
 def series(logs: Logs, key: str) -> Series:
-    """The steps and values of a logged number, where it was logged."""
-    rows = [(float(one["step"]), float(one[key])) for one in logs if one.get(key) is not None]
+    """Return the steps and values of a logged number."""
+    rows = [(float(entry["step"]), float(entry[key])) for entry in logs if entry.get(key) is not None]
     return [step for step, _ in rows], [value for _, value in rows]
 
 
 def learning(logs: Logs) -> Section:
-    """Rewards, and the share of zero-variance groups."""
+    """Return the section of rewards and of the share of zero-variance groups."""
     rewards = _several(logs, ("reward", "difficulty/monitor_reward"))
     figure = charts.time_series(rewards, "mean reward", smooth=SMOOTH)
-    caption = f"Mean reward: faint as logged, strong the mean over {SMOOTH} entries."
+    caption = f"Mean reward; faint: as logged, strong: moving mean over {SMOOTH} entries."
     parts: list[Part] = [Chart(to_svg(figure, "reward", "Reward over the steps"), caption)]
     key = "difficulty/frac_zero_std" if series(logs, "difficulty/frac_zero_std")[0] else "frac_reward_zero_std"
-    found = _several(logs, (key, "difficulty/frac_zero_std_uniform"))
-    if found:
-        percent = {name: (steps, [100 * one for one in values]) for name, (steps, values) in found.items()}
+    shares = _several(logs, (key, "difficulty/frac_zero_std_uniform"))
+    if shares:
+        percent = {name: (steps, [100 * share for share in values]) for name, (steps, values) in shares.items()}
         figure = charts.time_series(percent, "groups, %", smooth=SMOOTH, top=100)
-        caption = "Groups whose rollouts all had the same reward: they give no gradient. Lower is better."
+        caption = "Groups whose rollouts all have the same reward give no gradient. Lower is better."
         parts.append(Chart(to_svg(figure, "signal", "Share of zero-variance groups"), caption))
     else:
         parts.append(Text("The share of zero-variance groups was not logged."))
     if len(rewards) < 2:
         parts.append(
             Text(
-                "No reward on a monitoring set was measured (monitor_size): the curve says as much of the draws as "
-                "of the model."
+                "No reward on a monitoring set was measured (monitor_size): the curve depends on which samples were "
+                "drawn as well as on the model."
             )
         )
-    return Section("learning", "Learning", parts)
+    return Section("learning", "Reward", parts)
 
 
 def strata(logs: Logs) -> Section:
-    """Strata of the data and of the draws over time."""
+    """Return the section of the strata of the data and of the draws over time."""
     title = "Strata over time"
-    names = [name for name in (*STRATA, "null") if series(logs, f"difficulty/data/{name}")[0]]
+    names = [name for name in (*STRATA, "unscored") if series(logs, f"difficulty/data/{name}")[0]]
     steps = series(logs, f"difficulty/data/{names[0]}")[0] if names else []
     if len(steps) < 2:
-        said = "This training kept no strata (stock TRL, or too few log entries): there is nothing to show over time."
-        return Section("strata", title, [Text(said)])
-    shares = {name: [float(one.get(f"difficulty/data/{name}") or 0) for one in logs] for name in names}
-    steps = [float(one["step"]) for one in logs]
+        note = "This training logged no strata (stock TRL, or too few log entries)."
+        return Section("strata", title, [Text(note)])
+    shares = {name: [float(entry.get(f"difficulty/data/{name}") or 0) for entry in logs] for name in names}
+    steps = [float(entry["step"]) for entry in logs]
     svg = to_svg(charts.strata_over_time(steps, shares), "data", "Strata of the data over the steps")
     drawn = {name: series(logs, f"difficulty/draws/{name}") for name in names}
-    percent = {name: (at, [100 * one for one in values]) for name, (at, values) in drawn.items() if at}
+    percent = {name: (at, [100 * share for share in values]) for name, (at, values) in drawn.items() if at}
     figure = charts.time_series(percent, "share of the draws, %", smooth=SMOOTH, colours=STRATUM_COLOURS, top=100)
-    before, after = ({name: shares[name][place] for name in names} for place in (0, -1))
+    before, after = ({name: shares[name][index] for name in names} for index in (0, -1))
     rows = [[name, f"{100 * before[name]:.1f}", f"{100 * after[name]:.1f}"] for name in names]
     return Section(
         "strata",
         title,
         [
-            Chart(svg, "The data: a sample moves as the model learns it."),
+            Chart(svg, "All samples: they change strata as the model learns."),
             Chart(to_svg(figure, "draws", "Strata of the draws over the steps"), "The samples that were drawn."),
             Table("Share of the data, %", ["stratum", f"step {steps[0]:g}", f"step {steps[-1]:g}"], rows, folded=True),
         ],
@@ -169,56 +168,57 @@ def strata(logs: Logs) -> Section:
 
 
 def looking(logs: Logs) -> Section:
-    """Masked probes and the attention balance."""
+    """Return the section of masked probes and the attention balance."""
     parts: list[Part] = []
     for key, caption in (
-        ("difficulty/attention_balance", "Attention balance ρ̄ of right answers, read in the loss forward."),
+        ("difficulty/attention_balance", "Attention balance ρ̄ of correct completions, from the forward of the loss."),
         (
             "difficulty/probe_success",
-            "Right answers to masked probes, at the ratio where each sample is thought to fail.",
+            "Accuracy on masked probes, at the ratio where each sample is expected to fail.",
         ),
     ):
-        found = _several(logs, (key,))
-        if found:
+        curves = _several(logs, (key,))
+        if curves:
             name = key.rpartition("/")[2].replace("_", "")
-            figure = charts.time_series(found, next(iter(found)), smooth=SMOOTH)
+            figure = charts.time_series(curves, next(iter(curves)), smooth=SMOOTH)
             parts.append(Chart(to_svg(figure, name, caption), caption))
-    return Section("looking", "Looking at the image", parts or [Text("Neither probes nor ρ̄ were asked for.")])
+    return Section("looking", "Attention and masked probes", parts or [Text("This training had no probes and no ρ̄.")])
 
 
 def health(logs: Logs) -> Section:
-    """Rollouts, loss, KL, entropy, length."""
+    """Return the section of rollouts, loss, KL, entropy and length."""
     parts: list[Part] = []
     spent = _several(logs, ("difficulty/rollouts", "difficulty/effective_rollouts"))
     if len(spent) == 2:
         svg = to_svg(charts.time_series(spent, "rollouts"), "spent", "Rollouts over the steps")
         parts.append(
             Chart(
-                svg, "Rollouts made, those of probes and the monitoring set included, and those in groups with signal."
+                svg,
+                "All rollouts, with those of probes and the monitoring set, and those in groups with nonzero variance.",
             )
         )
     for key in ("loss", "kl", "entropy", "completions/mean_length"):
-        found = _several(logs, (key,))
-        if found:
-            svg = to_svg(charts.time_series(found, NAMES[key], smooth=SMOOTH), key.rpartition("/")[2], NAMES[key])
+        curves = _several(logs, (key,))
+        if curves:
+            svg = to_svg(charts.time_series(curves, NAMES[key], smooth=SMOOTH), key.rpartition("/")[2], NAMES[key])
             parts.append(Chart(svg, f"{NAMES[key].capitalize() if key != 'kl' else NAMES[key]}."))
-    return Section("health", "Rollouts and health", parts)
+    return Section("health", "Rollouts and stability", parts)
 
 
 def _several(logs: Logs, keys: Sequence[str]) -> dict[str, Series]:
-    """Series by the names that a reader sees, where there are any."""
-    found = {NAMES[key]: series(logs, key) for key in keys}
-    return {name: one for name, one in found.items() if one[0]}
+    """Return the series that were logged, under their names on the page."""
+    named = {NAMES[key]: series(logs, key) for key in keys}
+    return {name: curve for name, curve in named.items() if curve[0]}
 
 
 def _lead(logs: Logs, where: str) -> list[str]:
     rewards = series(logs, "reward")[1]
     width = max(1, len(rewards) // 5)
     first, last = (sum(part) / len(part) for part in (rewards[:width], rewards[-width:]))
-    said = [f"Mean reward went from {first:.3f} (first fifth of the log) to {last:.3f} (last fifth)."]
-    silent = series(logs, "difficulty/frac_zero_std")[1] or series(logs, "frac_reward_zero_std")[1]
-    if silent:
-        said.append(f"{100 * sum(silent) / len(silent):.0f} % of the groups were without signal.")
+    sentences = [f"Mean reward went from {first:.3f} (first fifth of the log) to {last:.3f} (last fifth)."]
+    zero_variance = series(logs, "difficulty/frac_zero_std")[1] or series(logs, "frac_reward_zero_std")[1]
+    if zero_variance:
+        sentences.append(f"{100 * sum(zero_variance) / len(zero_variance):.0f} % of the groups had zero variance.")
     if where != THE_END:
-        said.append(f"The logs end with {where}; what was trained after it is not in them.")
-    return said
+        sentences.append(f"The logs end with {where}; later steps are not included.")
+    return sentences

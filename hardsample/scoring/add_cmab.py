@@ -1,108 +1,174 @@
-"""CMAB for a finished run: `hardsample score --metric cmab --output DIR --model M`, with a copy of the model here.
+"""CMAB for a run that is finished: `hardsample score --metric cmab --output DIR`, without new rollouts.
 
-A server shows no attention, so what it completed is run through a local copy once more. It told no token ids: they are
-those that the copy's tokenizer makes of the text, which may be cut otherwise than the server cut them.
+The completions that are stored are run through the model once more. A server shows no attention, so what it completed
+needs a copy of the model on this machine. It sent no token ids: they are those that the copy's tokenizer makes of the
+text, which may be cut otherwise than the server cut them.
 """
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from tqdm import tqdm
 
 from hardsample.data.digests import is_old
-from hardsample.data.loading import load
+from hardsample.data.loading import Data, load
+from hardsample.engines.protocol import AttentionEngine, can_attend, engine_class
 from hardsample.engines.results import EngineError
-from hardsample.engines.transformers import load_model, load_processor, model_fingerprint
-from hardsample.metrics.cmab import CmabConfig
+from hardsample.errors import ConfigError
+from hardsample.files import SCORES_FILE
 from hardsample.metrics.ladders import Ladder
-from hardsample.scoring.attention_pass import attend_to, attention_backend
+from hardsample.metrics.pism import PismConfig
+from hardsample.scoring.attention_pass import attend_to
 from hardsample.scoring.config import ScoringConfig
 from hardsample.scoring.matching import check_finished, scored_records
-from hardsample.scoring.output import Scores, write_run, write_scores
-from hardsample.scoring.score import demo_model, make_engine
+from hardsample.scoring.output import OutputError, Scores, write_run, write_scores
 from hardsample.scoring.store import Store
 from hardsample.scoring.subsets import source_records
 
+_OF_ROLLOUTS = ("seed", "temperature", "max_new_tokens", "mask_kind", "mask_space", "max_pixels")
+"""Settings of an engine that are the run's."""
+_OF_RUN = (*(field.name for field in fields(PismConfig)), *_OF_ROLLOUTS, "answer_boxes", "grader", "options_template")
+"""Settings that cannot change when CMAB is added."""
 
-def attend_run(
-    directory: str | Path,
+
+def cmab_command(output: str | Path, model: str | None = None) -> str:
+    """How CMAB is added to a finished run.
+
+    Args:
+        output: its folder.
+        model: folder of a copy of the model, for rollouts that a server made.
+    """
+    return f"hardsample score --metric cmab --output {output}" + (f" --model {model}" if model else "")
+
+
+def add_cmab(
+    output: Path,
+    config: ScoringConfig,
+    data: Data | None = None,
     model: str | None = None,
-    cmab: CmabConfig | None = None,
     *,
-    data: Dataset | None = None,
-    batch_size: int = ScoringConfig.batch_size,
-    device: str | None = None,
-    dtype: str | None = None,
-    trust_remote_code: bool = False,
     progress: bool = True,
 ) -> Scores:
     """Compute the attention balances of a finished run's completions at λ = 0; resumes where it was stopped.
 
     Args:
-        directory: output folder of the run.
+        output: folder of the run.
+        config: its `cmab`, `engine` and where the model runs (`device`, `dtype`, `batch_size` …) count. The dtype is
+            the run's by default.
+        data: the records; default where run.json says, to be given for a run that scored a `Dataset` from memory.
         model: folder or hub id of a copy of the model that made the completions; default the run's own, if it ran here.
-        cmab: settings of CMAB.
-        data: the records, for a run that scored a `Dataset` from memory.
-        batch_size: completions that are run at once.
-        device: torch device.
-        dtype: of the copy; default as for a new run.
-        trust_remote_code: run code that the checkpoint brings.
         progress: show a bar.
 
     Returns:
-        The scores with CMAB's columns, also in `directory`.
+        The scores with CMAB's columns, also in `output`.
 
     Raises:
         OutputError: the folder holds no finished run, or its data is gone.
+        ConfigError: a setting is another than the run's.
         ChangedError: a record is not what was scored under its id.
         EngineError: the model cannot be loaded, or has no attention masses.
     """
-    scores, cmab = Scores(directory), cmab or CmabConfig()
-    check_finished(scores)
-    run, settings = scores.run, scores.run["settings"]
-    if model is None and settings["engine"] != "transformers":
-        raise EngineError(f"a server made these completions: give --model, a copy of {run['model']!r} to load here")
-    name = demo_model(model or run["model"])
-    ids = list(scores.table["id"])
-    records = source_records(scores, ids, decode=False) if data is None else _in_memory(scores, data, ids)
-    config = ScoringConfig(
-        **{key: settings[key] for key in ("seed", "temperature", "max_new_tokens", "mask_kind", "max_pixels")},
-        batch_size=batch_size,
-    )
-    processor = load_processor(name, trust_remote_code)
-    engine = make_engine(load_model(name, device, dtype, None, trust_remote_code), processor, config)
-    search = scores.config()
-    with Store(scores.directory) as store:
-        fingerprint = model_fingerprint(name, getattr(engine.model.config, "_commit_hash", None))
+    scores = _finished_run(output)
+    _check_settings(scores, config)
+    run, search = scores.run, scores.config()
+    engine = reopened_engine(scores, model, config)
+    records = _records(scores, data, config)
+    with Store(output) as store, engine:
+        fingerprint = engine.identity()["model"]
         copy = None if fingerprint == store.settings().get("model") else fingerprint
         ladders = [
             Ladder(row, record, search, store.grades(record["id"]), store.unanswered(record["id"]))
             for row, record in enumerate(records.select_columns(["id", "ability", "images"]))
         ]
-        attention, told = attend_to(ladders, records, engine, store, cmab, progress, copy)
-        if attention is None:
-            raise EngineError(f"{name} gives no attention balance: {told['reason']}")
+        attention = attend_to(ladders, records, engine, store, config.cmab, progress, copy)
+        if attention.samples is None or attention.about is None:
+            reason = (attention.about or {}).get("reason")
+            raise EngineError(f"{model or run['model']} gives no attention balance: {reason}")
         digests = {sample: digest for sample, digest in store.digests().items() if not is_old(digest)}
-        write_scores(scores.directory, ladders, search, attention, cmab.bounds, digests)
+        write_scores(output, ladders, search, attention.samples, config.cmab.bounds, digests)
         content: dict[str, Any] = run | {
-            "cmab": told | {"model": model or run["model"]},
-            "settings": settings | {"metric": ["pism", "cmab"]},
-            "seconds": run["seconds"] | {"cmab": told["seconds"]},
-            "backends": run["backends"] | attention_backend(engine, told),
+            "cmab": attention.about | {"model": model or run["model"]},
+            "settings": run["settings"] | {"metric": ["pism", "cmab"]},
+            "seconds": run["seconds"] | attention.seconds,
+            "backends": run["backends"] | attention.backends,
         }
-        write_run(scores.directory, content)
-    return Scores(directory)
+        write_run(output, content)
+    return Scores(output)
 
 
-def _in_memory(scores: Scores, data: Dataset, ids: list[str]) -> Dataset:
-    """The records of a run that scored a `Dataset`, read from it as scoring reads them."""
+def reopened_engine(scores: Scores, model: str | None, config: ScoringConfig) -> AttentionEngine:
+    """Make an engine that runs the completions of a finished run once more; its weights are not loaded yet.
+
+    Args:
+        scores: the run.
+        model: where the model is now, if not where run.json says.
+        config: which engine, and where its model runs; what rollouts depend on is taken from the run.
+
+    Raises:
+        ConfigError: the engine shows no attention.
+        EngineError: the model cannot be had.
+    """
+    settings = scores.run["settings"]
+    if model is None and settings.get("base_url"):
+        raise EngineError(
+            f"a server made these completions: give --model, a copy of {scores.run['model']!r} to load here"
+        )
+    of_run = {name: settings[name] for name in _OF_ROLLOUTS if name in settings}
+    kind = engine_class(config.engine)
+    if not kind.shows_attention:
+        raise ConfigError(f"engine is {config.engine!r}, which shows no attention: leave it out, and give --model")
+    config = replace(config, **of_run, dtype=config.dtype or scores.run["dtype"])
+    engine = kind.from_config(model or scores.run["model"], config, tqdm.write)
+    assert can_attend(engine)
+    return engine
+
+
+def _finished_run(output: Path) -> Scores:
+    """The scores of a folder, of which CMAB alone is asked.
+
+    Raises:
+        OutputError: it holds none; says which command makes them.
+    """
+    if not (output / SCORES_FILE).exists():
+        raise OutputError(
+            f"metric is cmab alone, which is added to a finished run, and {output} holds none: give "
+            f"hardsample score DATA --model MODEL --metric pism,cmab --output {output}, and let it come to its end"
+        )
+    scores = Scores(output)
+    check_finished(scores)
+    return scores
+
+
+def _check_settings(scores: Scores, config: ScoringConfig) -> None:
+    """Find a setting that is given and is not the run's."""
+    held, default = scores.run["settings"], ScoringConfig()
+    for name in _OF_RUN:
+        value, of_run = getattr(config, name), held.get(name)
+        if value not in (getattr(default, name), tuple(of_run) if isinstance(of_run, list) else of_run):
+            raise ConfigError(
+                f"{name} is {value}, and {of_run} in the run that cmab is added to: leave it out, or score into "
+                "another --output"
+            )
+    if config.limit is not None:
+        raise ConfigError(f"limit is {config.limit}, but cmab is added to all samples of a run: leave it out")
+
+
+def _records(scores: Scores, data: Data | None, config: ScoringConfig) -> Dataset:
+    """The records of a run in the order of its table, from `data` if it is given, read as scoring read them."""
+    ids = list(scores.table["id"])
+    if data is None:
+        return source_records(scores, ids, decode=False)
     settings = scores.run["settings"]
     loaded = load(
         data,
+        image_root=config.image_root or scores.run["image_root"],
         grader=settings["grader"],
         max_pixels=settings["max_pixels"],
         options_template=scores.options_template,
     )
-    return scored_records(scores, loaded.dataset, ids, "the dataset")
+    source = data if isinstance(data, str | Path) else "the dataset"
+    return scored_records(scores, loaded.dataset, ids, source)

@@ -1,4 +1,4 @@
-"""CMAB as a job: the stored completions at λ = 0, run through the model once more, no new generation.
+"""CMAB as a job: the stored completions at λ = 0 are run through the model once more, no new generation.
 
 A sample's completions share one run of its prompt where the model's cache allows it (`attention.shared_prefill`), and
 equal ones are run once. A batch's balances are one transaction in the store, so a run that was stopped resumes, and
@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from math import exp, log
 from typing import Any
@@ -24,8 +24,9 @@ from hardsample.attention.interface import use_attention_mass, why_not_attention
 from hardsample.attention.masses import SampleMasses
 from hardsample.attention.shared_prefill import shared_masses, why_not_shared
 from hardsample.attention.teacher_forcing import forced_masses, teacher_forced
-from hardsample.engines.preparing import Request, preparing_thread
-from hardsample.engines.transformers import Prepared, TransformersEngine
+from hardsample.engines.preparing import preparing_thread
+from hardsample.engines.protocol import AttentionEngine, Request
+from hardsample.engines.transformers import Prepared
 from hardsample.kernels.ops import chosen
 from hardsample.metrics.cmab import CmabConfig, SampleAttention, attention_balance, sample_balance
 from hardsample.metrics.ladders import Ladder
@@ -63,16 +64,29 @@ def definition(config: CmabConfig, dtype: str, copy: str | None = None) -> str:
     return json.dumps(settings | {"dtype": dtype} | ({"copy": copy} if copy else {}), sort_keys=True)
 
 
+@dataclass(frozen=True)
+class AttentionPass:
+    """What CMAB gave in a run; nothing where it was not asked for or could not be had."""
+
+    samples: dict[str, SampleAttention] | None = None
+    """Id → balances; None without any."""
+    about: dict[str, Any] | None = None
+    """What run.json says of it: settings, completions, and the reason where the model has no attention masses."""
+    backends: dict[str, str] = field(default_factory=dict)
+    """Which kernels made the attention masses."""
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
 def attend_to(
     ladders: Iterable[Ladder],
     dataset: Dataset,
-    engine: TransformersEngine,
+    engine: AttentionEngine,
     store: Store,
     config: CmabConfig,
     progress: bool,
     copy: str | None = None,
-) -> tuple[dict[str, SampleAttention] | None, dict[str, Any]]:
-    """The balances of the finished samples, and what run.json says of CMAB.
+) -> AttentionPass:
+    """Compute the balances of the finished samples.
 
     A model that has no attention masses keeps its PISM scores; the reason is said, and written to run.json.
 
@@ -85,33 +99,28 @@ def attend_to(
         progress: show a bar.
         copy: see `definition`.
     """
-    told: dict[str, Any] = {"settings": settings_of(config), "seconds": 0.0, "completions": 0}
+    about: dict[str, Any] = {"settings": settings_of(config), "seconds": 0.0, "completions": 0}
     reason = why_not_attention_mass(engine.model)
     if reason:
         engine.notice(f"no attention balance: {reason}")
-        return None, told | {"reason": reason}
-    found = {ladder.row: ladder.record["id"] for ladder in ladders if ladder.has_image}
+        return AttentionPass(about=about | {"reason": reason}, seconds={"cmab": 0.0})
+    sample_of = {ladder.row: ladder.record["id"] for ladder in ladders if ladder.has_image}
     name = _definition_of(engine, config, copy)
     bar = CountProgress(store.count_unattended(name), "completions", Display("attention", progress))
     began = time.perf_counter()
 
     def advance(completions: int) -> None:
-        told["completions"] += completions
+        about["completions"] += completions
         bar.update(completions)
 
     with bar:
-        attend((dataset[row] for row in sorted(found)), engine, store, config, advance, copy)
-    attention = {sample: sample_attention(sample, store, name) for sample in found.values()}
-    told["seconds"] = round(time.perf_counter() - began, 2)
-    told["without_balance"] = sum(one.reason is not None for one in attention.values())
-    return attention, told
-
-
-def attention_backend(engine: Any, told: Mapping[str, Any] | None) -> dict[str, str]:
-    """Which kernels made the attention masses, for run.json; nothing where there are none."""
-    if told is None or told.get("reason"):
-        return {}
-    return {"attention_with_mass": chosen(engine.model.get_input_embeddings().weight)["attention_with_mass"]}
+        attend((dataset[row] for row in sorted(sample_of)), engine, store, config, advance, copy)
+    samples = {sample: sample_attention(sample, store, name) for sample in sample_of.values()}
+    about["seconds"] = round(time.perf_counter() - began, 2)
+    about["without_balance"] = sum(attention.reason is not None for attention in samples.values())
+    kernels = chosen(engine.model.get_input_embeddings().weight)
+    backends = {"attention_with_mass": kernels["attention_with_mass"]}
+    return AttentionPass(samples, about, backends, {"cmab": about["seconds"]})
 
 
 def pending(
@@ -128,19 +137,19 @@ def pending(
     for record in records:
         if not record["images"]:
             continue
-        done = {one.realization for one in store.attention(name, record["id"])}
-        found: dict[tuple[int, ...], list[int]] = {}
+        done = {attention.realization for attention in store.attention(name, record["id"])}
+        realizations: dict[tuple[int, ...], list[int]] = {}
         for rollout in store.rollouts(record["id"]):
             if rollout.ratio == UNMASKED and rollout.realization not in done:
                 tokens = rollout.tokens or encode(rollout.completion)
-                found.setdefault(tuple(tokens), []).append(rollout.realization)
-        if found:
-            yield Sample(record, tuple(Item(tokens, tuple(of)) for tokens, of in found.items()))
+                realizations.setdefault(tuple(tokens), []).append(rollout.realization)
+        if realizations:
+            yield Sample(record, tuple(Item(tokens, tuple(own)) for tokens, own in realizations.items()))
 
 
 def attend(
     records: Iterable[Mapping[str, Any]],
-    engine: TransformersEngine,
+    engine: AttentionEngine,
     store: Store,
     config: CmabConfig,
     advance: Callable[[int], None] = lambda completions: None,
@@ -155,7 +164,7 @@ def attend(
         engine: with the model that made the completions.
         store: with the rollouts.
         config: settings of CMAB.
-        advance: is told how many stored completions a batch settled.
+        advance: called with the number of stored completions that a batch settled.
         copy: see `definition`.
 
     Raises:
@@ -166,7 +175,7 @@ def attend(
     with use_attention_mass(engine.model), preparing_thread(engine.model.device) as preparing:
         samples = pending(records, store, name, encoder(engine.processor))
         if why_not_shared(engine.model):  # a row of a batch is then one completion
-            samples = (Sample(one.record, (item,)) for one in samples for item in one.items)
+            samples = (Sample(sample.record, (item,)) for sample in samples for item in sample.items)
 
         def start() -> tuple[list[Sample], Future[Prepared]] | None:
             batch = list(islice(samples, engine.batch_size))
@@ -178,8 +187,8 @@ def attend(
             prepared = future.result()
             ahead = start()
             settled = [
-                replace(found, realization=realization)
-                for item, found in zip(_items(batch), run_batch(engine, batch, prepared, config), strict=True)
+                replace(balance, realization=realization)
+                for item, balance in zip(_items(batch), run_batch(engine, batch, prepared, config), strict=True)
                 for realization in item.realizations
             ]
             store.commit_attention(name, settled)
@@ -187,23 +196,23 @@ def attend(
 
 
 def run_batch(
-    engine: TransformersEngine, batch: Sequence[Sample], prepared: Prepared, config: CmabConfig
+    engine: AttentionEngine, batch: Sequence[Sample], prepared: Prepared, config: CmabConfig
 ) -> list[Attention]:
     """The balances of a batch's completions, in order; those of a sample that was refused say why."""
-    failures = {place: failure.reason for place, failure in prepared.failures.items()}
-    good = [one for place, one in enumerate(batch) if place not in failures]
+    failures = {row: failure.reason for row, failure in prepared.failures.items()}
+    good = [sample for row, sample in enumerate(batch) if row not in failures]
     ran = iter(_run(engine, good, prepared.inputs, config) if prepared.inputs is not None else ())
     return [
-        _none(one, failures[place]) if place in failures else next(ran)
-        for place, one in enumerate(batch)
-        for _ in one.items
+        _none(sample, failures[row]) if row in failures else next(ran)
+        for row, sample in enumerate(batch)
+        for _ in sample.items
     ]
 
 
 def _run(
-    engine: TransformersEngine, batch: Sequence[Sample], inputs: Mapping[str, Any], config: CmabConfig
+    engine: AttentionEngine, batch: Sequence[Sample], inputs: Mapping[str, Any], config: CmabConfig
 ) -> list[Attention]:
-    """Halves the batch when memory runs out, and finds what the model refuses."""
+    """Halve the batch when memory runs out, and find what the model refuses."""
     reason, count = "", len(_items(batch))
     try:
         return _balances(engine, batch, inputs, config)
@@ -216,20 +225,20 @@ def _run(
 
 @torch.inference_mode()
 def _balances(
-    engine: TransformersEngine, batch: Sequence[Sample], inputs: Mapping[str, Any], config: CmabConfig
+    engine: AttentionEngine, batch: Sequence[Sample], inputs: Mapping[str, Any], config: CmabConfig
 ) -> list[Attention]:
     model, pad = engine.model, engine.pad_token_id
     moved = {key: engine.moved(value) for key, value in inputs.items()}
-    tokens = [[item.tokens for item in one.items] for one in batch]
+    tokens = [[item.tokens for item in sample.items] for sample in batch]
     if why_not_shared(model):
         masses = forced_masses(model, moved, [own for (own,) in tokens], config, pad)
     else:
         shared = shared_masses(model, moved, tokens, config, pad, engine.batch_size)
-        masses = [one for of_sample in shared for one in of_sample]
-    owners = [one for one in batch for _ in one.items]
+        masses = [of_completion for of_sample in shared for of_completion in of_sample]
+    owners = [sample for sample in batch for _ in sample.items]
     return [
-        _balance(one, found, config) if item.tokens else _none(one, "the completion is empty")
-        for one, item, found in zip(owners, _items(batch), masses, strict=True)
+        _balance(sample, own, config) if item.tokens else _none(sample, "the completion is empty")
+        for sample, item, own in zip(owners, _items(batch), masses, strict=True)
     ]
 
 
@@ -244,12 +253,12 @@ def _none(sample: Sample, reason: str) -> Attention:
     return Attention(sample.record["id"], UNMASKED, 0, None, [], 0, reason)
 
 
-def _prepare(engine: TransformersEngine, batch: Sequence[Sample]) -> Prepared:
-    return engine.prepare([Request(one.record, UNMASKED, 0) for one in batch])
+def _prepare(engine: AttentionEngine, batch: Sequence[Sample]) -> Prepared:
+    return engine.prepare([Request(sample.record, UNMASKED, 0) for sample in batch])
 
 
 def _items(batch: Iterable[Sample]) -> list[Item]:
-    return [item for one in batch for item in one.items]
+    return [item for sample in batch for item in sample.items]
 
 
 def _halves(batch: Sequence[Sample]) -> tuple[Sequence[Sample], Sequence[Sample]]:
@@ -257,17 +266,17 @@ def _halves(batch: Sequence[Sample]) -> tuple[Sequence[Sample], Sequence[Sample]
     middle = len(batch) // 2
     if middle:
         return batch[:middle], batch[middle:]
-    (one,) = batch
-    middle = len(one.items) // 2
-    return [replace(one, items=one.items[:middle])], [replace(one, items=one.items[middle:])]
+    (sample,) = batch
+    middle = len(sample.items) // 2
+    return [replace(sample, items=sample.items[:middle])], [replace(sample, items=sample.items[middle:])]
 
 
 def encoder(processor: Any) -> Callable[[str], list[int]]:
-    """What makes a completion's tokens of its text."""
+    """Give what makes a completion's tokens of its text."""
     return lambda text: processor.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def _definition_of(engine: TransformersEngine, config: CmabConfig, copy: str | None) -> str:
+def _definition_of(engine: AttentionEngine, config: CmabConfig, copy: str | None) -> str:
     return definition(config, str(engine.model.dtype).removeprefix("torch."), copy)
 
 
@@ -289,8 +298,8 @@ def sample_attention(sample: str, store: Store, name: str) -> SampleAttention:
 
 
 def _geometric_mean(values: Iterable[float | None]) -> float | None:
-    found = [log(max(value, 1e-12)) for value in values if value is not None]
-    return exp(float(np.mean(found))) if found else None
+    logs = [log(max(value, 1e-12)) for value in values if value is not None]
+    return exp(float(np.mean(logs))) if logs else None
 
 
 def settings_of(config: CmabConfig) -> dict[str, Any]:
@@ -299,9 +308,9 @@ def settings_of(config: CmabConfig) -> dict[str, Any]:
 
 
 __all__ = [
+    "AttentionPass",
     "attend",
     "attend_to",
-    "attention_backend",
     "definition",
     "pending",
     "sample_attention",

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from hardsample.data.records.defaults import DEFAULT_MAX_PIXELS, DEFAULT_TEMPLATE, GRADERS, check_template
+from hardsample.engines.protocol import ENGINES
 from hardsample.errors import ConfigError
 from hardsample.metrics.options import CmabConfig, PismConfig
 from hardsample.settings import check_settings, setting
 
 METRICS = ("pism", "cmab")
-ENGINES = ("transformers", "openai")
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 BOX_FORMATS = ("pixels", "relative_1000")
 
@@ -64,7 +65,7 @@ class RolloutConfig:
     engine: str = setting(
         "transformers",
         "who generates: transformers (this machine) or openai (a server with OpenAI's interface)",
-        choices=ENGINES,
+        choices=tuple(ENGINES),
         group="Engine and server",
     )
     base_url: str | None = setting(
@@ -121,12 +122,18 @@ class ScoringConfig(PismConfig, RolloutConfig):
         """Check every field."""
         PismConfig.__post_init__(self)
         RolloutConfig.__post_init__(self)
-        object.__setattr__(self, "metric", tuple(self.metric))
-        if not self.metric or not set(self.metric) <= set(METRICS) or len(set(self.metric)) < len(self.metric):
-            raise ConfigError(
-                f"metric is {','.join(self.metric)!r}, must be pism, or pism,cmab, or cmab on a finished folder"
-            )
+        self._check_metric()
         if self.engine == "openai" and self.mask_space == "model":
             raise ConfigError(
                 "mask_space is 'model', but a server makes the model's inputs itself: use --mask-space source"
             )
+
+    def _check_metric(self) -> None:
+        """Make `metric` a tuple in the order of `METRICS`; it may be given as text, such as `pism,cmab`."""
+        given: Any = self.metric
+        metric = [name.strip() for name in (given.split(",") if isinstance(given, str) else given)]
+        if not metric or not set(metric) <= set(METRICS) or len(set(metric)) < len(metric):
+            raise ConfigError(
+                f"metric is {','.join(metric)!r}, must be pism, or pism,cmab, or cmab alone to add it to a finished run"
+            )
+        object.__setattr__(self, "metric", tuple(name for name in METRICS if name in metric))

@@ -1,9 +1,10 @@
-"""How many rollouts a run has left, told from the ladders so far. Pure.
+"""Forecast of the rollouts that remain in a run, from the ladders so far. Pure.
 
-An exhaustive search, a record without an image and the blind level are known exactly. A lossless search walks over
-places (level, successes, failures); at each place it is counted, over all ladders, how often the next rollout succeeds.
-Ladders under way count as far as they went, so those that finish first, which are the short ones, do not make all look
-short. Where little has been seen the places of the level count together, and before that what passed the level before.
+An exhaustive search, a record without an image and the blind level are known exactly. A lossless search moves through
+positions (level, successes, failures); at each position the forecast counts, over all ladders, how often the next
+rollout succeeds. Ladders in progress count as far as they went, so the ones that finish first, which are short, do not
+bias the forecast. Where there are few counts the positions of a level are pooled, and where there are none the forecast
+starts from the samples that passed the level before.
 """
 
 from __future__ import annotations
@@ -13,33 +14,33 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from hardsample.metrics.ladders import Ladder, Place
+from hardsample.metrics.ladders import Ladder, SearchPosition
 from hardsample.metrics.pism import PismConfig, max_rollouts
 from hardsample.metrics.strata import level_passes, needed_successes
 
 DRAWS, NUMBERS = 32, 2_000_000
-"""Guesses of the success rates that an expectation and its bounds are made of; fewer where they are of more numbers."""
+"""Draws of the success rates behind a forecast and its bounds; most numbers in all draws, which may reduce them."""
 BELIEF = 8.0
-"""Rollouts that a model of a whole level counts for at one of its places."""
+"""Weight, in rollouts, of the model of a whole level at one of its positions."""
 HARDER, SPREAD = 0.3, 1.0
-"""By how much a level is harder than that before, and how much that may differ, in log odds of a success."""
+"""How much harder a level is than the one before, and the spread of that, in log odds of a success."""
 BOUNDS = (0.05, 0.95)
-"""Quantiles of the guesses."""
+"""Quantiles of the draws that bound a forecast."""
 
 
 @dataclass(frozen=True)
-class Left:
-    """Rollouts that are still to be made."""
+class Remaining:
+    """Rollouts that remain to be made."""
 
     expected: float
     low: float
     high: float
     longest: float
-    """Of the longest ladder, whose rollouts follow one another; 1 where all can be made side by side."""
+    """Rollouts of the longest ladder, which run one after the other; 1 if all can run in parallel."""
 
 
 class Forecast:
-    """Follows all ladders of a run.
+    """Follows all ladders of a run and forecasts their rollouts.
 
     Args:
         config: settings of the search.
@@ -47,7 +48,7 @@ class Forecast:
         without: samples without one.
 
     Attributes:
-        stored: rollouts that were there before this run.
+        stored: rollouts made before this run.
         made: rollouts of this run.
     """
 
@@ -55,32 +56,32 @@ class Forecast:
         self.config, self.stored, self.made = config, 0, 0
         needed = needed_successes(config.num_masks, config.tau)
         levels, failures = len(config.ratios), config.num_masks - needed + 1
-        self._kinds = _Kinds(needed, failures)
+        self._level_models = _LevelModels(needed, failures)
         self._draws = max(4, min(DRAWS, NUMBERS // (levels * needed * failures)))
-        self._at = np.zeros((levels, needed, failures), dtype=np.int64)
-        self._seen = np.zeros((2, levels, needed, failures), dtype=np.int64)
-        self._sure = without * max_rollouts(config, has_image=False)
+        self._positions = np.zeros((levels, needed, failures), dtype=np.int64)
+        self._grade_counts = np.zeros((2, levels, needed, failures), dtype=np.int64)
+        self._certain = without * max_rollouts(config, has_image=False)
         if config.search == "lossless":
-            self._at[0, 0, 0] = with_image
+            self._positions[0, 0, 0] = with_image
         else:
-            self._sure += with_image * max_rollouts(config)
+            self._certain += with_image * max_rollouts(config)
         if config.blind:
-            self._sure += with_image * config.num_masks
+            self._certain += with_image * config.num_masks
 
     def resume(self, ladder: Ladder, stored: int) -> None:
-        """Takes in what the store holds of a sample, which was counted as a new one.
+        """Add the stored rollouts of a sample, which was counted as a new one.
 
         Args:
             ladder: of the sample, with the grades of the store.
-            stored: how many rollouts these are.
+            stored: number of these rollouts.
         """
         self.stored += stored
         new = Ladder(ladder.row, ladder.record, self.config)
         self.drop(new)
-        self._sure += ladder.sure
-        if (place := ladder.place) is not None:
-            self._at[place] += 1
-        if new.place is None:
+        self._certain += ladder.sure
+        if (position := ladder.position) is not None:
+            self._positions[position] += 1
+        if new.position is None:
             return
         for level, grades in enumerate(ladder.grades):
             successes = failures = 0
@@ -88,70 +89,70 @@ class Forecast:
                 passes = level_passes(successes, successes + failures, self.config.num_masks, self.config.tau)
                 if grade is None or passes is not None:
                     break
-                self._seen[grade, level, successes, failures] += 1
+                self._grade_counts[grade, level, successes, failures] += 1
                 successes, failures = successes + grade, failures + 1 - grade
 
-    def rolled(self, before: Place | None, after: Place | None, grade: int) -> None:
-        """Takes in a rollout of this run.
+    def record_rollout(self, before: SearchPosition | None, after: SearchPosition | None, grade: int) -> None:
+        """Record a rollout of this run.
 
         Args:
-            before: the ladder's place before it; None if the rollout was sure to be made.
-            after: its place now; None if its search is over.
+            before: the ladder's position before it; None if the rollout was certain to be made.
+            after: its position now; None if its search is over.
             grade: of the rollout.
         """
         self.made += 1
         if before is None:
-            self._sure -= 1
+            self._certain -= 1
             return
-        self._seen[grade][before] += 1
-        self._at[before] -= 1
+        self._grade_counts[grade][before] += 1
+        self._positions[before] -= 1
         if after is not None:
-            self._at[after] += 1
+            self._positions[after] += 1
 
     def drop(self, ladder: Ladder) -> None:
-        """Leaves out what a ladder still had before it."""
-        self._sure -= ladder.sure
-        if (place := ladder.place) is not None:
-            self._at[place] -= 1
+        """Subtract a ladder's remaining rollouts."""
+        self._certain -= ladder.sure
+        if (position := ladder.position) is not None:
+            self._positions[position] -= 1
 
-    def left(self) -> Left:
-        """What is still to be made."""
-        if not self._at.any():
-            return Left(self._sure, self._sure, self._sure, 1.0 if self._sure else 0.0)
+    def remaining(self) -> Remaining:
+        """Return the rollouts that remain."""
+        if not self._positions.any():
+            return Remaining(self._certain, self._certain, self._certain, 1.0 if self._certain else 0.0)
         ahead = rollouts_ahead(self._success_rates())
-        totals = (ahead * self._at).sum(axis=(1, 2, 3))
-        # of so few ladders chance counts too: what one has left varies by about as much as it is
+        totals = (ahead * self._positions).sum(axis=(1, 2, 3))
+        # with few ladders chance matters too: the rollouts left in one vary by about as much as their mean
         chance = np.random.default_rng(1).standard_normal(self._draws)
-        totals += chance * np.sqrt((ahead**2 * self._at).sum(axis=(1, 2, 3)))
-        totals = np.maximum(totals, self._at.sum()) + self._sure
+        totals += chance * np.sqrt((ahead**2 * self._positions).sum(axis=(1, 2, 3)))
+        totals = np.maximum(totals, self._positions.sum()) + self._certain
         low, expected, high = np.quantile(totals, (BOUNDS[0], 0.5, BOUNDS[1]))
-        longest = ahead.mean(axis=0)[self._at > 0].max()
-        return Left(float(expected), float(low), float(high), float(longest))
+        longest = ahead.mean(axis=0)[self._positions > 0].max()
+        return Remaining(float(expected), float(low), float(high), float(longest))
 
     def _success_rates(self) -> Float[np.ndarray, "draws levels successes failures"]:
-        """Guesses of how often the next rollout at each place succeeds."""
-        rng = np.random.default_rng(0)  # the same guesses each time: an estimate moves by what is seen only
-        _, levels, needed, limit = self._seen.shape
+        """Draw success rates of the next rollout at each position."""
+        rng = np.random.default_rng(0)  # the same draws each time, so that a forecast changes only with the counts
+        _, levels, needed, limit = self._grade_counts.shape
         rates = np.empty((self._draws, levels, needed, limit))
-        belief = np.zeros((self._draws, len(self._kinds.rates)))
+        belief = np.zeros((self._draws, len(self._level_models.rates)))
         for level in range(levels):
-            failed, succeeded = self._seen[:, level]
-            weights = belief + self._kinds.likelihood(succeeded, failed)
+            failed, succeeded = self._grade_counts[:, level]
+            weights = belief + self._level_models.likelihood(succeeded, failed)
             weights = np.exp(weights - weights.max(axis=1, keepdims=True)).cumsum(axis=1)
-            kinds = (weights < rng.random((self._draws, 1)) * weights[:, -1:]).sum(axis=1)
-            model = self._kinds.rates[kinds]
-            rates[:, level] = rng.beta(BELIEF * model + succeeded, BELIEF * (1 - model) + failed)
-            belief = self._kinds.after[kinds]
+            models = (weights < rng.random((self._draws, 1)) * weights[:, -1:]).sum(axis=1)
+            mean_rates = self._level_models.rates[models]
+            rates[:, level] = rng.beta(BELIEF * mean_rates + succeeded, BELIEF * (1 - mean_rates) + failed)
+            belief = self._level_models.after[models]
         return rates.clip(1e-3, 1 - 1e-3)
 
 
-class _Kinds:
-    """What samples at a level may be like: their success rates p ~ Beta(a, b), for a grid of means and widths.
+class _LevelModels:
+    """Models of the samples at a level: their success rates are p ~ Beta(a, b), for a grid of means and widths.
 
     Attributes:
-        rates: (kinds, successes, failures) of the next rollout at a place, (a + s) / (a + b + s + f).
-        after: (kinds, kinds) log of how likely the samples that pass are of another kind at the next level: those that
-            pass are better than all were, p ~ Beta(a + needed, b + f), and a level is a little harder than that before.
+        rates: (models, successes, failures) of the next rollout at a position, (a + s) / (a + b + s + f).
+        after: (models, models) log weight of each model at the next level for the samples that pass under a model: they
+            are better, p ~ Beta(a + needed, b + f), and a level is a little harder than the one before.
     """
 
     def __init__(self, needed: int, limit: int) -> None:
@@ -163,7 +164,7 @@ class _Kinds:
         total = (a + b)[:, None, None]
         self.rates = ((a[:, None, None] + s) / (total + s + f)).clip(1e-6, 1 - 1e-6)
         self._logs = np.log(self.rates), np.log1p(-self.rates)
-        # how a level is passed: the share of samples that get there by f failures
+        # how a level is passed: the share of samples that pass it after f failures
         share = np.zeros((len(a), needed + 1, limit))
         share[:, 0, 0] = 1
         for i in range(needed):
@@ -181,20 +182,20 @@ class _Kinds:
         self.after = -away / 2
 
     def likelihood(self, succeeded: np.ndarray, failed: np.ndarray) -> np.ndarray:
-        """(kinds,) log of how well what was seen at the places of a level fits each."""
+        """Return (models,) log likelihood of the counts at the positions of a level under each model."""
         return (self._logs[0] * succeeded + self._logs[1] * failed).sum(axis=(1, 2))
 
 
 def rollouts_ahead(
     rates: Float[np.ndarray, "draws levels successes failures"],
 ) -> Float[np.ndarray, "draws levels successes failures"]:
-    """Expected rollouts from each place to the end of the search.
+    """Return the expected rollouts from each position to the end of the search.
 
-    E(i, s, f) = 1 + p E(i, s+1, f) + (1 − p) E(i, s, f+1), where a level that is passed leads to E(i+1, 0, 0) and one
-    that is failed to 0.
+    E(i, s, f) = 1 + p E(i, s+1, f) + (1 − p) E(i, s, f+1), where a passed level leads to E(i+1, 0, 0) and a failed
+    level to 0.
 
     Args:
-        rates: p, how often the next rollout at a place succeeds.
+        rates: p, the success rate of the next rollout at a position.
     """
     _, levels, needed, limit = rates.shape
     cost, passing = np.empty_like(rates), np.empty_like(rates)

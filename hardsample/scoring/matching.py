@@ -1,6 +1,6 @@
-"""Scores and data put together: each record is what was scored under its id, or it is said which are not.
+"""Join scores and data: check that each record is the one that was scored under its id, and report those that are not.
 
-Everything that joins a folder of scores with records goes through here: training, evaluation, subsets, figures, report.
+Everything that joins a folder of scores with records uses this module: training, evaluation, subsets, figures, report.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_finished(scores: Scores) -> None:
-    """Warn of a folder whose table is older than what else it holds: a run into it has not come to its end.
+    """Warn if the last run into a folder did not finish, so that its table is older than its other files.
 
     Args:
         scores: the folder.
@@ -32,8 +32,8 @@ def check_finished(scores: Scores) -> None:
     if status == "done":
         return
     logger.warning(
-        "%s: %s says %r, so the last run into it has not come to its end; what is used are the %s samples of the one "
-        "before. Give its `hardsample score` command once more, and let it finish.",
+        "%s: the status in %s is %r, so the last run into it did not finish; the %s samples of the run before it are "
+        "used. Run its `hardsample score` command again to finish it.",
         scores.directory,
         RUN_FILE,
         status,
@@ -42,13 +42,13 @@ def check_finished(scores: Scores) -> None:
 
 
 def known_digests(scores: Scores) -> dict[str, str]:
-    """Give the digest of each sample that a folder knows, the rejected ones among them; warn if it holds none.
+    """Return the digest of each sample in a folder, rejected ones included; warn if there are none.
 
     Args:
         scores: the folder.
 
     Returns:
-        Id → digest; empty if an older hardsample made the folder.
+        Id → digest; empty if an older version of hardsample made the folder.
     """
     try:
         with StoreReader(scores.directory) as store:
@@ -60,38 +60,38 @@ def known_digests(scores: Scores) -> dict[str, str]:
         known |= {sample: digest for sample, digest in pairs if digest and not is_old(digest)}
     if not known and len(scores):
         logger.warning(
-            "%s holds no digests of its samples (an older hardsample made it), so it cannot be checked whether the "
-            "data still is what was scored. Give its `hardsample score` command once more: nothing is rolled out "
-            "again, and they are added.",
+            "%s holds no digests of its samples (an older version of hardsample made it), so hardsample cannot check "
+            "whether the data is still what was scored. Run its `hardsample score` command again to add them; no "
+            "rollout is made again.",
             scores.directory,
         )
     return known
 
 
 def rejected_samples(scores: Scores) -> set[str]:
-    """Give the ids of the records that a run rejected, the number of one that had none."""
+    """Return the ids of the records that a run rejected; a record's number if it has no id."""
     try:
         lines = (scores.directory / REJECTED_FILE).read_text().splitlines()
     except FileNotFoundError:
         return set()
     entries = [json.loads(line) for line in lines if line.strip()]
-    # a record may have been rejected because another had its id
+    # a record may have been rejected because another record had its id
     return {str(entry["number"]) if entry["id"] is None else entry["id"] for entry in entries} - set(scores.table["id"])
 
 
 def table_digests(scores: Scores) -> list[str]:
-    """Give the digest of each row of a folder's table, "" of one that has none."""
+    """Return the digest of each row of a folder's table, "" if a row has none."""
     known = known_digests(scores)
     return [known.get(sample, "") for sample in scores.table["id"]]
 
 
 def matched(scores: Scores, ids: Sequence[str | None], digests: Sequence[str]) -> Match:
-    """Find the scored sample of each record; what has to be said of it is logged.
+    """Find the scored sample of each record; differences are logged.
 
     Args:
         scores: the folder.
         ids: of the records.
-        digests: of the records; "" of one that cannot be compared.
+        digests: of the records; "" if a record cannot be compared.
 
     Raises:
         ChangedError: a record is not what was scored under its id.
@@ -104,13 +104,13 @@ def matched(scores: Scores, ids: Sequence[str | None], digests: Sequence[str]) -
 
 
 def scored_records(scores: Scores, records: Dataset, samples: Sequence[str], source: object) -> Dataset:
-    """Give the records of scored samples, each under the id that it was scored under.
+    """Return the records of scored samples, each under the id that it was scored under.
 
     Args:
         scores: the folder.
         records: canonical, images not decoded.
         samples: ids of scored samples, in the order wanted.
-        source: where the records are from, for messages.
+        source: of the records, for messages.
 
     Raises:
         OutputError: a sample is not among the records.
@@ -119,9 +119,9 @@ def scored_records(scores: Scores, records: Dataset, samples: Sequence[str], sou
     known = known_digests(scores)
     ids = list(records["id"])
     rows = {sample: row for row, sample in enumerate(ids)}
-    asked = [sample for sample in samples if sample in rows and sample in known]
+    requested = [sample for sample in samples if sample in rows and sample in known]
     note = ""
-    if any(not same(known[sample], sample_digest(records[rows[sample]])) for sample in asked):
+    if any(not same(known[sample], sample_digest(records[rows[sample]])) for sample in requested):
         joined = match(known, ids, [sample_digest(record) for record in records], scores.directory)
         rows = {sample: row for row, sample in enumerate(joined.samples) if sample is not None}
         note = joined.note
@@ -144,16 +144,16 @@ def moved_ids(
     root: Path | None,
     opened: Callable[[], tuple[Iterable[Record], Path | None]],
 ) -> dict[str, str | None] | None:
-    """Check the records that a page shows; only where one is not what was scored, all images of the data are read.
+    """Check the records that a page shows; read all images of the data only if a record differs.
 
     Args:
         scores: the folder.
         shown: the records by id, as `hardsample.data.loading.unchecked` gives them.
-        root: folder that their images' paths start from.
-        opened: reads all records from the first on.
+        root: folder that their image paths are relative to.
+        opened: reads all records from the start.
 
     Returns:
-        Id now → id under which the record was scored; None where these are the same.
+        Current id → id under which the record was scored; None if all are the same.
 
     Raises:
         ChangedError: a record is not what was scored under its id.
@@ -170,7 +170,7 @@ def moved_ids(
 
 
 def record_digest(record: Record, root: Path | None) -> str:
-    """Digest a record whose images are still what its file refers to; "" if one of them is not to be had."""
+    """Return the digest of a record with the images that its file refers to; "" if an image is missing."""
     try:
         return sample_digest(vars(record) | {"images": [as_ref(image, root) for image in record.images]})
     except ImageError:
@@ -178,6 +178,6 @@ def record_digest(record: Record, root: Path | None) -> str:
 
 
 def with_ids(records: Dataset, samples: Sequence[str]) -> Dataset:
-    """Give records other ids, the columns in their old order."""
+    """Return the records with other ids, the columns in their old order."""
     columns = records.column_names
     return records.remove_columns("id").add_column("id", list(samples)).select_columns(columns)

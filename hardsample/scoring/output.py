@@ -1,4 +1,4 @@
-"""What a scoring run leaves in its folder, and reading it again: scores.parquet, run.json, rejected.jsonl."""
+"""Write and read the results of a scoring run: scores.parquet, run.json, rejected.jsonl."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from hardsample.metrics.ladders import Ladder
 
 IN_MEMORY = "datasets.Dataset"
-"""What run.json says of data that was handed over in memory."""
+"""Value of `data` in run.json for data that was passed in memory."""
 
 SCHEMA = pa.schema(
     [
@@ -53,12 +53,12 @@ SCHEMA = pa.schema(
         ("digest", pa.string()),
     ]
 )
-"""scores.parquet: one row a scored sample. `successes` and `attempts` follow `ratios` of run.json; `rollouts` is all
-that the sample used, the blind level's included; a sample without an image has no stratum (null). `unanswered` are the
-rollouts at λ = 0 that are not right and came to no answer (cut off, empty …): a sample with an image that has no others
-is `unfinished`, in no stratum and without λ*. The four before the last are CMAB's, null without it: ρ̄ over the correct
-and over the wrong completions at λ = 0, its stratum, ρ of each layer. `digest` is what the sample was when it was
-scored (`hardsample.data.digests`)."""
+"""scores.parquet: one row per scored sample. `successes` and `attempts` follow `ratios` of run.json; `rollouts` is the
+number of all rollouts of the sample, with the blind level; a sample without an image has no stratum (null).
+`unanswered` is the number of rollouts at λ = 0 that are not right and have no answer (cut off, empty …): a sample with
+an image and only such rollouts is `unfinished`, in no stratum and without λ*. The four columns before the last are
+CMAB's, null without it: ρ̄ over the correct and over the wrong completions at λ = 0, its stratum, ρ of each layer.
+`digest` identifies the content of the sample when it was scored (`hardsample.data.digests`)."""
 
 _OPTIONS = {
     "limit": "--limit",
@@ -102,7 +102,7 @@ class Scores:
             missing = Path(error.filename or SCORES_FILE).name  # pyarrow names no file
             raise OutputError(
                 f"{self.directory} holds no finished run ({missing} is missing): give the --output "
-                "of `hardsample score`, and let it come to its end"
+                "of `hardsample score`, and let that finish"
             ) from error
         except (json.JSONDecodeError, pa.ArrowInvalid, UnicodeDecodeError) as error:
             raise OutputError(
@@ -117,25 +117,25 @@ class Scores:
 
     @property
     def options_template(self) -> str:
-        """How options were written below the questions."""
+        """Template that options were written with below the questions."""
         return str(self.run["settings"].get("options_template", DEFAULT_TEMPLATE))
 
     def config(self) -> PismConfig:
-        """The settings of the PISM search."""
+        """Return the settings of the PISM search."""
         settings = self.run["settings"]
         return PismConfig(**{name: settings[name] for name in PismConfig.__dataclass_fields__})
 
     def cmab_config(self) -> CmabConfig:
-        """The settings of CMAB; the defaults if the run did not ask for it."""
+        """Return the settings of CMAB; the defaults if the run did not ask for it."""
         settings = dict((self.run.get("cmab") or {}).get("settings") or {})
         bounds = BalanceBounds(**settings.pop("bounds", {}))
         return CmabConfig(**settings, bounds=bounds)
 
     def labels(self, bounds: strata.Bounds | None = None, tau: float | None = None) -> list[strata.Verdict]:
-        """λ* and stratum of every row, with other bounds or another τ where the rollouts decide it.
+        """Return λ* and stratum of every row, for other bounds or another τ if the rollouts decide it.
 
         Raises:
-            StrataError: if they do not decide it; says how many, and the command that would.
+            StrataError: if they do not decide it; the message says how many, and the command that would.
         """
         config = self.config()
         run = self.run
@@ -159,11 +159,11 @@ class Scores:
         )
 
     def subset(self, spec: str) -> Dataset:
-        """The rows of the strata in `spec`, such as `medium+hard`."""
+        """Return the rows of the strata in `spec`, such as `medium+hard`."""
         return self.table.select(strata.subset_rows(list(self.table["pism_stratum"]), spec))
 
     def control(self, spec: str, seed: int = 0) -> Dataset:
-        """As many rows as `subset(spec)` has, drawn at random from all in the four strata."""
+        """Return as many rows as `subset(spec)` has, drawn at random from all in the four strata."""
         return self.table.select(
             strata.control_rows(list(self.table["id"]), list(self.table["pism_stratum"]), spec, seed)
         )
@@ -183,12 +183,12 @@ def write_scores(
         directory: of the run.
         ladders: the finished samples.
         config: settings of the PISM search.
-        attention: what CMAB says of each sample, by id; None if it was not asked for.
+        attention: the CMAB results of each sample, by id; None if CMAB was not requested.
         bounds: of the CMAB strata.
         digests: of the samples, by id.
     """
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
-    for ladder in sorted(ladders, key=lambda one: one.row):
+    for ladder in sorted(ladders, key=lambda ladder: ladder.row):
         verdict = pism.verdict(ladder.grades, config, ladder.has_image, ladder.answered)
         counted = ladder.counts()
         solved_blind = None
@@ -221,13 +221,13 @@ def write_scores(
 def _cmab_columns(
     attention: Mapping[str, SampleAttention] | None, ladder: Ladder, bounds: BalanceBounds
 ) -> tuple[float | None, float | None, str | None, list[float | None] | None]:
-    """ρ̄ over correct and wrong completions, stratum and profile of a sample."""
+    """Return ρ̄ over correct and over wrong completions, stratum and profile of a sample."""
     if attention is None or not ladder.has_image:
         return None, None, None, None
-    found = attention.get(ladder.record["id"], SampleAttention())
+    sample = attention.get(ladder.record["id"], SampleAttention())
     solved = any(grade == 1 for grade in ladder.grades[0])
-    label = balance_stratum(found.balance, solved, bounds) if ladder.answered else strata.UNFINISHED
-    return found.balance, found.wrong, label, list(found.profile) or None
+    label = balance_stratum(sample.balance, solved, bounds) if ladder.answered else strata.UNFINISHED
+    return sample.balance, sample.wrong, label, list(sample.profile) or None
 
 
 def write_labels(
@@ -255,8 +255,8 @@ def write_labels(
         "failure_threshold": pa.array([label.failure_threshold for label in labels], pa.float64()),
         "cmab_stratum": pa.array(list(scores.table["cmab_stratum"]) if cmab is None else cmab, pa.string()),
     }
-    said = {"hard_max": bounds.hard_max, "easy_min": bounds.easy_min, "tau": tau}
-    table = pa.table(columns).replace_schema_metadata({"hardsample": json.dumps(said)})
+    metadata = {"hard_max": bounds.hard_max, "easy_min": bounds.easy_min, "tau": tau}
+    table = pa.table(columns).replace_schema_metadata({"hardsample": json.dumps(metadata)})
     path = scores.directory / STRATA_FILE
     pq.write_table(table, path.with_suffix(".new"))
     return path.with_suffix(".new").replace(path)
@@ -297,13 +297,13 @@ def read_labels(scores: Scores) -> Labels:
 
 
 def write_run(directory: Path, content: Mapping[str, object]) -> None:
-    """Write run.json: settings, versions, counts; what scores.parquet tells is added when the run is done."""
-    made = dict(content)
+    """Write run.json: settings, versions, counts; the counts of scores.parquet are added when the run is done."""
+    complete = dict(content)
     if content.get("status") == "done":
-        made |= _outcome(directory, content)
-    made["versions"] = {"hardsample": __version__, "python": platform.python_version()} | _versions()
+        complete |= _outcome(directory, content)
+    complete["versions"] = {"hardsample": __version__, "python": platform.python_version()} | _versions()
     path = directory / RUN_FILE
-    path.with_suffix(".new").write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n")
+    path.with_suffix(".new").write_text(json.dumps(complete, indent=1, ensure_ascii=False) + "\n")
     path.with_suffix(".new").replace(path)
 
 
@@ -335,7 +335,7 @@ def _outcome(directory: Path, content: Mapping[str, Any]) -> dict[str, object]:
     alike = all_alike(**content["variety"]) if "variety" in content else None
     ended = counts.get("finish", {}).get("unmasked", {})
     cut = cut_off(ended, content["settings"]["max_new_tokens"])
-    signatures = [one for one in (cut, no_answer(ended), flat, alike) if one]
+    signatures = [signature for signature in (cut, no_answer(ended), flat, alike) if signature]
     if content.get("cmab") and not content["cmab"].get("reason"):
         labels = table["cmab_stratum"]
         counts["cmab_strata"] = {name: labels.count(name) for name in strata.STRATA}
@@ -348,10 +348,10 @@ def _outcome(directory: Path, content: Mapping[str, Any]) -> dict[str, object]:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in _PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

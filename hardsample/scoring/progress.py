@@ -1,6 +1,6 @@
-"""What a person sees of a run that is under way: work done, work expected, the rate, and how long it still takes.
+"""Progress of a run: work done, work expected, the rate, and the time left.
 
-On a terminal a bar; in a log file a line now and then, ever fewer as the run gets longer.
+A bar on a terminal; in a log file occasional lines, fewer as the run gets longer.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
-from hardsample.scoring.forecast import Forecast, Left
+from hardsample.scoring.forecast import Forecast, Remaining
 
 WINDOW_SECONDS = 60.0
-"""The least that a rate is taken over, once there is that much."""
+"""Shortest window that a rate is taken over, once the run is that long."""
 WINDOW_SHARE = 0.25
-"""Of the time so far that a rate is taken over."""
+"""Share of the time so far that a rate is taken over."""
 NOTES = 200
-"""How many are kept of a window, about."""
+"""Notes that are kept of a window, about."""
 BAR_SECONDS = 0.5
 LINE_SECONDS, LINE_SHARE = 30.0, 0.1
-"""A log gets a line after so many seconds, and after so much of the time so far."""
+"""A log gets a line after this many seconds, and after this share of the time so far."""
 EFFORT = 20
-"""Times as long as making the line takes nothing is made."""
+"""The next line waits at least this many times as long as making the last one took."""
 
 
 class Pace:
-    """How fast a run is now.
+    """The current speed of a run.
 
     Args:
-        now: seconds on any clock, at the beginning.
+        now: seconds on any clock, at the start.
     """
 
     def __init__(self, now: float) -> None:
@@ -39,7 +39,7 @@ class Pace:
         self._notes: deque[tuple[float, int]] = deque([(now, 0)])
 
     def note(self, now: float, made: int) -> None:
-        """Takes in how much has been made by now; what the store held before does not count."""
+        """Note how much has been made by now, without what the store held before."""
         window = max(WINDOW_SECONDS, WINDOW_SHARE * (now - self.began))
         if len(self._notes) > 2 and now - self._notes[-2][0] < window / NOTES:
             self._notes.pop()
@@ -48,21 +48,21 @@ class Pace:
             self._notes.popleft()
 
     def rate(self) -> float | None:
-        """Made per second of late; None before anything was."""
+        """Return the recent rate per second; None if nothing was made yet."""
         (then, before), (now, made) = self._notes[0], self._notes[-1]
         return (made - before) / (now - then) if made > before and now > then else None
 
     def step_seconds(self, under_way: int) -> float:
-        """How long one takes from its beginning to its end, where so many are under way at a time: by Little's law."""
+        """Return how long one rollout takes when this many are in flight, by Little's law."""
         now, made = self._notes[-1]
         then, before = next((note for note in reversed(self._notes) if made - note[1] >= 2 * under_way), self._notes[0])
         return under_way * (now - then) / (made - before) if made > before else 0.0
 
-    def seconds_left(self, left: Left, under_way: int) -> tuple[float, float, float] | None:
-        """How long it still takes: (expected, low, high); None before the first is made.
+    def seconds_left(self, left: Remaining, under_way: int) -> tuple[float, float, float] | None:
+        """Return the time left in seconds: (expected, low, high); None if nothing was made yet.
 
-        The rollouts of the longest ladder follow one another. Where fewer side by side are no faster, as on a GPU or a
-        server that is not busy, it takes as long as they do: that is in the upper bound.
+        The rollouts of the longest ladder run one after the other. If fewer parallel rollouts are no faster, as on a
+        GPU or a server with spare capacity, the run takes as long as they do; the upper bound includes that.
         """
         rate = self.rate()
         if rate is None:
@@ -75,10 +75,10 @@ class Display:
     """A bar on a terminal, lines in a log.
 
     Args:
-        name: what is done.
+        name: of the work.
         shown: False shows nothing.
-        clock: gives seconds.
-        terminal: whether standard error is one; asked if None.
+        clock: returns seconds.
+        terminal: whether standard error is a terminal; detected if None.
         write: writes a line.
     """
 
@@ -98,11 +98,11 @@ class Display:
         self._text = ""
 
     def update(self, line: Callable[[], tuple[float, float, str]], force: bool = False) -> None:
-        """Shows how far the run is, if it is time to.
+        """Show the progress if it is due.
 
         Args:
-            line: gives (work done, work in all, what is said of it).
-            force: show it whether it is time or not.
+            line: returns (work done, total work, text).
+            force: show it even if it is not due yet.
         """
         now = self._clock()
         wait = BAR_SECONDS if self._bar is not None else max(LINE_SECONDS, LINE_SHARE * (now - self._began))
@@ -121,7 +121,7 @@ class Display:
         self._bar.refresh()
 
     def close(self) -> None:
-        """Leaves what is shown as it is."""
+        """Keep what is shown, and stop updating it."""
         if self._bar is not None:
             self._bar.close()
 
@@ -131,9 +131,9 @@ class RunProgress:
 
     Args:
         forecast: of its rollouts.
-        samples: how many there are.
+        samples: number of samples.
         display: where it is shown.
-        clock: gives seconds.
+        clock: returns seconds.
     """
 
     def __init__(
@@ -152,35 +152,35 @@ class RunProgress:
         self._display.close()
 
     def update(self, under_way: int, more: str = "") -> None:
-        """Shows how far the run is.
+        """Show the progress of the run.
 
         Args:
-            under_way: rollouts that are made side by side.
-            more: said at the end of the line.
+            under_way: rollouts in flight.
+            more: added at the end of the line.
         """
         self._pace.note(self._clock(), self.forecast.made)
         self._under_way, self._more = max(under_way, 1), more
         self._display.update(self.line)
 
     def line(self) -> tuple[float, float, str]:
-        """(rollouts there are, rollouts in all, what is said)."""
-        there, left = self.forecast.stored + self.forecast.made, self.forecast.left()
-        total = there + left.expected
-        made = f"{there:,}/{'≈' if left.high > left.low else ''}{total:,.0f} rollouts"
+        """Return (rollouts done, rollouts in total, text)."""
+        done, left = self.forecast.stored + self.forecast.made, self.forecast.remaining()
+        total = done + left.expected
+        made = f"{done:,}/{'≈' if left.high > left.low else ''}{total:,.0f} rollouts"
         before = [f"{self.forecast.stored:,} of them from before"] if self.forecast.stored else []
         parts = [made, *before, f"{self.finished:,}/{self.samples:,} samples"]
-        parts += said_pace(self._pace, left, self._under_way, self._clock())
-        return there, total, ", ".join([*parts, *([self._more] if self._more else [])])
+        parts += describe_pace(self._pace, left, self._under_way, self._clock())
+        return done, total, ", ".join([*parts, *([self._more] if self._more else [])])
 
 
 class CountProgress:
     """The progress of work whose amount is known; a context manager.
 
     Args:
-        total: how many are to be made.
-        unit: what they are called, in the plural.
+        total: amount of work.
+        unit: its unit, in the plural.
         display: where it is shown.
-        clock: gives seconds.
+        clock: returns seconds.
     """
 
     def __init__(self, total: int, unit: str, display: Display, clock: Callable[[], float] = time.monotonic) -> None:
@@ -196,44 +196,44 @@ class CountProgress:
         self._display.close()
 
     def update(self, made: int) -> None:
-        """Takes in so many more, and shows how far the work is."""
+        """Count more finished work, and show the progress."""
         self.made += made
         self._pace.note(self._clock(), self.made)
         self._display.update(self.line)
 
     def line(self) -> tuple[float, float, str]:
-        """(made, to be made in all, what is said)."""
+        """Return (done, total, text)."""
         rest = float(max(self.total - self.made, 0))
         parts = [f"{self.made:,}/{self.total:,} {self.unit}"]
-        parts += said_pace(self._pace, Left(rest, rest, rest, 1.0), 1, self._clock())
+        parts += describe_pace(self._pace, Remaining(rest, rest, rest, 1.0), 1, self._clock())
         return self.made, self.total, ", ".join(parts)
 
 
-def said_pace(pace: Pace, left: Left, under_way: int, now: float) -> list[str]:
-    """Rate, time so far and time left, in words."""
+def describe_pace(pace: Pace, left: Remaining, under_way: int, now: float) -> list[str]:
+    """Return rate, time so far and time left, as text."""
     parts, rate = [], pace.rate()
     if rate is not None:
         parts.append(f"{rate:.0f}/s" if rate >= 10 else f"{rate:.2g}/s")
-    parts.append(f"{span(now - pace.began)} so far")
+    parts.append(f"{format_seconds(now - pace.began)} so far")
     seconds = pace.seconds_left(left, under_way)
-    return [*parts, said_left(*seconds)] if seconds is not None and left.expected else parts
+    return [*parts, describe_time_left(*seconds)] if seconds is not None and left.expected else parts
 
 
-def said_left(expected: float, low: float, high: float) -> str:
-    """How long it still takes, in words: a range where little is known."""
+def describe_time_left(expected: float, low: float, high: float) -> str:
+    """Return the time left as text: a range if it is uncertain."""
     if high > 1.5 * low:
-        first, last = span(low), span(high)
+        first, last = format_seconds(low), format_seconds(high)
         return f"{first} to {last} left" if first != last else f"{first} left"
-    return f"{span(expected)} left"
+    return f"{format_seconds(expected)} left"
 
 
-def span(seconds: float) -> str:
-    """Seconds in words, to two figures."""
+def format_seconds(seconds: float) -> str:
+    """Format seconds, to two figures."""
     for size, small, names in ((86400, 3600, "d h"), (3600, 60, "h min")):
         if seconds >= size:
             large, rest = divmod(round(seconds / small), size // small)
-            one, other = names.split()
-            return f"{large} {one} {rest} {other}" if rest else f"{large} {one}"
+            large_unit, small_unit = names.split()
+            return f"{large} {large_unit} {rest} {small_unit}" if rest else f"{large} {large_unit}"
     if seconds >= 90:
         return f"{round(seconds / 60)} min"
     return f"{round(seconds)} s"

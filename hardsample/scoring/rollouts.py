@@ -1,14 +1,12 @@
-"""The loop of a scoring job: ask for rollouts, grade and commit what comes back, until every ladder is done.
+"""A scoring job as its engine sees it: hand out rollouts, grade and commit what comes back, until all ladders are done.
 
-An engine on this machine is given batches; a server is given single requests, as many at a time as it bears.
+How many are handed out at a time is the engine's business: batches, or as many requests as a server bears.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow.compute as pc
@@ -16,10 +14,8 @@ from datasets import Dataset
 
 from hardsample.data.images import image_header
 from hardsample.data.loading import Rejection
-from hardsample.engines.openai import OpenAIEngine
-from hardsample.engines.preparing import Request, preparing_thread
-from hardsample.engines.results import Completion, EngineError, Failure
-from hardsample.engines.transformers import Prepared, TransformersEngine
+from hardsample.engines.protocol import Request
+from hardsample.engines.results import Completion, Failure
 from hardsample.errors import HardsampleError
 from hardsample.grading.grader import Grader
 from hardsample.metrics.finishes import unanswered
@@ -35,119 +31,115 @@ class RejectedError(HardsampleError, ValueError):
     """`strict` met a record that cannot be scored."""
 
 
-@dataclass
-class Job:
-    """What a run works with, and what it has done so far."""
+class RolloutJob:
+    """The rollouts of a run, handed out to an engine, then graded and committed; see `engines.protocol.Job`.
 
-    dataset: Dataset
-    grader: Grader
-    store: Store
-    config: ScoringConfig
-    bar: RunProgress
-    rejected: list[Rejection]
-    finished: list[Ladder] = field(default_factory=list)
-    rollouts: int = 0
-    """Made by this run, in the store's earlier ones not counted."""
-    grade_seconds: float = 0.0
-    wait_seconds: float = 0.0
+    Args:
+        dataset: the records that can be scored.
+        grader: grades completions.
+        store: of the folder; samples that it holds rollouts of start as far as these go.
+        config: settings of the job.
+        bar: shows how far the run is.
+        rejected: records that are rejected already; those that turn out bad are added.
 
-    def queue(self) -> Queue:
-        """All samples, those that the store holds rollouts of as far as these go."""
-        return Queue(
+    Attributes:
+        finished: ladders of the samples that are done and not rejected.
+        rollouts: made by this run, those that the store already held not counted.
+        grade_seconds: time in the grader.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        grader: Grader,
+        store: Store,
+        config: ScoringConfig,
+        bar: RunProgress,
+        rejected: list[Rejection],
+    ) -> None:
+        self.grader, self.store, self.config, self.bar, self.rejected = grader, store, config, bar, rejected
+        self.finished: list[Ladder] = []
+        self.rollouts, self.grade_seconds = 0, 0.0
+        self._under_way: dict[tuple[str, float, int], Ask] = {}
+        self._queue = Queue(
             (
-                Ladder(row, record, self.config, self.store.grades(record["id"]), self.store.unanswered(record["id"]))
-                for row, record in enumerate(self.dataset)
+                Ladder(row, record, config, store.grades(record["id"]), store.unanswered(record["id"]))
+                for row, record in enumerate(dataset)
             ),
             self._finish,
         )
 
-    def settle(self, asks: list[Ask], results: list[Completion | Failure]) -> list[Ladder]:
-        """Grade rollouts, commit them in one transaction, and tell their ladders, which are returned."""
-        made = [(ask, result) for ask, result in zip(asks, results, strict=True) if isinstance(result, Completion)]
+    def take(self, size: int) -> list[Request]:
+        """Up to `size` rollouts to make now, all of records with images or all of records without."""
+        asks = self._queue.take(size)
+        requests = [Request(ask.ladder.record, ask.ratio, ask.realization) for ask in asks]
+        self._under_way |= {request.key: ask for request, ask in zip(requests, asks, strict=True)}
+        return requests
+
+    def fills(self, size: int) -> bool:
+        """Whether `take(size)` would be full now."""
+        return self._queue.fills(size)
+
+    def settle(self, results: Sequence[tuple[Request, Completion | Failure]], under_way: int, note: str = "") -> None:
+        """Grade results and commit them in one transaction, then ask for what follows from them.
+
+        Args:
+            results: of requests that were taken.
+            under_way: rollouts that are made side by side.
+            note: shown behind the progress.
+        """
+        asks = [self._under_way.pop(request.key) for request, _ in results]
+        made = [(ask, result) for ask, (_, result) in zip(asks, results, strict=True) if isinstance(result, Completion)]
+        for (ask, completion), grade in zip(made, self._commit(made), strict=True):
+            before = None if ask.ratio == BLIND_RATIO else ask.ladder.position
+            answered = not unanswered(completion.finish, grade)
+            ask.ladder.record_grade(ask.ratio, ask.realization, grade, answered)
+            if not ask.ladder.finished:  # a sample rejected meanwhile is no longer in the forecast
+                self.bar.forecast.record_rollout(before, ask.ladder.position, grade)
+        for ask, (_, result) in zip(asks, results, strict=True):
+            if isinstance(result, Failure):
+                ask.ladder.rejected = f"column images or prompt: {result.reason}" if result.of_record else result.reason
+        for ladder in {id(ask.ladder): ask.ladder for ask in asks}.values():
+            self._queue.advance(ladder)
+        self.bar.update(under_way, note)
+
+    def _commit(self, made: Sequence[tuple[Ask, Completion]]) -> list[int]:
+        """Grade completions and write them to the store; their grades, in order."""
         began = time.perf_counter()
         boxes = self.config.answer_boxes
-        grades = self.grader.grade_many([(result.text, gradable(ask.ladder.record, boxes)) for ask, result in made])
+        pairs = [(completion.text, gradable(ask.ladder.record, boxes)) for ask, completion in made]
+        grades = [int(grade) for grade in self.grader.grade_many(pairs)]
         self.grade_seconds += time.perf_counter() - began
         self.store.commit(
             Rollout(
                 ask.ladder.record["id"],
                 ask.ratio,
                 ask.realization,
-                result.text,
-                int(grade),
-                result.tokens,
-                result.finish,
+                completion.text,
+                grade,
+                completion.tokens,
+                completion.finish,
             )
-            for (ask, result), grade in zip(made, grades, strict=True)
+            for (ask, completion), grade in zip(made, grades, strict=True)
         )
         self.rollouts += len(made)
-        for (ask, completion), grade in zip(made, grades, strict=True):
-            before = None if ask.ratio == BLIND_RATIO else ask.ladder.place
-            answered = not unanswered(completion.finish, int(grade))
-            ask.ladder.record_grade(ask.ratio, ask.realization, int(grade), answered)
-            if not ask.ladder.finished:  # one that was refused meanwhile is no longer reckoned with
-                self.bar.forecast.rolled(before, ask.ladder.place, int(grade))
-        for ask, result in zip(asks, results, strict=True):
-            if isinstance(result, Failure):
-                ask.ladder.refused = f"column images or prompt: {result.reason}" if result.of_record else result.reason
-        return list({id(ask.ladder): ask.ladder for ask in asks}.values())
+        return grades
 
     def _finish(self, ladder: Ladder) -> None:
         self.bar.finished += 1
-        if ladder.refused is None:
+        if ladder.rejected is None:
             ladder.record = {name: ladder.record[name] for name in ("id", "ability")}  # let go of images and text
             self.finished.append(ladder)
             return
         self.bar.forecast.drop(ladder)
-        rejection = Rejection(int(ladder.record["record_number"]), ladder.record["id"], ladder.refused)
+        rejection = Rejection(int(ladder.record["record_number"]), ladder.record["id"], ladder.rejected)
         if self.config.strict:
             raise RejectedError(sentence(rejection))
         self.rejected.append(rejection)
 
 
-def run_batches(job: Job, engine: TransformersEngine) -> None:
-    """Work through all ladders: while the model generates one batch, the next is prepared, if it would be full."""
-    queue = job.queue()
-    with preparing_thread(engine.model.device) as preparing:
-
-        def start(asks: list[Ask]) -> tuple[list[Ask], Future[Prepared]] | None:
-            return (asks, preparing.submit(engine.prepare, [request(ask) for ask in asks])) if asks else None
-
-        current = start(queue.take(engine.batch_size))
-        while current:
-            asks, future = current
-            waited = time.perf_counter()
-            prepared = future.result()
-            job.wait_seconds += time.perf_counter() - waited
-            ahead = start(queue.take(engine.batch_size)) if queue.fills(engine.batch_size) else None
-            for ladder in job.settle(asks, engine.generate(prepared)):
-                queue.advance(ladder)
-            job.bar.update(len(asks))
-            current = ahead or start(queue.take(engine.batch_size))
-
-
-def run_requests(job: Job, engine: OpenAIEngine) -> None:
-    """Work through all ladders with as many requests in flight as the server bears; what came back is committed."""
-    queue = job.queue()
-    with engine.flight() as flight:
-        while True:
-            while (room := flight.room) > 0 and (asks := queue.take(room)):
-                for ask in asks:
-                    flight.start(ask, request(ask))
-            if not flight.under_way:
-                break
-            waited = time.perf_counter()
-            landed = flight.landed()
-            engine.seconds.generate += time.perf_counter() - waited
-            for ladder in job.settle([ask for ask, _ in landed], [result for _, result in landed]):
-                queue.advance(ladder)
-            job.bar.update(flight.under_way, f"{flight.under_way} in flight, {engine.retried} retries")
-    if engine.refusal and not job.finished:
-        raise EngineError(f"the server took no request: {engine.refusal}")
-
-
 def forecast_of(dataset: Dataset, store: Store, config: ScoringConfig) -> Forecast:
-    """What a run has before it: all samples, those that the store holds rollouts of as far as these go."""
+    """Give what a run has before it: all samples, those that the store holds rollouts of as far as these go."""
     has_image = images_there(dataset)
     forecast = Forecast(config, sum(has_image), len(dataset) - sum(has_image))
     if store.count():
@@ -164,13 +156,8 @@ def images_there(dataset: Dataset) -> list[bool]:
     return (has_image if dataset._indices is None else has_image.take(dataset._indices.column(0))).to_pylist()
 
 
-def request(ask: Ask) -> Request:
-    """What an engine is told of an ask."""
-    return Request(ask.ladder.record, ask.ratio, ask.realization)
-
-
 def gradable(record: Mapping[str, Any], answer_boxes: str | None) -> Mapping[str, Any]:
-    """What the grader is told: of boxes also in which space the model writes them, and the size of the image."""
+    """Give what the grader reads: of boxes also in which space the model writes them, and the size of the image."""
     if record["grader"] not in ("grounding", "detection") or not record["images"]:
         return record
     width, height, _ = image_header(record["images"][0])
@@ -179,5 +166,5 @@ def gradable(record: Mapping[str, Any], answer_boxes: str | None) -> Mapping[str
 
 
 def sentence(rejection: Rejection) -> str:
-    """A record that was rejected, as an error says it."""
+    """Give a rejected record as an error says it."""
     return f"record {rejection.number} (id {rejection.id!r}): {rejection.reason}"

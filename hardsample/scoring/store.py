@@ -1,8 +1,8 @@
-"""Rollouts in SQLite: what is committed is never lost and never asked again.
+"""Rollouts in SQLite: what is committed is never lost and never made again.
 
-One table row is one graded rollout. A batch is one transaction, written through to the disk, so that a kill at any
-moment costs at most the batch in flight. The folder remembers the settings that its rollouts were made with, and a
-digest of every sample, and refuses to be continued with others.
+One table row is one graded rollout. A batch is one transaction, written through to the disk, so a kill at any time
+loses at most the batch in flight. The folder keeps the settings that its rollouts were made with and a digest of every
+sample, and cannot be resumed with others.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Rollout:
         completion: the text without special tokens.
         grade: 0 or 1.
         tokens: the generated ids without end-of-sequence.
-        finish: how it ended, one of `engines.results.FINISHES`; None if an older version stored it.
+        finish: how it ended, one of `metrics.finishes.FINISHES`; None if an older version stored it.
     """
 
     sample: str
@@ -85,9 +85,9 @@ class Attention:
         sample: the sample's id.
         ratio: mask ratio λ of the rollout.
         realization: its realization.
-        balance: ρ̄; None if it has none, and then `reason` says why.
+        balance: ρ̄; None if there is none, and then `reason` says why.
         profile: mean over tokens of log ρ of each layer; None where a layer has none.
-        left_out: rows of a layer that saw no image or no text key and were left out.
+        left_out: pairs of layer and token left out because the query sees no image or no text key.
         reason: why there is no balance.
     """
 
@@ -104,10 +104,10 @@ class Store:
     """The rollouts of one output folder; a context manager that holds the folder for one process.
 
     Args:
-        directory: the output folder; made if it is not there.
+        directory: the output folder; created if missing.
 
     Raises:
-        StoreError: if another process is writing to the folder, or the file is not a store of ours.
+        StoreError: if another process is writing to the folder, or the file is not a store of hardsample.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -126,11 +126,11 @@ class Store:
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = FULL")
             self._database.executescript(_SCHEMA)
-            if not _has_finish(self._database):  # of an older version: how its rollouts ended is not known
+            if not _has_finish(self._database):  # made by an older version: how its rollouts ended is unknown
                 self._database.execute("ALTER TABLE rollouts ADD COLUMN finish TEXT")
         except sqlite3.DatabaseError as error:
             self.close()
-            raise StoreError(f"{path} is no store of hardsample ({error}): choose another --output") from error
+            raise StoreError(f"{path} is not a store of hardsample ({error}): choose another --output") from error
 
     def __enter__(self) -> Store:
         return self
@@ -139,81 +139,80 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Close the file and let go of the folder."""
+        """Close the file and release the folder."""
         self._database.close()
         self._lock.release()
 
     def settings(self) -> dict[str, object]:
-        """The settings that the folder's rollouts were made with; empty in a new folder."""
+        """Return the settings that the folder's rollouts were made with; empty in a new folder."""
         return {name: json.loads(value) for name, value in self._database.execute("SELECT name, value FROM settings")}
 
     def agree(
         self, settings: Mapping[str, object], upgrades: Mapping[str, tuple[object, object]] | None = None
     ) -> None:
-        """Remember the settings that change results, or check that they are those of the folder.
+        """Store the settings that change results, or check that they equal the folder's.
 
         Args:
-            settings: name → JSON value, of everything that changes a rollout or what is made of them.
-            upgrades: name → (from, to), the changes that a folder may see when it is continued.
+            settings: name → JSON value, of everything that changes a rollout or the results.
+            upgrades: name → (from, to), changes that are allowed when a folder is resumed.
 
         Raises:
-            StoreError: if the folder was made with others; names each that differs.
+            StoreError: if the folder was made with other settings; the message names each that differs.
         """
         wanted = {name: json.loads(json.dumps(value)) for name, value in settings.items()}
-        held = self.settings()
+        stored = self.settings()
         upgraded = {
-            name for name, (old, new) in (upgrades or {}).items() if held.get(name) == old and wanted.get(name) == new
+            name for name, (old, new) in (upgrades or {}).items() if stored.get(name) == old and wanted.get(name) == new
         }
-        differing = [name for name in sorted({*held, *wanted} - upgraded) if held.get(name) != wanted.get(name)]
-        if held and differing:
-            lines = [f"  {name}: {held.get(name)!r} there, {wanted.get(name)!r} now" for name in differing]
+        differing = [name for name in sorted({*stored, *wanted} - upgraded) if stored.get(name) != wanted.get(name)]
+        if stored and differing:
+            lines = [f"  {name}: {stored.get(name)!r} there, {wanted.get(name)!r} now" for name in differing]
             raise StoreError(
                 f"{self.directory} was made with other settings:\n"
                 + "\n".join(lines)
-                + "\nUse the same settings to continue it, or another --output."
+                + "\nUse the same settings to resume it, or another --output."
             )
         rows = [(name, json.dumps(value)) for name, value in wanted.items()]
         with self._transaction():
             self._database.executemany("INSERT OR REPLACE INTO settings VALUES (?, ?)", rows)
 
     def agree_on_samples(self, digests: Iterable[tuple[str, str]]) -> None:
-        """Check that the samples of the folder are unchanged, and remember the new ones.
+        """Check that the samples of the folder are unchanged, and store the new ones.
 
         Args:
-            digests: (id, digest of everything in the sample that changes a rollout or a grade), every sample of this
-            run.
+            digests: (id, digest of everything in it that changes a rollout or a grade) of every sample of this run.
 
         Raises:
             StoreError: if a sample that the folder holds has changed, or is not in this run.
         """
         given = dict(digests)
-        held = self.digests()
-        if wrong := differences(held, list(given.items()), self.directory):
-            older = " (It was made by an older hardsample, which may have read them otherwise.)"
-            raise StoreError(wrong + older * any(map(is_old, held.values())))
-        new = [(sample, digest) for sample, digest in given.items() if sample not in held]
-        held = {sample: digest for sample, digest in held.items() if sample not in given}
-        if held:
+        stored = self.digests()
+        if wrong := differences(stored, list(given.items()), self.directory):
+            note = " (It was made by an older version of hardsample, which may have read them differently.)"
+            raise StoreError(wrong + note * any(map(is_old, stored.values())))
+        new = [(sample, digest) for sample, digest in given.items() if sample not in stored]
+        missing = [sample for sample in stored if sample not in given]
+        if missing:
             raise StoreError(
-                f"{self.directory} holds {len(held)} samples that this run does not have (the first: "
-                f"{next(iter(held))!r}): use the same data and at least the same --limit, or another --output"
+                f"{self.directory} holds {len(missing)} samples that this run does not have (the first: "
+                f"{missing[0]!r}): use the same data and at least the same --limit, or another --output"
             )
         with self._transaction():
             self._database.executemany("INSERT INTO samples VALUES (?, ?)", new)
 
     def digests(self) -> dict[str, str]:
-        """The digest of each sample that the folder knows."""
+        """Return the digest of each sample in the folder."""
         return dict(self._database.execute("SELECT sample, digest FROM samples"))
 
     def renew_digests(self, digests: Mapping[str, str]) -> None:
-        """Replace the digests of samples that are known to be unchanged by those of today's kind."""
+        """Replace the digests of samples that are known to be unchanged by digests of the current kind."""
         with self._transaction():
             self._database.executemany(
                 "UPDATE samples SET digest = ? WHERE sample = ?", [(new, sample) for sample, new in digests.items()]
             )
 
     def commit(self, rollouts: Iterable[Rollout]) -> None:
-        """Write a batch's rollouts in one transaction; when this returns they are on the disk."""
+        """Write a batch's rollouts in one transaction; they are on the disk when this returns."""
         rows = [
             (r.sample, r.ratio, r.realization, r.completion, r.grade, json.dumps(r.tokens), r.finish) for r in rollouts
         ]
@@ -221,17 +220,17 @@ class Store:
             self._database.executemany(f"INSERT INTO rollouts ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
 
     def grades(self, sample: str) -> list[tuple[float, int, int]]:
-        """(ratio, realization, grade) of every rollout of a sample, in order."""
+        """Return (ratio, realization, grade) of every rollout of a sample, in order."""
         query = "SELECT ratio, realization, grade FROM rollouts WHERE sample = ? ORDER BY ratio, realization"
         return self._database.execute(query, (sample,)).fetchall()
 
     def unanswered(self, sample: str) -> list[int]:
-        """Realizations of a sample's rollouts at λ = 0 that are not right and came to no answer, in order."""
+        """Return the realizations at λ = 0 of a sample that are not right and have no answer, in order."""
         query = "SELECT realization, finish, grade FROM rollouts WHERE sample = ? AND ratio = 0 ORDER BY realization"
         return [k for k, finish, grade in self._database.execute(query, (sample,)) if unanswered(finish, grade)]
 
     def finishes(self) -> dict[str, dict[str, int]]:
-        """How many rollouts ended in which way: `unmasked`, those at λ = 0, and `all`; finish state → number."""
+        """Count the rollouts by finish state: `unmasked`, those at λ = 0, and `all`; finish state → number."""
         counts: dict[str, dict[str, int]] = {"unmasked": {}, "all": {}}
         query = "SELECT ratio = 0, coalesce(finish, ?), count(*) FROM rollouts GROUP BY 1, 2 ORDER BY 3 DESC, 2"
         for unmasked, finish, number in self._database.execute(query, (UNKNOWN,)):
@@ -240,7 +239,7 @@ class Store:
         return counts
 
     def rollouts(self, sample: str | None = None) -> Iterator[Rollout]:
-        """The rollouts of one sample, or of all, ordered by sample, ratio and realization."""
+        """Yield the rollouts of one sample, or of all, ordered by sample, ratio and realization."""
         query = f"SELECT {_COLUMNS} FROM rollouts"
         query, values = (query, ()) if sample is None else (query + " WHERE sample = ?", (sample,))
         for row in self._database.execute(query + " ORDER BY sample, ratio, realization", values):
@@ -250,8 +249,8 @@ class Store:
         """Write the attention balances of a batch in one transaction.
 
         Args:
-            definition: what the balances depend on beside the rollout (variant, layers, text, dtype).
-            rows: of rollouts that have none by this definition yet.
+            definition: what the balances depend on besides the rollout (variant, layers, text, dtype).
+            rows: of rollouts that have no balance by this definition yet.
         """
         values = [
             (definition, a.sample, a.ratio, a.realization, a.balance, json.dumps(a.profile), a.left_out, a.reason)
@@ -261,7 +260,7 @@ class Store:
             self._database.executemany("INSERT INTO attention VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
 
     def attention(self, definition: str, sample: str) -> list[Attention]:
-        """The attention balances of a sample's rollouts by one definition, in order."""
+        """Return the attention balances of a sample's rollouts by one definition, in order."""
         query = (
             "SELECT sample, ratio, realization, balance, profile, left_out, reason FROM attention "
             "WHERE definition = ? AND sample = ? ORDER BY ratio, realization"
@@ -273,7 +272,7 @@ class Store:
         ]
 
     def count_unattended(self, definition: str) -> int:
-        """How many completions at λ = 0 have no attention balance by a definition."""
+        """Return the number of completions at λ = 0 without an attention balance by a definition."""
         query = (
             "SELECT (SELECT count(*) FROM rollouts WHERE ratio = 0) - "
             "(SELECT count(*) FROM attention WHERE definition = ? AND ratio = 0)"
@@ -281,13 +280,13 @@ class Store:
         return int(self._database.execute(query, (definition,)).fetchone()[0])
 
     def variety(self, least: int = 5) -> dict[str, int]:
-        """How often the completions of a sample at λ = 0 differ at all.
+        """Return how many samples have only one distinct completion at λ = 0.
 
         Args:
-            least: completions that a sample must have to count.
+            least: completions that a sample needs to count.
 
         Returns:
-            `samples` that count, and how many of them are `alike`: all their completions are the same.
+            `samples`: those that count; `alike`: those whose completions are all the same.
         """
         query = (
             "SELECT count(*), coalesce(sum(kinds = 1), 0) FROM (SELECT count(DISTINCT completion) AS kinds FROM "
@@ -297,7 +296,7 @@ class Store:
         return {"samples": samples, "alike": alike}
 
     def count(self) -> int:
-        """How many rollouts the folder holds."""
+        """Return the number of rollouts in the folder."""
         return self._database.execute("SELECT count(*) FROM rollouts").fetchone()[0]
 
     def _transaction(self) -> _Transaction:
@@ -305,22 +304,22 @@ class Store:
 
 
 class StoreReader:
-    """The rollouts of a folder, to be read only: nothing is locked, made or written; a context manager.
+    """Read-only access to the rollouts of a folder: nothing is locked, created or written; a context manager.
 
     Args:
         directory: the output folder.
 
     Raises:
-        StoreError: if it holds no rollouts that can be read.
+        StoreError: if it holds no readable rollouts.
     """
 
     def __init__(self, directory: str | Path) -> None:
         path = Path(directory) / ROLLOUTS_FILE
         log = path.with_name(path.name + "-wal")
-        # without a write-ahead log nobody is writing, and a folder may then be one that cannot be written to
-        how = "mode=ro" if log.exists() else "mode=ro&immutable=1"
+        # without a write-ahead log no process is writing, and the folder may be read-only
+        options = "mode=ro" if log.exists() else "mode=ro&immutable=1"
         try:
-            self._database = sqlite3.connect(f"file:{quote(str(path.resolve()))}?{how}", uri=True)
+            self._database = sqlite3.connect(f"file:{quote(str(path.resolve()))}?{options}", uri=True)
             self._database.execute("SELECT 1 FROM rollouts LIMIT 1")
         except sqlite3.Error as error:
             raise StoreError(f"{path} cannot be read ({error})") from error
@@ -332,13 +331,13 @@ class StoreReader:
         self._database.close()
 
     def rollouts(self, sample: str) -> list[Rollout]:
-        """The rollouts of one sample, ordered by ratio and realization."""
+        """Return the rollouts of one sample, ordered by ratio and realization."""
         columns = _COLUMNS if _has_finish(self._database) else _COLUMNS.replace("finish", "NULL")
         query = f"SELECT {columns} FROM rollouts WHERE sample = ? ORDER BY ratio, realization"
         return [_rollout(row) for row in self._database.execute(query, (sample,))]
 
     def digests(self) -> dict[str, str]:
-        """The digest of each sample: of all in it that changes a rollout or a grade."""
+        """Return the digest of each sample, of everything in it that changes a rollout or a grade."""
         return dict(self._database.execute("SELECT sample, digest FROM samples"))
 
 

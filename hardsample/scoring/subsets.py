@@ -1,4 +1,4 @@
-"""Subsets of strata and equal-size random controls, written as datasets that TRL trains on."""
+"""Subsets of strata and equal-size random controls, written as datasets that TRL can train on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write_subsets(
     """Write each subset, and for each seed a random control of its size, with `save_to_disk`.
 
     Args:
-        scores: a finished run, whose data is where run.json says.
+        scores: a finished run, whose data is still where run.json says.
         labels: λ* and stratum of each of its rows.
         specs: subsets, such as `medium+hard`.
         seeds: of the controls; none: no control.
@@ -31,7 +31,7 @@ def write_subsets(
         `failure_threshold`.
 
     Raises:
-        OutputError: if the data is not where the run found it, or a scored sample is gone.
+        OutputError: if the data is not where the run read it, or a scored sample is missing.
         ChangedError: if a record is not what was scored under its id.
     """
     names = [label.stratum for label in labels]
@@ -54,10 +54,10 @@ def write_subsets(
 
 
 def source_records(scores: Scores, ids: list[str], decode: bool = True) -> Dataset:
-    """The records of a run with these ids, in their order; images are decoded when read, or stay as they are.
+    """Return the records of a run with these ids, in order; images are decoded when read unless `decode` is False.
 
     Raises:
-        OutputError: if the data is not where the run found it, or a sample is gone.
+        OutputError: if the data is not where the run read it, or a sample is missing.
         ChangedError: if a record is not what was scored under its id.
     """
     data = scores.run["data"]

@@ -1,7 +1,7 @@
 """Attention masses of twelve model families, tiny and with random weights, against eager attention.
 
-One more family is one more entry of FAMILIES: the settings of its config, the number of image tokens that its tower
-makes of one image, and the names and shapes of what its forward wants beside ids.
+To add a family, add an entry to FAMILIES: the settings of its config, the number of image tokens per image, and the
+names and shapes of its forward's other inputs.
 """
 
 import copy
@@ -48,7 +48,7 @@ MASS_TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class Family:
-    """What makes one model type tiny, and what its forward takes."""
+    """Settings that make a model type tiny, and the inputs of its forward."""
 
     image_tokens: int
     vision: dict[str, Any]
@@ -63,7 +63,7 @@ class Family:
 
 
 def qwen(**settings):
-    """A Qwen-VL: 4 × 4 patches of one frame, four merged to one token."""
+    """Return a Qwen-VL: 4 × 4 patches of one frame, four merged to one token."""
     patch = settings.pop("patch")
     return Family(
         4,
@@ -128,7 +128,7 @@ FAMILIES = {
 SEQUENCES = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
 CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"
 NOT_SHARED: set[str] = set()  # families whose completions cannot share a prefill, and so run one by one
-PROMPT_IS_PREFIX = {"paligemma"}  # token types there: 0 the prefix, which sees itself whole, 1 what follows
+PROMPT_IS_PREFIX = {"paligemma"}  # token types there: 0 the prefix, with bidirectional attention, 1 after it
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -142,7 +142,7 @@ def one_thread():
 
 @functools.cache
 def tiny(name):
-    """A model of a family, in fp32, with attention that is not uniform."""
+    """Return a model of a family, in fp32, with attention that is not uniform."""
     family = FAMILIES[name]
     text_type = AutoConfig.for_model(name).get_text_config().model_type
     config = AutoConfig.for_model(
@@ -209,7 +209,7 @@ def batch_of(name, padding, images=1):
 
 
 def expected(model, batch):
-    """Masses (layers, batch, heads, positions) of the query before each position, from eager's probabilities."""
+    """Return masses (layers, batch, heads, positions) of the query before each position, from eager's probabilities."""
     before = model.config.get_text_config()._attn_implementation
     model.set_attn_implementation("eager")
     try:
@@ -226,8 +226,8 @@ def expected(model, batch):
 
 def differences(masses, wanted, valid):
     """Largest difference of image and text mass over the completion tokens."""
-    found = (masses.image, masses.text)
-    return [(one.double() - want.mean(2))[:, valid].abs().max().item() for one, want in zip(found, wanted, strict=True)]
+    pairs = zip((masses.image, masses.text), wanted, strict=True)
+    return [(mass.double() - want.mean(2))[:, valid].abs().max().item() for mass, want in pairs]
 
 
 def collected(model, batch, **settings):
@@ -254,17 +254,17 @@ def test_masses_are_eagers_and_outputs_are_sdpas(name, padding):
         with torch.no_grad():
             logits, masses = collected(model, batch)
         assert torch.equal(logits[attended], plain[attended])  # another call of the kernel that SDPA takes on a CPU
-    for found in (masses, with_gradient):
-        assert torch.equal(found.valid, valid)
-        assert found.image.dtype == found.text.dtype == torch.float32
-        assert max(differences(found, wanted, valid)) < MASS_TOLERANCE
+    for measured in (masses, with_gradient):
+        assert torch.equal(measured.valid, valid)
+        assert measured.image.dtype == measured.text.dtype == torch.float32
+        assert max(differences(measured, wanted, valid)) < MASS_TOLERANCE
         # eager gives exactly 0 to what its mask hides, and with these weights to nothing else
-        for sees, mass in zip((found.sees_image, found.sees_text), wanted, strict=True):
+        for sees, mass in zip((measured.sees_image, measured.sees_text), wanted, strict=True):
             assert torch.equal(sees[:, valid], mass.mean(2)[:, valid] > 0)
 
 
 def step_positions(model, attended):
-    """What `generate` passes to the Qwen-VLs, which else take the positions of the whole sequence for one token."""
+    """Return the positions that `generate` passes to the Qwen-VLs, which else use those of the whole sequence."""
     deltas = getattr(model.model, "rope_deltas", None)
     if deltas is None:
         return {}
@@ -298,7 +298,7 @@ def test_decode_steps_give_the_masses_of_one_forward(name, padding, cache):
 
 
 def prompts_of(name):
-    """The prompts of a batch as a processor gives them: of different lengths, padded on the left."""
+    """Return the prompts of a batch as a processor gives them: of different lengths, padded on the left."""
     batch = batch_of(name, "left")
     longest = int(batch.prompt.sum(1).max())
     inputs = dict(batch.inputs)
@@ -324,18 +324,18 @@ def test_completions_that_share_a_prefill_have_the_masses_of_teacher_forcing(
     model, inputs, config = tiny(name), prompts_of(name), CmabConfig(**settings)
     random = torch.Generator().manual_seed(2)
     lengths = [[13, 1, 4], [2, 6]]
-    completions = [[torch.randint(10, 60, (one,), generator=random).tolist() for one in own] for own in lengths]
+    completions = [[torch.randint(10, 60, (length,), generator=random).tolist() for length in own] for own in lengths]
     with torch.no_grad(), use_attention_mass(model):
         shared = shared_masses(model, inputs, completions, config, PAD, batch_size=2)
         plain = [
-            forced_masses(model, inputs, [own[min(place, len(own) - 1)] for own in completions], config, PAD)
-            for place in range(3)
+            forced_masses(model, inputs, [own[min(index, len(own) - 1)] for own in completions], config, PAD)
+            for index in range(3)
         ]
-    assert [[one.image.shape[-1] for one in own] for own in shared] == lengths
+    assert [[masses.image.shape[-1] for masses in own] for own in shared] == lengths
     for row, own in enumerate(shared):
-        for place, found in enumerate(own):
-            for one, other in zip(found, plain[place][row], strict=True):
-                torch.testing.assert_close(one, other, atol=MASS_TOLERANCE, rtol=0)
+        for index, measured in enumerate(own):
+            for actual, expected in zip(measured, plain[index][row], strict=True):
+                torch.testing.assert_close(actual, expected, atol=MASS_TOLERANCE, rtol=0)
 
 
 def test_a_model_whose_cache_is_of_another_kind_shares_nothing(monkeypatch):
@@ -347,7 +347,7 @@ def test_a_model_whose_cache_is_of_another_kind_shares_nothing(monkeypatch):
     text.layer_types = None
     assert why_not_shared(model) is None
     model.model.rope_deltas = None
-    assert "llava has M-RoPE positions of its own" in why_not_shared(model)
+    assert "llava has M-RoPE positions that are not supported" in why_not_shared(model)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -1,4 +1,4 @@
-"""The attention function and its collector on the demo model: what is restored, overwritten and refused."""
+"""The attention function and its collector on the demo model: what is restored, overwritten and rejected."""
 
 import copy
 import threading
@@ -36,7 +36,7 @@ class Batch:
         return self.inputs["input_ids"], self.completion_mask, self.inputs["attention_mask"]
 
     def row(self, index):
-        """One sample alone, without padding."""
+        """Return one sample alone, without padding."""
         ids, attended = self.inputs["input_ids"][index], self.inputs["attention_mask"][index].bool()
         pixels = self.inputs["pixel_values"][index : index + 1]
         inputs = {"input_ids": ids[attended][None], "pixel_values": pixels}
@@ -48,14 +48,15 @@ class Batch:
 def batch(processor, questions):
     records = questions[: len(ANSWERS)]
     texts = [
-        processor.apply_chat_template(one["prompt"], add_generation_prompt=True, tokenize=False) for one in records
+        processor.apply_chat_template(record["prompt"], add_generation_prompt=True, tokenize=False)
+        for record in records
     ]
     texts[1] = texts[1].replace("What", "What What What What", 1)  # prompts of several lengths
-    images = [[open_image(ref) for ref in one["images"]] for one in records]
+    images = [[open_image(ref) for ref in record["images"]] for record in records]
     inputs = dict(processor(text=texts, images=images, padding=True, return_tensors="pt"))
     longest = max(map(len, ANSWERS))
-    ids = torch.tensor([one + (longest - len(one)) * [0] for one in ANSWERS])
-    mask = torch.tensor([len(one) * [1] + (longest - len(one)) * [0] for one in ANSWERS])
+    ids = torch.tensor([answer + (longest - len(answer)) * [0] for answer in ANSWERS])
+    mask = torch.tensor([len(answer) * [1] + (longest - len(answer)) * [0] for answer in ANSWERS])
     return Batch(
         {
             "input_ids": torch.cat([inputs["input_ids"], ids], 1),
@@ -78,9 +79,9 @@ def masses_of(model, batch, **settings):
     return collector.masses
 
 
-def assert_same(one, other):
+def assert_same(actual, expected):
     for name in ("image", "text", "sees_image", "sees_text", "valid"):
-        torch.testing.assert_close(getattr(one, name), getattr(other, name), atol=1e-6, rtol=0)
+        torch.testing.assert_close(getattr(actual, name), getattr(expected, name), atol=1e-6, rtol=0)
 
 
 def test_the_batch_gives_what_each_sample_alone_gives(switched, batch):
@@ -90,8 +91,8 @@ def test_the_batch_gives_what_each_sample_alone_gives(switched, batch):
     for index, answer in enumerate(ANSWERS):
         alone, together = masses_of(switched, batch.row(index)).sample(0), masses.sample(index)
         assert together.image.shape == (4, len(answer) - 1)
-        for one, other in zip(alone, together, strict=True):
-            torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+        for own, batched in zip(alone, together, strict=True):
+            torch.testing.assert_close(own, batched, atol=1e-6, rtol=0)
         assert together.image_tokens == 64
         assert (together.image + together.text <= 1 + 1e-6).all()
     assert torch.equal(masses.image[:, ~masses.valid], torch.zeros(4, int((~masses.valid).sum())))
@@ -125,20 +126,20 @@ def test_text_before_the_image(switched, batch):
 
 
 def test_columns_are_the_probabilities(switched, batch):
-    one = batch.row(0)
-    ids = one.inputs["input_ids"]
+    sample = batch.row(0)
+    ids = sample.inputs["input_ids"]
     start = ids.shape[1] - 3
-    masses = masses_of(switched, one, columns=True)
+    masses = masses_of(switched, sample, columns=True)
     switched.set_attn_implementation({"text_config": "eager"})
     with torch.no_grad():
-        eager = switched(**one.inputs, output_attentions=True).attentions
+        eager = switched(**sample.inputs, output_attentions=True).attentions
     switched.set_attn_implementation({"text_config": "hardsample"})
     wanted = torch.stack(eager)[:, 0].mean(1)[:, start - 1 : start + 1, :start]
     torch.testing.assert_close(masses.columns[:, :2], wanted, atol=1e-6, rtol=0)
     assert (masses.columns[:, 2] == 0).all()  # the end-of-sequence
     image = (masses.columns * (ids[0, :start] == 4)).sum(-1)
     torch.testing.assert_close(image, masses.image[:, 0], atol=1e-6, rtol=0)
-    with pytest.raises(AttentionMassError, match="batch of one, and this one is of 4"):
+    with pytest.raises(AttentionMassError, match="batch of one, and this batch has 4 samples"):
         masses_of(switched, batch, columns=True)
 
 
@@ -150,18 +151,18 @@ def test_gradients_are_those_of_sdpa_to_the_bit(model, batch):
         logits = model(**batch.inputs).logits[:, -6:-1]
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.inputs["input_ids"][:, -5:].flatten())
         loss.backward()
-        found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        gradient_of = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
         model.zero_grad()
-        return loss.item(), found
+        return loss.item(), gradient_of
 
     loss, plain = gradients()
     with use_attention_mass(model):
         with collect_attention_mass(model, *batch.arguments()) as collector:
-            asked_loss, asked = gradients()
+            asked_loss, with_masses = gradients()
         without = masses_of(model, batch)
     assert asked_loss == loss
-    assert asked.keys() == plain.keys() and len(plain) > len(weights) // 2
-    assert all(torch.equal(asked[name], plain[name]) for name in plain)
+    assert with_masses.keys() == plain.keys() and len(plain) > len(weights) // 2
+    assert all(torch.equal(with_masses[name], plain[name]) for name in plain)
     assert_same(collector.masses, without)
     assert not collector.masses.image.requires_grad
 
@@ -169,7 +170,7 @@ def test_gradients_are_those_of_sdpa_to_the_bit(model, batch):
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("backward_inside", [False, True])
 def test_gradient_checkpointing_runs_layers_again(model, batch, reentrant, backward_inside):
-    """The backward runs each layer a second time, asked or no more; checkpointing compares what the two save."""
+    """The backward runs each layer again, with or without a request; checkpointing compares the saved tensors."""
     trained = copy.deepcopy(model).train()
     enable = getattr(trained, "activation_checkpointing_enable", trained.gradient_checkpointing_enable)  # new, old name
     enable({"use_reentrant": reentrant})
@@ -205,8 +206,8 @@ def test_autocast_measures_what_it_computes(switched, batch):
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         plain = switched(**batch.inputs).logits
         with collect_attention_mass(switched, *batch.arguments()) as collector:
-            asked = switched(**batch.inputs).logits
-    torch.testing.assert_close(asked, plain, atol=0.1, rtol=0.05)  # bf16
+            with_masses = switched(**batch.inputs).logits
+    torch.testing.assert_close(with_masses, plain, atol=0.1, rtol=0.05)  # bf16
     torch.testing.assert_close(collector.masses.image, masses_of(switched, batch).image, atol=0.03, rtol=0)
     assert collector.masses.image.dtype == torch.float32
 
@@ -216,14 +217,14 @@ def test_dropout_leaves_the_masses_alone(batch, model):
     for layer in dropped.model.language_model.layers:
         layer.self_attn.attention_dropout = 0.5
     with use_attention_mass(dropped):
-        found = masses_of(dropped, batch)
+        masses = masses_of(dropped, batch)
         torch.manual_seed(0)
         with torch.no_grad():
             plain = dropped(**batch.inputs).logits
         torch.manual_seed(0)
         with torch.no_grad(), collect_attention_mass(dropped, *batch.arguments()):
             assert torch.equal(dropped(**batch.inputs).logits, plain)
-    torch.testing.assert_close(found.image[0], masses_of_first_layer(model, batch), atol=1e-6, rtol=0)
+    torch.testing.assert_close(masses.image[0], masses_of_first_layer(model, batch), atol=1e-6, rtol=0)
 
 
 def masses_of_first_layer(model, batch):
@@ -271,36 +272,36 @@ def refuse_to_measure(monkeypatch):
 def test_unasked_it_is_sdpa(switched, batch, monkeypatch):
     refuse_to_measure(monkeypatch)
     with torch.no_grad():
-        asked = switched(**batch.inputs).logits
+        with_masses = switched(**batch.inputs).logits
         switched.set_attn_implementation({"text_config": "sdpa"})
         plain = switched(**batch.inputs).logits
-    assert torch.equal(asked, plain)
+    assert torch.equal(with_masses, plain)
 
 
 def test_only_the_model_named_is_measured(switched, batch):
-    other = copy.deepcopy(switched)
+    unnamed = copy.deepcopy(switched)
     with torch.no_grad(), collect_attention_mass(switched, *batch.arguments()) as collector:
-        other(**batch.inputs)
+        unnamed(**batch.inputs)
         with pytest.raises(AttentionMassError, match="no attention of layers 0, 1, 2, 3"):
             _ = collector.masses
         switched(**batch.inputs)
         wanted = collector.masses
-        other(**batch.inputs | {"pixel_values": torch.zeros_like(batch.inputs["pixel_values"])})
+        unnamed(**batch.inputs | {"pixel_values": torch.zeros_like(batch.inputs["pixel_values"])})
     assert_same(collector.masses, wanted)
 
 
 def test_threads_that_share_a_model_are_kept_apart(switched, batch):
-    """Each thread collects its own sample, a third one runs forward unasked; all wait for one another in each step."""
+    """Two threads collect their own samples, a third one runs forward without a request, all in lockstep."""
     singles = [batch.row(0), batch.row(2)]
-    wanted = [masses_of(switched, one) for one in singles]
-    found, barrier = {}, threading.Barrier(3, timeout=60)
+    wanted = [masses_of(switched, single) for single in singles]
+    collected, barrier = {}, threading.Barrier(3, timeout=60)
 
     def collect(index):
         with torch.no_grad(), collect_attention_mass(switched, *singles[index].arguments()) as collector:
             for _ in range(3):
                 barrier.wait()
                 switched(**singles[index].inputs)
-        found[index] = collector.masses
+        collected[index] = collector.masses
 
     def run():
         for _ in range(3):
@@ -315,7 +316,7 @@ def test_threads_that_share_a_model_are_kept_apart(switched, batch):
     for thread in threads:
         thread.join()
     for index in (0, 1):
-        assert_same(found[index], wanted[index])
+        assert_same(collected[index], wanted[index])
 
 
 def test_a_compiled_function_is_sdpa():
@@ -367,7 +368,7 @@ def test_a_forward_that_does_not_fit_is_refused(switched, batch):
     ids, mask, attended = batch.arguments()
     with torch.no_grad():
         with (
-            pytest.raises(AttentionMassError, match=r"4 rows of 0 \+ \d+ positions, and input_ids is \(2, "),
+            pytest.raises(AttentionMassError, match=r"4 rows of 0 \+ \d+ positions, but input_ids is \(2, "),
             collect_attention_mass(switched, ids[:2], mask[:2], attended[:2]),
         ):
             switched(**batch.inputs)
@@ -389,7 +390,7 @@ def test_a_forward_that_does_not_fit_is_refused(switched, batch):
     [
         ({"completion_mask": torch.ones((3, 5))}, r"completion_mask is \(3, 5\), must be \(4, at most"),
         ({"completion_mask": torch.ones((4, 500))}, "at most"),
-        ({"attention_mask": torch.ones((4, 5))}, "as input_ids is"),
+        ({"attention_mask": torch.ones((4, 5))}, "the shape of input_ids"),
         ({"text": "some"}, "text is 'some', must be one of all, before_image"),
     ],
 )
@@ -405,7 +406,7 @@ def tiny_text(**settings):
     return sizes | {"num_key_value_heads": 2, "vocab_size": 32, "pad_token_id": 0} | settings
 
 
-def refused():
+def unsupported_models():
     mllama = AutoConfig.for_model("mllama")
     mllama = type(mllama)(
         text_config=tiny_text(cross_attention_layers=[1], model_type="mllama_text_model"),
@@ -415,12 +416,12 @@ def refused():
     yield "mllama", AutoModelForImageTextToText.from_config(mllama), "queries attend to image tokens only"
     llama = AutoConfig.for_model("llama", **tiny_text())
     yield "llama", AutoModelForCausalLM.from_config(llama), "no image_token_id"
-    yield "module", torch.nn.Linear(1, 1), "no model of transformers"
+    yield "module", torch.nn.Linear(1, 1), "is not a transformers model"
 
 
 @pytest.mark.parametrize("name", ["mllama", "llama", "module"])
 def test_models_without_a_balance_are_named(name):
-    model, message = next((model, message) for found, model, message in refused() if found == name)
+    model, message = next((model, message) for kind, model, message in unsupported_models() if kind == name)
     assert message in why_not_attention_mass(model)
     with pytest.raises(AttentionMassError, match=message):
         use_attention_mass(model)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from commands import run_module
 from datasets import load_from_disk
 
 COMMANDS = "score stratify export explain report compare evaluate train experiment demo".split()
@@ -19,8 +20,7 @@ SMALL = ["--limit", "12", "--num-masks", "3", "--tau", "0.3", "--ratios", "0,0.3
 
 def hardsample(*arguments, **more) -> subprocess.CompletedProcess:
     environment = os.environ | {"COLUMNS": "120", "NO_COLOR": "1"}
-    command = [sys.executable, "-m", "hardsample.cli.main", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, **more)
+    return run_module("hardsample.cli.main", *arguments, env=environment, **more)
 
 
 @pytest.fixture(scope="module")

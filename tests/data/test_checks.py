@@ -1,4 +1,4 @@
-"""What a processor refuses is rejected from headers alone, asked once for each kind of image."""
+"""Records whose images a processor refuses are rejected from headers, with one trial per size and mode."""
 
 import json
 import logging
@@ -15,12 +15,12 @@ class Processor:
     """Takes RGB images whose longer side is at most three times the shorter."""
 
     def __init__(self):
-        self.asked = []
+        self.sizes = []
 
     def image_processor(self, images, return_tensors):
         assert images.mode == "RGB"
         assert return_tensors == "pt"
-        self.asked.append(images.size)
+        self.sizes.append(images.size)
         if max(images.size) > 3 * min(images.size):
             raise ValueError(f"aspect ratio {max(images.size) / min(images.size):g} is above 3")
 
@@ -45,7 +45,7 @@ def loaded(tmp_path):
     return load(tmp_path / "data.jsonl")
 
 
-def test_records_the_processor_refuses(loaded):
+def test_records_that_the_processor_refuses_are_rejected(loaded):
     processor = Processor()
     kept, rejected = check_images(loaded.dataset, processor)
     assert kept["id"] == ["r0", "r3", "r5", "r6", "r7"]
@@ -55,10 +55,10 @@ def test_records_the_processor_refuses(loaded):
         "column 'images': the processor refuses an image of 40 × 10 pixels (aspect ratio 4 is above 3); resize it"
     )
     # once for each (width, height, mode): two RGB, one L, one I;16
-    assert sorted(processor.asked) == [(8, 9), (9, 9), (9, 9), (40, 10)]
+    assert sorted(processor.sizes) == [(8, 9), (9, 9), (9, 9), (40, 10)]
 
 
-def test_an_image_processor_alone_will_do(loaded):
+def test_an_image_processor_can_be_given_alone(loaded):
     processor = Processor()
     kept, rejected = check_images(loaded.dataset, processor.image_processor)
     assert len(kept) == 5
@@ -73,10 +73,10 @@ def test_the_size_of_a_turned_image_is_the_upright_one(tmp_path):
     (tmp_path / "data.jsonl").write_text(json.dumps({"problem": "Q", "solution": "1", "image": "a.jpg"}))
     processor = Processor()
     check_images(load(tmp_path / "data.jsonl").dataset, processor)
-    assert processor.asked == [(20, 30)]
+    assert processor.sizes == [(20, 30)]
 
 
-def test_the_limit_and_that_no_file_is_opened(loaded, tmp_path):
+def test_max_pixels_is_checked_and_no_file_is_opened(loaded, tmp_path):
     kept, rejected = check_images(loaded.dataset, Processor(), max_pixels=80)
     assert kept["id"] == ["r3", "r6"]
     assert "9 × 9 = 81 pixels are more than the 80 allowed" in rejected[0].reason
@@ -98,7 +98,7 @@ def test_a_real_processor(tmp_path):
     assert "aspect ratio" in rejected[0].reason
 
 
-def test_transformers_says_once_what_it_says_of_each_tiny_image(tmp_path, caplog):
+def test_the_warning_of_transformers_about_a_tiny_image_is_logged_once(tmp_path, caplog):
     from transformers.image_utils import infer_channel_dimension_format
 
     Image.new("RGB", (1, 1)).save(tmp_path / "one.png")
@@ -107,4 +107,4 @@ def test_transformers_says_once_what_it_says_of_each_tiny_image(tmp_path, caplog
     with caplog.at_level(logging.WARNING):
         for _ in range(12):
             infer_channel_dimension_format(np.zeros((3, 1, 1)))
-    assert sum("channel dimension is ambiguous" in one.getMessage() for one in caplog.records) <= 1
+    assert sum("channel dimension is ambiguous" in record.getMessage() for record in caplog.records) <= 1

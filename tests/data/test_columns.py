@@ -1,4 +1,4 @@
-"""Columns we do not know come back as they were, whatever they hold."""
+"""Unknown columns are returned unchanged, whatever they hold."""
 
 import io
 import json
@@ -23,7 +23,7 @@ def png_bytes(colour=(255, 0, 0), size=(4, 3)) -> bytes:
 
 @pytest.fixture
 def root(tmp_path):
-    """A folder with images a.png and b.png, and one outside of it."""
+    """Return a folder with images a.png and b.png; a third image is outside of it."""
     folder = tmp_path / "root"
     folder.mkdir()
     (folder / "a.png").write_bytes(png_bytes())

@@ -1,4 +1,4 @@
-"""Files, folders, the Hub and memory: what they hold comes out record by record, or a message names the place."""
+"""Files, folders, the Hub and memory: they are read record by record, or a message names the line."""
 
 import io
 import json
@@ -9,9 +9,13 @@ import types
 import datasets
 import pytest
 from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
+from hardsample.data.containers import _JsonItems
 from hardsample.data.loading import DataError, NoRecordsError, load
+from hardsample.data.records.conversation import RecordError
 
 
 def png_bytes(colour=(255, 0, 0), size=(4, 3)) -> bytes:
@@ -22,7 +26,7 @@ def png_bytes(colour=(255, 0, 0), size=(4, 3)) -> bytes:
 
 @pytest.fixture
 def root(tmp_path):
-    """A folder with images a.png and b.png, and one outside of it."""
+    """Return a folder with images a.png and b.png; a third image is outside of it."""
     folder = tmp_path / "root"
     folder.mkdir()
     (folder / "a.png").write_bytes(png_bytes())
@@ -85,6 +89,46 @@ def test_json_that_cannot_be_parsed_names_the_line(root, text, message):
         load(root / "data.json")
 
 
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(
+    st.lists(st.dictionaries(st.text(), values, max_size=4), max_size=4),
+    st.sampled_from([None, 0, 7, 40]),
+    st.booleans(),
+    st.integers(1, 40),
+    st.none() | st.tuples(st.floats(0, 1), st.integers(0, 1), st.sampled_from(["", "\\", '"', "}", " ", "\n"])),
+)
+def test_json_in_pieces_is_what_json_reads_at_once(records, indent, escapes, piece, damage):
+    text = json.dumps(records, indent=indent, ensure_ascii=escapes)
+    if damage is not None:
+        share, lost, put = damage
+        at = 1 + int(share * (len(text) - 1))
+        text = text[:at] + put + text[at + lost :]
+    stream = io.StringIO(text, newline="")
+    items = _JsonItems(lambda size: stream.read(min(size, piece)), "data.json").rows()
+    try:
+        expected = json.loads(text)
+    except ValueError:
+        with pytest.raises(DataError, match=r"^'data\.json', line \d+: "):
+            list(items)
+        return
+    read = [None if isinstance(item, RecordError) else item for item in items]
+    assert repr(read) == repr([item if isinstance(item, dict) else None for item in expected])  # NaN is not itself
+
+
+def test_a_mistake_in_the_middle_is_told_before_the_rest_is_read():
+    stream = io.StringIO('[{"a": 1}, {"a": }, ' + '{"a": 2}, ' * 1000 + "{}]")
+    items = _JsonItems(lambda size: stream.read(min(size, 100)), "data.json").rows()
+    with pytest.raises(DataError, match="line 1: Expecting value"):
+        list(items)
+    assert stream.tell() == 100
+
+
 def test_json_that_is_not_utf8(root):
     (root / "data.json").write_bytes(b'[{"a": "\xff"}]')
     with pytest.raises(DataError, match="not UTF-8"):
@@ -104,7 +148,7 @@ def test_a_dataset_in_memory_keeps_its_absolute_paths(root, monkeypatch):
     assert [row["images"][0]["path"] for row in loaded.dataset] == [str(root / "a.png"), str(root / "b.png")]
     assert load(loaded.dataset.select([1])).dataset["images"] == [[{"bytes": None, "path": str(root / "b.png")}]]
     (root / "inner").mkdir()
-    with pytest.raises(NoRecordsError, match="lies outside"):
+    with pytest.raises(NoRecordsError, match="is outside"):
         load(Dataset.from_list(rows[:1]), image_root=root / "inner")
 
 
@@ -116,10 +160,10 @@ def test_a_dataset_of_decoded_images_is_not_decoded(root):
 
 
 def test_splits_must_be_chosen_unless_there_is_one(root, tmp_path):
-    one = Dataset.from_list([record(id="x")])
-    datasets.DatasetDict(train=one).save_to_disk(str(tmp_path / "one"))
+    split = Dataset.from_list([record(id="x")])
+    datasets.DatasetDict(train=split).save_to_disk(str(tmp_path / "one"))
     assert load(tmp_path / "one").dataset["id"] == ["x"]
-    datasets.DatasetDict(train=one, test=one).save_to_disk(str(tmp_path / "two"))
+    datasets.DatasetDict(train=split, test=split).save_to_disk(str(tmp_path / "two"))
     with pytest.raises(DataError, match=r"several splits; choose one: .*two/train, .*two/test"):
         load(tmp_path / "two")
     assert load(tmp_path / "two" / "test").dataset["id"] == ["x"]
@@ -128,23 +172,23 @@ def test_splits_must_be_chosen_unless_there_is_one(root, tmp_path):
 
 
 def test_hub_names(monkeypatch, tmp_path):
-    asked = []
+    calls = []
 
     def load_dataset(name, split=None):
-        asked.append((name, split))
+        calls.append((name, split))
         if name == "who/gone":
             raise FileNotFoundError("Dataset 'who/gone' doesn't exist")
-        one = Dataset.from_list([record(id=str(split))])
-        return one if split else datasets.DatasetDict(train=one, test=one)
+        rows = Dataset.from_list([record(id=str(split))])
+        return rows if split else datasets.DatasetDict(train=rows, test=rows)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     loaded = load("who/what:test")
     assert (loaded.dataset["id"], loaded.source) == (["test"], "Hub dataset who/what:test")
     with pytest.raises(DataError, match="several splits; choose one: who/what:train, who/what:test"):
         load("who/what")
-    with pytest.raises(DataError, match="'who/gone' is no file here, and the Hub does not give it: Dataset"):
+    with pytest.raises(DataError, match="'who/gone' is not a local file, and loading it from the Hub failed: Dataset"):
         load("who/gone")
-    assert asked == [("who/what", "test"), ("who/what", None), ("who/gone", None)]
+    assert calls == [("who/what", "test"), ("who/what", None), ("who/gone", None)]
 
 
 def test_a_hub_dataset_cannot_name_files_of_this_machine(monkeypatch):
@@ -152,7 +196,7 @@ def test_a_hub_dataset_cannot_name_files_of_this_machine(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda name, split: Dataset.from_list(rows))
     loaded = load("who/what:train")
     assert loaded.dataset["id"] == ["good"]
-    assert "lies outside" in loaded.rejected[0].reason
+    assert "is outside" in loaded.rejected[0].reason
 
 
 @pytest.mark.parametrize("name", ["nothing.jsonl", "nowhere/nothing.jsonl", "nothing", "demo:unknown", "a/b/c"])

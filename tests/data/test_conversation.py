@@ -1,4 +1,4 @@
-"""Turns of every kind, and the places of their images."""
+"""Turns of every kind, and the placeholders of their images."""
 
 import pytest
 
@@ -17,10 +17,12 @@ def user(*blocks: dict) -> dict:
 
 def test_the_gold_turn_goes_and_earlier_turns_stay():
     turns = [("system", "S"), ("user", "<image>one"), ("assistant", "1"), ("user", "two<image>"), ("assistant", "2")]
-    talk = read_conversation([{"role": role, "content": words} for role, words in turns], ["a", "b"], "messages")
-    assert talk.gold == "2"
-    assert talk.images == ["a", "b"]
-    assert talk.prompt == [
+    conversation = read_conversation(
+        [{"role": role, "content": words} for role, words in turns], ["a", "b"], "messages"
+    )
+    assert conversation.gold == "2"
+    assert conversation.images == ["a", "b"]
+    assert conversation.prompt == [
         {"role": "system", "content": [text("S")]},
         user(IMAGE, text("one")),
         {"role": "assistant", "content": [text("1")]},
@@ -48,13 +50,13 @@ def test_the_gold_turn_goes_and_earlier_turns_stay():
         (160, [], [text("160")], []),
     ],
 )  # fmt: skip
-def test_places_of_images(content, images, blocks, order):
-    talk = read_conversation([{"role": "user", "content": content}], images, "messages")
-    assert talk.prompt == [user(*blocks)]
-    assert talk.images == order
+def test_placeholders_of_images(content, images, blocks, order):
+    conversation = read_conversation([{"role": "user", "content": content}], images, "messages")
+    assert conversation.prompt == [user(*blocks)]
+    assert conversation.images == order
 
 
-def test_images_without_a_place_go_before_the_first_user_turn_not_the_system_turn():
+def test_images_without_a_placeholder_go_before_the_first_user_turn_not_the_system_turn():
     turns = [{"role": "system", "content": "S"}, {"role": "user", "content": "Q"}]
     assert read_conversation(turns, ["a"], "prompt").prompt[1] == user(IMAGE, text("Q"))
 
@@ -62,15 +64,19 @@ def test_images_without_a_place_go_before_the_first_user_turn_not_the_system_tur
 @pytest.mark.parametrize(
     ("turns", "images", "message"),
     [
-        ("<image><image>Q", ["a"], r"2 placeholders \(<image>, <image>\) for 1 images; write one placeholder for each"),
+        (
+            "<image><image>Q",
+            ["a"],
+            r"2 placeholders \(<image>, <image>\) for 1 images; write one placeholder per image",
+        ),
         ("<image>Q", ["a", "b"], "1 placeholders .* for 2 images"),
         ("<image>Q", [], "1 placeholders .* for 0 images"),
         ("<image3>Q", ["a"], r"\(<image3>\) for 1 images"),
         ("<image0>Q", ["a"], "placeholders"),
-        ("<image>", ["a"], "column 'messages': no user turn holds text; give it a question"),
-        ("  ", [], "no user turn holds text"),
-        ([{"role": "system", "content": "S"}], [], "no user turn holds text"),
-        ([{"role": "assistant", "content": "S"}], [], "no user turn holds text"),
+        ("<image>", ["a"], "column 'messages': no user turn has text; give it a question"),
+        ("  ", [], "no user turn has text"),
+        ([{"role": "system", "content": "S"}], [], "no user turn has text"),
+        ([{"role": "assistant", "content": "S"}], [], "no user turn has text"),
         ([{"role": "wizard", "content": "Q"}], [], "role 'wizard' is unknown; use one of system, user"),
         (["Q"], [], "role None is unknown"),
         ([{"role": "user", "content": [{"type": "video", "video": "v"}]}], [], "block type 'video' is not supported"),
@@ -90,43 +96,46 @@ def test_conversations_that_do_not_fit(turns, images, message):
     ],
 )
 def test_numbers_of_one_composite_image_are_mentions(content, blocks):
-    talk = read_conversation(content, ["a"], "question", composite=True)
-    assert talk.images == ["a"]
-    image, said = talk.prompt[0]["content"]
+    conversation = read_conversation(content, ["a"], "question", composite=True)
+    assert conversation.images == ["a"]
+    image, question = conversation.prompt[0]["content"]
     assert image == IMAGE
-    assert blocks.removeprefix("\n") in said["text"] or said["text"].startswith(blocks)
-    assert "<image" not in said["text"]
+    assert blocks.removeprefix("\n") in question["text"] or question["text"].startswith(blocks)
+    assert "<image" not in question["text"]
     with pytest.raises(RecordError, match="for 1 images"):
         read_conversation(content, ["a"], "question")
 
 
 def test_numbers_that_name_a_part_of_several_images_are_mentions():
-    talk = read_conversation("What is in <image 2>?", ["a", "b", "c"], "question")
-    assert talk.prompt == [user(IMAGE, IMAGE, IMAGE, text("What is in (image 2)?"))]
-    assert talk.images == ["a", "b", "c"]
+    conversation = read_conversation("What is in <image 2>?", ["a", "b", "c"], "question")
+    assert conversation.prompt == [user(IMAGE, IMAGE, IMAGE, text("What is in (image 2)?"))]
+    assert conversation.images == ["a", "b", "c"]
 
 
 def test_a_number_that_comes_again_in_a_later_turn_is_a_mention():
     turns = [("user", "<image1> and <image2>"), ("assistant", "x"), ("user", "in <image1>?")]
-    talk = read_conversation([{"role": role, "content": said} for role, said in turns], ["a", "b"], "messages")
-    assert talk.prompt[2] == user(text("in (image 1)?"))
+    conversation = read_conversation(
+        [{"role": role, "content": words} for role, words in turns], ["a", "b"], "messages"
+    )
+    assert conversation.prompt[2] == user(text("in (image 1)?"))
 
 
 @pytest.mark.parametrize(
-    "left", ["<video>", "<audio>", "<bbox>", "<ref-object>", "<VIDEO>", "<|image_pad|>", "<|vision_start|>", "<video1>"]
+    "leftover",
+    ["<video>", "<audio>", "<bbox>", "<ref-object>", "<VIDEO>", "<|image_pad|>", "<|vision_start|>", "<video1>"],
 )
-def test_placeholders_that_nothing_fills(left):
-    for turns in (f"{left}How many?", [{"role": "system", "content": left}, {"role": "user", "content": "Q"}]):
+def test_placeholders_that_nothing_fills(leftover):
+    for turns in (f"{leftover}How many?", [{"role": "system", "content": leftover}, {"role": "user", "content": "Q"}]):
         with pytest.raises(RecordError, match="nothing fills the placeholder") as error:
             read_conversation(turns, [], "messages")
-        assert repr(left) in str(error.value)
+        assert repr(leftover) in str(error.value)
     assert read_conversation("Is a <b> tag or x<y>z?", [], "problem").prompt == [user(text("Is a <b> tag or x<y>z?"))]
 
 
 @pytest.mark.parametrize("role", ["tool", "function_call", "observation", "tool_response"])
 def test_tools_are_rejected(role):
     turns = [{"from": "human", "value": "Q"}, {"from": role, "value": "{}"}, {"from": "gpt", "value": "3"}]
-    with pytest.raises(RecordError, match=f"role '{role}' calls a tool or answers for one; tools are not supported"):
+    with pytest.raises(RecordError, match=f"role '{role}' is a tool call or a tool's reply; tools are not supported"):
         read_conversation(turns, [], "conversations")
     calls = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": None, "tool_calls": [{}]}]
     with pytest.raises(RecordError, match="tools are not supported"):

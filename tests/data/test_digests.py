@@ -17,7 +17,7 @@ from hardsample.data.images import ImageError
 
 def record(**changes):
     turn = {"role": "user", "content": [{"type": "image", "text": None}, {"type": "text", "text": "How many?"}]}
-    found = {
+    sample = {
         "id": "7",
         "prompt": [turn],
         "images": [{"bytes": b"image", "path": None}],
@@ -27,7 +27,7 @@ def record(**changes):
         "box_format": None,
         "ability": "counting",
     }
-    return found | changes
+    return sample | changes
 
 
 OTHER = {
@@ -59,15 +59,17 @@ def test_an_image_counts_by_its_bytes_and_not_by_name_or_size(tmp_path):
     first, second = tmp_path / "a.png", tmp_path / "b.png"
     for path in (first, second):
         path.write_bytes(b"image")
-    one = [{"bytes": None, "path": str(first)}]
-    assert sample_digest(record(images=one)) == sample_digest(record())
+    images = [{"bytes": None, "path": str(first)}]
+    assert sample_digest(record(images=images)) == sample_digest(record())
     assert sample_digest(record(images=[{"bytes": None, "path": str(second)}])) == sample_digest(record())
     first.write_bytes(b"imagE")
-    assert changed_parts(sample_digest(record(images=one)), sample_digest(record())) == ["images"]
-    assert old_digest(record(images=one)) == old_digest(record(images=one)) and is_old(old_digest(record(images=one)))
+    assert changed_parts(sample_digest(record(images=images)), sample_digest(record())) == ["images"]
+    assert old_digest(record(images=images)) == old_digest(record(images=images)) and is_old(
+        old_digest(record(images=images))
+    )
     first.unlink()
     with pytest.raises(ImageError, match=r"a\.png.*No such file"):
-        sample_digest(record(images=one))
+        sample_digest(record(images=images))
 
 
 def test_a_part_that_is_not_known_equals_any():
@@ -79,13 +81,14 @@ def test_a_part_that_is_not_known_equals_any():
 SCORED = {str(number): f"p{number}-i{number}-a{number}" for number in range(6)}
 
 
-def found(ids, contents):
-    return match(SCORED, ids, [SCORED.get(str(one), f"new{one}-n-n") for one in contents], "runs/mine")
+def matched(ids, contents):
+    digests = [SCORED.get(str(number), f"new{number}-n-n") for number in contents]
+    return match(SCORED, ids, digests, "runs/mine")
 
 
 def test_data_as_it_was_scored_is_matched_by_id():
-    assert found(["0", "4", "9"], [0, 4, 9]).samples == ["0", "4", None]
-    assert found(["0", "4", "9"], [0, 4, 9]).note == ""
+    assert matched(["0", "4", "9"], [0, 4, 9]).samples == ["0", "4", None]
+    assert matched(["0", "4", "9"], [0, 4, 9]).note == ""
 
 
 @pytest.mark.parametrize(
@@ -96,40 +99,40 @@ def test_data_as_it_was_scored_is_matched_by_id():
         ([0, 2, 3, 4, 5, 77], ["0", "2", "3", "4", "5", None]),
     ],
 )
-def test_line_numbers_that_moved_are_matched_by_content_and_it_is_said(contents, samples):
-    matched = found([str(row) for row in range(len(contents))], contents)
-    assert matched.samples == samples
-    assert "their ids are line numbers and the data moved" in matched.note and "`id` column" in matched.note
+def test_line_numbers_that_moved_are_matched_by_content_with_a_note(contents, samples):
+    result = matched([str(row) for row in range(len(contents))], contents)
+    assert result.samples == samples
+    assert "their ids are line numbers and the lines moved" in result.note and "`id` column" in result.note
 
 
 def test_the_note_names_the_first_that_moved():
-    assert "3 of 5 records" in found(list("01234"), [0, 1, 3, 4, 5]).note
-    assert "sample '2' is what sample '3' was" in found(list("01234"), [0, 1, 3, 4, 5]).note
+    assert "3 of 5 records" in matched(list("01234"), [0, 1, 3, 4, 5]).note
+    assert "sample '2' was scored as sample '3'" in matched(list("01234"), [0, 1, 3, 4, 5]).note
 
 
 @pytest.mark.parametrize(
-    ("ids", "contents", "said"),
+    ("ids", "contents", "message"),
     [
         (list("012345"), [0, 1, 77, 3, 4, 5], r"1 of 6 records .* sample '2' has changed \(its prompt and its images"),
-        (list("01234"), [0, 77, 3, 4, 5], "sample '1' has changed .*, sample '2' is what sample '3' was"),
+        (list("01234"), [0, 77, 3, 4, 5], "sample '1' has changed .*, sample '2' was scored as sample '3'"),
         (list("012345"), [0, 1, 2, 3, 4, 77], "sample '5' has changed"),
-        (list("01234"), [0, 1, 3, 3, 5], "sample '2' is what sample '3' was"),
+        (list("01234"), [0, 1, 3, 3, 5], "sample '2' was scored as sample '3'"),
     ],
 )
-def test_where_there_is_doubt_the_records_are_named(ids, contents, said):
-    with pytest.raises(ChangedError, match=said):
-        found(ids, contents)
+def test_where_there_is_doubt_the_records_are_named(ids, contents, message):
+    with pytest.raises(ChangedError, match=message):
+        matched(ids, contents)
 
 
 def test_ids_that_mean_something_are_never_matched_by_content():
     scored = {"a": "p-i-a", "b": "q-j-b"}
-    with pytest.raises(ChangedError, match=r"2 of 2 records .* sample 'a' is what sample 'b' was") as error:
+    with pytest.raises(ChangedError, match=r"2 of 2 records .* sample 'a' was scored as sample 'b'") as error:
         match(scored, ["a", "b"], ["q-j-b", "p-i-a"], "runs/mine")
     assert "line numbers" not in str(error.value)
 
 
 def test_only_some_are_named():
     pairs = [(name, "x-y-z") for name in SCORED]
-    said = differences(SCORED, pairs, "runs/mine")
-    assert said.count("has changed") == 3 and ", and 3 more." in said
+    message = differences(SCORED, pairs, "runs/mine")
+    assert message.count("has changed") == 3 and ", and 3 more." in message
     assert differences(SCORED, list(SCORED.items()), "runs/mine") == ""

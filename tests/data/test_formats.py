@@ -82,23 +82,23 @@ def test_every_format_is_met_above():
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        ({"a": 1, "b": 2}, "no known format has its columns \\('a', 'b'\\)"),
-        ({}, "no known format has its columns \\(none\\)"),
+        ({"a": 1, "b": 2}, "no known format has these columns \\('a', 'b'\\)"),
+        ({}, "no known format has these columns \\(none\\)"),
         ({"problem": "", "answer": "5"}, "column 'problem' is empty \\(''\\); give it a question"),
         ({"messages": [], "solution": "5"}, "column 'messages' is empty"),
         (
             {"problem": "Q", "solution": ""},
-            "no solution: 'solution' and 'response' and 'ground_truth' and 'answers' hold nothing; give",
+            "no solution in 'solution' or 'response' or 'ground_truth' or 'answers'; give",
         ),
         ({"problem": "Q", "answer": None}, "no solution"),
         ({"problem": "Q", "answer": []}, "no solution"),
         ({"question": "Q", "answer": float("nan")}, "no solution"),
         (
             {"messages": [{"role": "user", "content": "Q"}]},
-            "no solution: 'answer' and .* and 'the last assistant turn'",
+            "no solution in 'answer' or .* or 'the last assistant turn'",
         ),
         ({"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": " "}]}, "no solution"),
-        ({"problem": "Q", "solution": "5", "id": ["x"]}, r"column 'id' holds \['x'\]; give a text or a number"),
+        ({"problem": "Q", "solution": "5", "id": ["x"]}, r"column 'id' holds \['x'\]; give a string or a number"),
     ],
 )
 def test_records_that_do_not_fit(raw, message):
@@ -227,8 +227,8 @@ COLUMNS += ["response", "images", "image", "options", "choices", "reward_model",
 @example({"prompt": [{"role": None, "from": []}]})
 @settings(max_examples=100, deadline=None)
 @given(st.dictionaries(st.sampled_from([*COLUMNS, "history", "extra_info", "level"]), JSON, max_size=7))
-def test_any_record_is_canonical_or_refused(raw):
-    """Whatever JSON a record holds, it is refused with a reason, or its images and places match."""
+def test_any_record_is_canonical_or_rejected(raw):
+    """Whatever JSON a record holds, it is rejected with a reason, or its images and placeholders match."""
     try:
         record = canonical(raw, 0)
     except RecordError:

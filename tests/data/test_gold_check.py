@@ -1,4 +1,4 @@
-"""Golds that no answer can meet are rejected at load, with the reason; all others stay."""
+"""Golds that no answer can satisfy are rejected at load, with the reason; all others stay."""
 
 import json
 
@@ -50,12 +50,12 @@ def test_golds_that_can_be_met(record):
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
-        (row("E", "choice", ["cat", "dog"]), r"'E' is none of the 2 options \(A. cat, B. dog\); give the letter"),
-        (row("bird", "choice", ["cat", "dog"]), "'bird' is none of the 2 options"),
-        (row("7", "choice", ["cat", "dog"]), "'7' is none of the 2 options .*index counted from 0"),
+        (row("E", "choice", ["cat", "dog"]), r"'E' is not one of the 2 options \(A. cat, B. dog\); give the letter"),
+        (row("bird", "choice", ["cat", "dog"]), "'bird' is not one of the 2 options"),
+        (row("7", "choice", ["cat", "dog"]), "'7' is not one of the 2 options .*index \\(from 0\\)"),
         (row("A", "choice", ["cat", "dog", "cat"]), "the wrong answer 'C. cat' is graded right .* make the options"),
-        (row("two boxes", "grounding"), r"'two boxes' is wrong by its own grader \(grounding\)"),
-        (row("<answer></answer>", "text"), "is wrong by its own grader"),
+        (row("two boxes", "grounding"), r"'two boxes' is graded wrong by its own grader \(grounding\)"),
+        (row("<answer></answer>", "text"), "is graded wrong by its own grader"),
     ],
 )
 def test_golds_that_no_answer_can_meet(record, reason):
@@ -87,11 +87,11 @@ def test_loading_rejects_them_in_their_order(tmp_path):
     ]
     loaded = load(jsonl(tmp_path, *records))
     assert loaded.dataset["id"] == ["yes"]
-    assert [(one.number, one.id) for one in loaded.rejected] == [(0, "no"), (2, "none"), (3, "far")]
-    assert "column 'solution': the solution 'bird' is none of the 2 options" in loaded.rejected[0].reason
+    assert [(rejection.number, rejection.id) for rejection in loaded.rejected] == [(0, "no"), (2, "none"), (3, "far")]
+    assert "column 'solution': the solution 'bird' is not one of the 2 options" in loaded.rejected[0].reason
     with pytest.raises(DataError, match=r"record 0 \(id 'no'\): column 'solution'"):
         load(jsonl(tmp_path, *records), strict=True)
-    with pytest.raises(NoRecordsError, match="is none of the 2 options"):
+    with pytest.raises(NoRecordsError, match="is not one of the 2 options"):
         load(jsonl(tmp_path, records[0]))
 
 
@@ -109,12 +109,12 @@ def test_golds_are_checked_in_bounded_batches(tmp_path, monkeypatch):
     assert sizes == [256, 256, 88]
 
 
-def test_numbers_of_options_that_seem_to_count_from_one_are_said(tmp_path):
+def test_option_numbers_that_seem_to_count_from_one_are_a_warning(tmp_path):
     records = [{"question": "Which?", "options": ["a cat", "a dog", "a fish"], "answer": n} for n in (1, 2, 3)]
     loaded = load(jsonl(tmp_path, *records))
     assert loaded.dataset["solution"] == ["B", "C"]
-    assert [one.number for one in loaded.rejected] == [2]
-    assert "3 golds are numbers of options, none is 0 and 1 are the number of the options" in loaded.warnings[0]
+    assert [rejection.number for rejection in loaded.rejected] == [2]
+    assert "3 golds are option numbers; none is 0 and 1 equal the number of options" in loaded.warnings[0]
     records[0]["answer"] = 0
     assert load(jsonl(tmp_path, *records)).warnings == []
 

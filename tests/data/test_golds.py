@@ -1,4 +1,4 @@
-"""Golds of every shape that records hold them in: accepted answers, or a reason why it is none."""
+"""Golds of every shape in records: their accepted answers, or why they are not answers."""
 
 import pytest
 
@@ -50,8 +50,8 @@ def test_accepted_answers(value, answers):
 @pytest.mark.parametrize(
     "value", [{"style": "rule"}, {"bbox_2d": "left"}, [["a"], ["b"]], ["a", ["b"]], [{"x": 1}], [None], [" "]]
 )
-def test_what_is_no_answer(value):
-    with pytest.raises(RecordError, match=r"column 'answer' holds .*(no answer|no text)"):
+def test_values_that_are_not_answers(value):
+    with pytest.raises(RecordError, match=r"column 'answer' holds .*(not an answer|no text)"):
         canonical({"problem": "Q", "answer": value}, 0)
 
 

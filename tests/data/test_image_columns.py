@@ -1,4 +1,4 @@
-"""Which columns hold images, under whatever name; and a word where a record seems to have one that is not read."""
+"""Which columns hold images, under any name, and a warning if a record seems to have an image that is not read."""
 
 import json
 
@@ -38,8 +38,8 @@ def test_columns_of_images(columns, images):
 
 
 @pytest.mark.parametrize("name", ["videos", "video", "audios", "audio", "video_path"])
-def test_videos_and_sounds_are_rejected(name):
-    with pytest.raises(RecordError, match=f"column '{name}' holds .*clip.* videos and sounds are not read"):
+def test_video_and_audio_are_rejected(name):
+    with pytest.raises(RecordError, match=f"column '{name}' holds .*clip.* video and audio are not supported"):
         canonical({"problem": "How many?", "answer": "3", name: ["clip.mp4"]}, 0)
     assert canonical({"problem": "How many?", "answer": "3", name: []}, 0).solution == "3"
 
@@ -51,6 +51,7 @@ def test_videos_and_sounds_are_rejected(name):
         ({"scan": {"bytes": b"x", "path": None}}, "Q", "column 'scan'"),
         ({"source": "a.png"}, "Q", None),
         ({}, "What is in the picture?", "question"),
+        ({}, "What is in the image?", "question"),
         ({}, "如图,求x", "question"),
         ({}, "Find the image of f.", None),
         ({}, "What is 2 + 2?", None),

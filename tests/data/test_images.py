@@ -1,4 +1,4 @@
-"""Images of every mode, orientation and state, and references that must be refused."""
+"""Images of every mode, orientation and state, and references that must be rejected."""
 
 import base64
 import io
@@ -22,7 +22,7 @@ def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims to be of some size and holds next to nothing."""
+    """Return a PNG that claims some size and holds next to nothing."""
 
     def chunk(name: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
@@ -135,7 +135,7 @@ def test_one_pixel_and_ten_megapixels():
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation(kind, orientation):
-    """An image with a red top-left quarter is stored turned; opened, the quarter is at the top left again."""
+    """An image with a red top-left quarter is stored rotated; once opened, the quarter is at the top left again."""
     upright = Image.new("RGB", (32, 16), WHITE)
     upright.paste(RED, (0, 0, 16, 8))
     undo = {
@@ -237,16 +237,16 @@ def test_paths_bytes_uris_and_mappings_all_open(tmp_path):
     ("ref", "message"),
     [
         ("missing.png", "file 'missing.png' does not exist under .*; fix the path or set --image-root"),
-        ("../secret.png", "'../secret.png' lies outside .*; move the image there or set --image-root"),
-        ("/etc/hostname", "lies outside"),
-        ("link.png", "'link.png' lies outside"),
-        ("folder/x.png", "lies outside"),
+        ("../secret.png", "'../secret.png' is outside .*; move the image there or set --image-root"),
+        ("/etc/hostname", "is outside"),
+        ("link.png", "'link.png' is outside"),
+        ("folder/x.png", "is outside"),
         ("loop.png", "not a usable path"),
         (".", "is not a file"),
         ("a\0b.png", "not a usable path"),
         ("x" * 5000, "not a usable path"),
-        ("https://example.org/a.png", "is a web address; download the image first"),
-        ("s3://bucket/a.png", "is a web address"),
+        ("https://example.org/a.png", "is a URL; download the image first"),
+        ("s3://bucket/a.png", "is a URL"),
         ("data:image/png;base64", "has no comma"),
         ("data:image/png;base64,!!!", "is not base64"),
         ({"bytes": None, "path": None}, "neither bytes nor a path"),
@@ -274,7 +274,7 @@ def test_links_and_absolute_paths_inside_the_root_are_fine(tmp_path):
         assert as_ref(ref, tmp_path)["path"] == str(target.resolve())
 
 
-def test_a_header_is_read_anew_when_the_file_changes(tmp_path):
+def test_a_header_is_read_again_when_the_file_changes(tmp_path):
     path = Path(tmp_path / "a.png")
     path.write_bytes(encode(Image.new("L", (3, 2))))
     assert image_header(path) == (3, 2, "L")
@@ -293,7 +293,7 @@ def exif_block(orientation: int) -> bytes:
 
 
 def profile(block: bytes, kind: bytes, packed: bytes) -> bytes:
-    """The EXIF block as ImageMagick writes it: hexadecimal text in lines."""
+    """Return the EXIF block as ImageMagick writes it: hexadecimal text in lines."""
     digits = (b"Exif\0\0" + block).hex()
     lines = "\n".join(digits[i : i + 72] for i in range(0, len(digits), 72))
     text = f"\n{kind.decode()}\n{len(digits) // 2:8}\n{lines}\n".encode()
@@ -305,15 +305,15 @@ def profile(block: bytes, kind: bytes, packed: bytes) -> bytes:
     return chunk(packed, keyword + text)
 
 
-@pytest.mark.parametrize("place", ["before", "after"])
+@pytest.mark.parametrize("position", ["before", "after"])
 @pytest.mark.parametrize("way", ["eXIf", "exif tEXt", "exif zTXt", "APP1 zTXt", "exif iTXt"])
-def test_a_pngs_orientation_wherever_it_is_written(way, place, tmp_path):
+def test_a_pngs_orientation_wherever_it_is_written(way, position, tmp_path):
     stored = Image.new("RGB", (8, 4), WHITE)
     stored.paste(RED, (0, 0, 4, 2))
     data = encode(stored)
     kind, _, packed = way.partition(" ")
     added = chunk(b"eXIf", exif_block(6)) if way == "eXIf" else profile(exif_block(6), kind.encode(), packed.encode())
-    at = data.index(b"IDAT" if place == "before" else b"IEND") - 4
+    at = data.index(b"IDAT" if position == "before" else b"IEND") - 4
     data = data[:at] + added + data[at:]
     (tmp_path / "a.png").write_bytes(data)
     for ref in (data, tmp_path / "a.png"):
@@ -323,7 +323,7 @@ def test_a_pngs_orientation_wherever_it_is_written(way, place, tmp_path):
         # turned to the right: the corner that was at the top left is at the top right
         assert (opened.getpixel((3, 0)), opened.getpixel((0, 7))) == (RED, WHITE)
     cut = data[: at + len(added) // 2]
-    if place == "after":
+    if position == "after":
         assert image_header(cut) == (8, 4, "RGB")  # a block that is cut off is none
 
 

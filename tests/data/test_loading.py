@@ -26,7 +26,7 @@ def png_bytes(colour=(255, 0, 0), size=(4, 3)) -> bytes:
 
 
 def claimed_png(width: int, height: int) -> bytes:
-    """The beginning of a PNG that claims to be of some size."""
+    """Return the beginning of a PNG that claims some size."""
     body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     header = struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
     return b"\x89PNG\r\n\x1a\n" + header + struct.pack(">I", 9) + b"IDAT"
@@ -34,7 +34,7 @@ def claimed_png(width: int, height: int) -> bytes:
 
 @pytest.fixture
 def root(tmp_path):
-    """A folder with images a.png and b.png, and one outside of it."""
+    """Return a folder with images a.png and b.png; a third image is outside of it."""
     folder = tmp_path / "root"
     folder.mkdir()
     (folder / "a.png").write_bytes(png_bytes())
@@ -55,9 +55,9 @@ def record(**columns):
 
 BAD = {
     "missing": (record(image="c.png"), "column 'image': file 'c.png' does not exist under"),
-    "dots": (record(image="../outside.png"), "column 'image': '../outside.png' lies outside"),
-    "absolute": (record(image="/etc/hostname"), "lies outside .* set --image-root"),
-    "link": (record(image="link.png"), "'link.png' lies outside"),
+    "dots": (record(image="../outside.png"), "column 'image': '../outside.png' is outside"),
+    "absolute": (record(image="/etc/hostname"), "is outside .* set --image-root"),
+    "link": (record(image="link.png"), "'link.png' is outside"),
     "web": (record(images=["https://example.org/a.png"]), "column 'images': .* download the image first"),
     "inline": (record(problem="<img>c.png</img>Q"), "column 'problem': file 'c.png' does not exist"),
     "block": (
@@ -66,16 +66,16 @@ BAD = {
         "column 'messages': file 'c.png' does not exist",
     ),
     "null in list": (record(images=["a.png", None]), "cannot be of type NoneType"),
-    "places": (record(problem="<image><image>Q", image="a.png"), r"2 placeholders .* for 1 images"),
+    "placeholders": (record(problem="<image><image>Q", image="a.png"), r"2 placeholders .* for 1 images"),
     "bomb": (record(image="bomb.png"), "3600000000 pixels"),
-    "no image": (record(image="data.jsonl"), "in no format that Pillow reads"),
-    "empty file": (record(image="empty.png"), "in no format that Pillow reads"),
-    "solution": (record(solution=""), "no solution: 'solution' and"),
+    "no image": (record(image="data.jsonl"), "not in a format that Pillow reads"),
+    "empty file": (record(image="empty.png"), "not in a format that Pillow reads"),
+    "solution": (record(solution=""), "no solution in 'solution' or"),
     "question": (record(problem=""), "column 'problem' is empty"),
-    "duplicate": (record(id="good"), "column 'id': 'good' is record 0's already; give it another"),
+    "duplicate": (record(id="good"), "column 'id': record 0 has the id 'good' too; give each its own"),
     "id": (record(id=["x"]), "column 'id' holds"),
-    "columns": ({"foo": 1}, "no known format has its columns"),
-    "not json": ('{"problem": "Q"', r"line 2 is not JSON .*; write one object a line"),
+    "columns": ({"foo": 1}, "no known format has these columns"),
+    "not json": ('{"problem": "Q"', r"line 2 is not JSON .*; write one object per line"),
     "not object": ("[1, 2]", "line 2 holds a list; write an object"),
     "half pair": ('{"problem": "Q \\ud83d", "solution": "5"}', "half a surrogate pair"),
     "deep": ("[" * 100_000, "line 2 is not JSON"),
@@ -83,7 +83,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_record_is_rejected_and_the_others_go_on(root, name):
+def test_a_bad_record_is_rejected_and_reading_continues(root, name):
     bad, reason = BAD[name]
     (root / "link.png").symlink_to(root.parent / "outside.png")
     (root / "bomb.png").write_bytes(claimed_png(60000, 60000))
@@ -109,7 +109,7 @@ def test_rejection_as_a_line_of_a_file(root):
 
 
 def test_a_rejected_record_does_not_take_its_id(root):
-    """Only a record's first holder of an id that is read counts, whatever becomes of it."""
+    """An id belongs to the first record that can be read with it; a record that cannot does not reserve it."""
     loaded = load(jsonl(root, record(id="x", problem=""), record(id="x"), record(id="1")))
     assert loaded.dataset["id"] == ["x", "1"]
 
@@ -168,12 +168,12 @@ def test_grader_argument(root):
 
 def test_nothing_fits(root):
     with pytest.raises(
-        NoRecordsError, match=r"none of 2 records fits. Record 0: no known format.*Columns found: foo, bar"
+        NoRecordsError, match=r"all 2 records were rejected. Record 0: no known format.*Columns: foo, bar"
     ) as e:
         load(jsonl(root, {"foo": 1}, {"bar": 2}))
     assert "ms-swift: messages, solution" in str(e.value)
     assert [r.number for r in e.value.rejected] == [0, 1]
-    with pytest.raises(NoRecordsError, match="holds no records"):
+    with pytest.raises(NoRecordsError, match="has no records"):
         load(jsonl(root))
 
 
@@ -184,7 +184,7 @@ def test_a_changed_file_never_gives_a_stale_dataset(root):
     assert load(path).dataset["solution"] == ["2"]
 
 
-def test_the_dataset_lies_in_cache_dir(root, tmp_path):
+def test_the_dataset_is_in_cache_dir(root, tmp_path):
     dataset = load(jsonl(root, record()), cache_dir=tmp_path / "new" / "cache").dataset
     assert Path(dataset.cache_files[0]["filename"]).is_relative_to(tmp_path / "new" / "cache")
 
@@ -210,13 +210,13 @@ def test_what_pillow_warns_of_names_the_file_once(root, caplog):
     with caplog.at_level("WARNING", logger="hardsample.data.loading"):
         loaded = load(jsonl(root, record(image="odd.jpg"), record(image="odd.jpg"), record(image="a.png")))
     assert len(loaded.dataset) == 3
-    (said,) = [one.getMessage() for one in caplog.records]
-    assert re.fullmatch(r"image /.*/odd\.jpg: .*EXIF.*", said), said
+    (message,) = [log.getMessage() for log in caplog.records]
+    assert re.fullmatch(r"image /.*/odd\.jpg: .*EXIF.*", message), message
 
 
 def test_warnings_are_logged_with_the_datas_name(root, caplog):
     with caplog.at_level("WARNING", logger="hardsample.data.loading"):
         loaded = load(jsonl(root, record(problem="What is in the picture?"), record(image="a.png")))
     (warning,) = loaded.warnings
-    assert warning.startswith("1 of 2 records have no image, though their question speaks of one")
+    assert warning.startswith("1 of 2 records have no image, though their question mentions one")
     assert f"data.jsonl: {warning}" in caplog.text

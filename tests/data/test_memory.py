@@ -35,22 +35,22 @@ def watch():
         own.append(own_bytes())
 
 threading.Thread(target=watch, daemon=True).start()
-asked = []
+sizes = []
 loaded = load(sys.argv[1])
-kept, rejected = check_images(loaded.dataset, lambda images, return_tensors: asked.append(images.size))
+kept, rejected = check_images(loaded.dataset, lambda images, return_tensors: sizes.append(images.size))
 done.set()
 grown = max(own) - start if start else None
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 last = kept[len(kept) - 1]
 image = last["images"][0]
-print(json.dumps({"kept": len(kept), "rejected": len(rejected), "asked": len(asked), "peak_bytes": peak,
+print(json.dumps({"kept": len(kept), "rejected": len(rejected), "tried": len(sizes), "peak_bytes": peak,
                   "grown_bytes": grown, "last": last["id"], "path": image["path"],
                   "bytes": (image["bytes"] or b"")[:4].hex()}))
 """
 
 
 def run(data: Path) -> dict:
-    """Load and check in a process of its own."""
+    """Load and check in a separate process."""
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-c", SCRIPT, str(data)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
@@ -73,7 +73,7 @@ def test_a_hundred_thousand_records(tmp_path):
             }
             file.write(json.dumps(record | {"level": number % 5}) + "\n")
     result = run(tmp_path / "data.jsonl")
-    assert (result["kept"], result["rejected"], result["asked"]) == (RECORDS, 0, FILES)
+    assert (result["kept"], result["rejected"], result["tried"]) == (RECORDS, 0, FILES)
     assert result["last"] == f"s{RECORDS - 1}"
     assert result["bytes"] == ""
     assert result["path"] == str((tmp_path / f"{(RECORDS - 1) % FILES}.png").resolve())
@@ -92,7 +92,7 @@ def test_images_inside_a_file_pass_through_in_batches(tmp_path):
         for _ in range(30):
             writer.write_table(table)
     result = run(tmp_path / "data.parquet")
-    assert (result["kept"], result["asked"], result["path"]) == (600, 1, None)
+    assert (result["kept"], result["tried"], result["path"]) == (600, 1, None)
     if result["grown_bytes"] is None:
         pytest.skip("this system does not tell memory of its own from mapped pages of a file")
     assert result["grown_bytes"] < 450 * 10**6, result  # imports and a batch: 240 MB; a copy would add 630

@@ -11,12 +11,12 @@ from hardsample.data.records.conversation import RecordError
 OBJECTS = {"ref": ["sheep", "dog"], "bbox": [[2, 3, 20, 30], [5, 5, 9, 9]]}
 
 
-def swift(asked, gold, objects=OBJECTS, **columns):
-    messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": gold}]
+def swift(question, gold, objects=OBJECTS, **columns):
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": gold}]
     return canonical({"messages": messages, "objects": objects, **columns}, 0)
 
 
-def asked(record):
+def question_of(record):
     return record.prompt[0]["content"][-1]["text"]
 
 
@@ -39,17 +39,17 @@ def asked(record):
 )  # fmt: skip
 def test_marks_are_filled(question, gold, filled, solution, grader):
     record = swift(question, gold)
-    assert (asked(record), record.solution, record.grader) == (filled, solution, grader)
+    assert (question_of(record), record.solution, record.grader) == (filled, solution, grader)
     blocks = swift([{"type": "text", "text": question}], gold)
-    assert asked(blocks) == filled
+    assert question_of(blocks) == filled
 
 
 def test_the_gold_in_a_column_of_its_own_goes_on_where_the_prompt_ends():
     messages = [{"role": "user", "content": "Find the <ref-object>"}]
     record = canonical({"messages": messages, "solution": "<bbox>", "objects": OBJECTS}, 0)
-    assert (asked(record), record.solution) == ("Find the sheep", "[2, 3, 20, 30]")
+    assert (question_of(record), record.solution) == ("Find the sheep", "[2, 3, 20, 30]")
     record = canonical({"query": "Find the <ref-object>", "response": "<bbox>", "objects": OBJECTS}, 0)
-    assert (asked(record), record.solution) == ("Find the sheep", "[2, 3, 20, 30]")
+    assert (question_of(record), record.solution) == ("Find the sheep", "[2, 3, 20, 30]")
 
 
 def test_the_space_of_the_boxes():
@@ -63,7 +63,7 @@ def test_the_space_of_the_boxes():
 def test_version_2_writes_them_as_text():
     objects = json.dumps([{"caption": "sheep", "bbox": [2, 3, 20, 30], "bbox_type": "real", "image": 0}])
     record = swift("Find the <ref-object>", "<bbox>", objects)
-    assert (asked(record), record.solution, record.box_format) == ("Find the sheep", "[2, 3, 20, 30]", None)
+    assert (question_of(record), record.solution, record.box_format) == ("Find the sheep", "[2, 3, 20, 30]", None)
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,18 @@
-"""Options: which of them a gold means, whether the question lists them, and how they are written below it."""
+"""Options: which of them a gold means, whether the question lists them, and how they are listed below it."""
 
 import pytest
 
 from hardsample.data.formats import canonical
 from hardsample.data.records.conversation import RecordError
 from hardsample.data.records.defaults import DEFAULT_TEMPLATE, check_template
-from hardsample.data.records.option_text import lists
+from hardsample.data.records.option_text import lists_options
 from hardsample.data.records.solutions import given_options
 
 ANIMALS = ["cat", "dog", "bird", "fish"]
 LISTED = "\nA. cat\nB. dog\nC. bird\nD. fish\nAnswer with the letter of the right option."
 
 
-def asked(record):
+def question_of(record):
     return "".join(block["text"] or "<image>" for turn in record.prompt for block in turn["content"])
 
 
@@ -52,7 +52,7 @@ def test_a_gold_among_options(answer, solution):
     record = canonical({"question": "Which?", "options": ANIMALS, "answer": answer}, 0)
     assert (record.solution, record.answers, record.options, record.grader) == (solution, None, ANIMALS, "choice")
     several = record.solution.count(",") and ", " in solution
-    assert asked(record) == "Which?" + (
+    assert question_of(record) == "Which?" + (
         LISTED.replace("the letter of the right option", "the letters of all right options") if several else LISTED
     )
 
@@ -71,9 +71,9 @@ def test_options_that_are_letters_of_others_are_asked_without_letters():
     letters = ["D", "C", "B", "A"]
     record = canonical({"question": "Which letter marks the leaf?", "choices": letters, "answer": 1}, 0)
     assert record.solution == "C"  # the option's own text: a letter B would mean the third
-    assert asked(record).endswith("leaf?\n- D\n- C\n- B\n- A\nAnswer with the right option.")
+    assert question_of(record).endswith("leaf?\n- D\n- C\n- B\n- A\nAnswer with the right option.")
     natural = canonical({"question": "Which?", "choices": ["A", "B"], "answer": 1}, 0)
-    assert asked(natural).endswith("A. A\nB. B\nAnswer with the letter of the right option.")
+    assert question_of(natural).endswith("A. A\nB. B\nAnswer with the letter of the right option.")
 
 
 def test_a_number_is_no_index_of_options_written_in_the_question():
@@ -132,7 +132,7 @@ def test_columns_of_options(value, options):
 
 
 def test_options_that_cannot_be_told():
-    with pytest.raises(RecordError, match="column 'options' holds 'cat or dog', which is no list of options"):
+    with pytest.raises(RecordError, match="column 'options' holds 'cat or dog', which is not a list of options"):
         canonical({"question": "Which?", "options": "cat or dog", "answer": "cat"}, 0)
     with pytest.raises(RecordError, match="27 options; there are only 26 letters"):
         canonical({"question": "Which?", "options": [str(i) for i in range(27)], "answer": "3"}, 0)
@@ -159,19 +159,22 @@ def test_options_that_cannot_be_told():
     ],
 )
 def test_whether_a_question_lists_options(question, options, listed):
-    assert lists(question, options) == listed
+    assert lists_options(question, options) == listed
     record = canonical({"question": question, "options": options, "answer": options[0], "image": "a.png"}, 0)
-    assert ("Answer with the letter" in asked(record)) != listed
+    assert ("Answer with the letter" in question_of(record)) != listed
 
 
 def test_the_template_is_the_users():
     raw = {"question": "Which?", "options": ["{letter}", "dog"], "answer": 1}
-    assert asked(canonical(raw, 0, None, "Choices:\n({letter}) {option}")) == "Which?\nChoices:\n(A) {letter}\n(B) dog"
-    assert asked(canonical(raw, 0, None, "none")) == "Which?"
+    assert (
+        question_of(canonical(raw, 0, None, "Choices:\n({letter}) {option}"))
+        == "Which?\nChoices:\n(A) {letter}\n(B) dog"
+    )
+    assert question_of(canonical(raw, 0, None, "none")) == "Which?"
     for template in (DEFAULT_TEMPLATE, "none", "{option}"):
         check_template(template)
     for template in ("", "{letter}", "{option}\n{option}"):
-        with pytest.raises(ValueError, match=r"one of its lines must have \{option\}"):
+        with pytest.raises(ValueError, match=r"exactly one line must contain \{option\}"):
             check_template(template)
 
 
@@ -182,7 +185,7 @@ def test_options_go_below_the_last_users_turn_and_may_have_places():
     assert [block["text"] for block in record.prompt[2]["content"]] == ["Which?", LISTED]
     raw = {"question": "Which of them?", "options": "['<image 1>', '<image 2>']", "answer": "B", "image_1": "a.png"}
     record = canonical(raw | {"image_2": "b.png"}, 0)
-    assert asked(record).startswith("Which of them?\nA. <image>\nB. <image>\nAnswer")
+    assert question_of(record).startswith("Which of them?\nA. <image>\nB. <image>\nAnswer")
     assert record.images == ["a.png", "b.png"]
 
 
@@ -192,7 +195,7 @@ def test_math_v_asks_its_options_and_mentions_parts_of_its_one_image(columns):
     raw = {"id": "34", "question": question, "options": list("ABCDE"), "answer": "E", "solution": None, "level": 1}
     record = canonical(raw | columns, 0)
     assert (record.format, len(record.images), record.solution, record.grader) == ("math-v", 1, "E", "choice")
-    assert asked(record) == (
+    assert question_of(record) == (
         "<image>A piece (image 1) is cut off a sheet.\n(image 2)\nWhich piece (image 1) is left?\n(image 3)"
         "\nA. A\nB. B\nC. C\nD. D\nE. E\nAnswer with the letter of the right option."
     )
@@ -200,15 +203,15 @@ def test_math_v_asks_its_options_and_mentions_parts_of_its_one_image(columns):
 
 def test_the_hint_of_scienceqa_belongs_to_its_question_and_no_other_hint_does():
     raw = {"question": "Which?", "choices": ["cat", "dog"], "answer": 0, "hint": "It purrs.", "task": "closed choice"}
-    assert asked(canonical(raw, 0)).startswith("Hint: It purrs.\nWhich?\nA. cat")
-    assert "purrs" not in asked(canonical({"problem": "Which?", "answer": "cat", "hint": "It purrs."}, 0))
+    assert question_of(canonical(raw, 0)).startswith("Hint: It purrs.\nWhich?\nA. cat")
+    assert "purrs" not in question_of(canonical({"problem": "Which?", "answer": "cat", "hint": "It purrs."}, 0))
 
 
 def test_turns_that_a_column_holds_as_json():
     turns = '[{"role": "system", "content": "S"}, {"role": "user", "content": "<image>Which?"}]'
     record = canonical({"conversations": turns, "answer": "B", "image_urls": ["a.png"], "options": ["x", "y"]}, 0)
     assert [turn["role"] for turn in record.prompt] == ["system", "user"]
-    assert asked(record).startswith("S<image>Which?\nA. x\nB. y")
+    assert question_of(record).startswith("S<image>Which?\nA. x\nB. y")
 
 
 def test_alpaca_puts_the_input_below_the_instruction():

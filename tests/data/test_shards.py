@@ -1,4 +1,4 @@
-"""Folders of data files, as downloads leave them, and how a split is named."""
+"""Folders of downloaded data files, and how a split is named."""
 
 import io
 import json
@@ -16,7 +16,7 @@ from hardsample.data.shards import find_splits
 
 def parquet(path, *ids, **more):
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [{"id": one, "problem": "Q", "answer": "1", **more} for one in ids]
+    rows = [{"id": name, "problem": "Q", "answer": "1", **more} for name in ids]
     pq.write_table(pa.Table.from_pylist(rows), path)
 
 
@@ -110,15 +110,17 @@ def test_records_in_memory(tmp_path):
     assert load(Dataset.from_list(rows).to_iterable_dataset()).dataset["id"] == ["a", "b"]
     assert load(datasets.IterableDatasetDict(train=stream)).dataset["id"] == ["a", "b"]
     for wrong in (iter(rows), (row for row in rows), {"problem": "Q"}, 3, None):
-        with pytest.raises(DataError, match=f"a {type(wrong).__name__} (can be gone through once only|holds no rec)"):
+        with pytest.raises(
+            DataError, match=f"a {type(wrong).__name__} (can only be iterated over once|is not a collection)"
+        ):
             load(wrong)
 
 
 def test_a_configuration_on_the_hub(monkeypatch):
-    asked = []
+    calls = []
 
     def load_dataset(name, config=None, split=None):
-        asked.append((name, config, split))
+        calls.append((name, config, split))
         if config is None:
             raise ValueError("Config name is missing.\nPlease pick one among the available configs: ['Art', 'Math']")
         return Dataset.from_list([{"id": str(split), "problem": "Q", "answer": "1"}])
@@ -127,4 +129,4 @@ def test_a_configuration_on_the_hub(monkeypatch):
     assert load("who/what:Art/test").dataset["id"] == ["test"]
     with pytest.raises(DataError, match=r"available configs: .*; name its configuration: who/what:CONFIG/SPLIT"):
         load("who/what:test")
-    assert asked == [("who/what", "Art", "test"), ("who/what", None, "test")]
+    assert calls == [("who/what", "Art", "test"), ("who/what", None, "test")]

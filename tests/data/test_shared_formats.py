@@ -46,7 +46,7 @@ NUMBERS = ["12", "13", "14", "15"]
 
 
 def q(text, images, solution, grader, options=None, before="", after="", id=None):
-    """One expected record of a single user turn, its images before the text."""
+    """Return the expected record of a single user turn, images before the text."""
     content = [("image", None)] * len(images) + [("text", before + text + after)]
     return [("user", content)], images, solution, grader, options, id
 

@@ -1,4 +1,4 @@
-"""The form of a solution, the options of a question, and the grader they tell."""
+"""The form of a solution, the options of a question, and the grader that follows from them."""
 
 import pytest
 

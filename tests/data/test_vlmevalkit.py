@@ -1,4 +1,4 @@
-"""VLMEvalKit's TSV in, rows read as they come, and its prediction file out."""
+"""Reading VLMEvalKit's TSV row by row, and writing its prediction file."""
 
 import base64
 import csv
@@ -49,8 +49,10 @@ def test_a_choice_question(tmp_path, quoting):
     record = loaded.dataset[0]
     assert loaded.format == "vlmevalkit" and record["id"] == "7" and record["grader"] == "choice"
     assert record["options"] == ["red", "blue"] and record["solution"] == "A"
-    said = text(record)
-    assert said.startswith('<image>Hint: Look.\nWhich "colour"\tis\nit?\nA. red\nB. blue\n') and "C." not in said
+    question = text(record)
+    assert (
+        question.startswith('<image>Hint: Look.\nWhich "colour"\tis\nit?\nA. red\nB. blue\n') and "C." not in question
+    )
     assert (record["category"], record["l2-category"], record["index"]) == ("colours", "fine", "7")
     assert record["ability"] == "colours"
     assert record["image_headers"] == [{"width": 16, "height": 12, "mode": "RGB"}]
@@ -69,8 +71,8 @@ def test_a_short_image_is_the_index_of_another_row(tmp_path):
     loaded = load(write(tmp_path / "data.tsv", rows))
     widths = {record["id"]: record["image_headers"][0]["width"] for record in loaded.dataset}
     assert widths == {"a": 30, "b": 20, "c": 30, "d": 20}
-    reasons = {one.number: one.reason for one in loaded.rejected}
-    assert "'nobody', which is no row's index" in reasons[4] and "'d', which has no image of its own" in reasons[5]
+    reasons = {rejection.number: rejection.reason for rejection in loaded.rejected}
+    assert "'nobody', which is not a row's index" in reasons[4] and "'d', which has no image of its own" in reasons[5]
 
 
 def test_several_images_and_their_places(tmp_path):
@@ -78,12 +80,12 @@ def test_several_images_and_their_places(tmp_path):
     rows = [
         {"index": "1", "image": two, "question": "<image 2> or <image 1>?", "A": "x", "B": "y", "answer": "B"},
         {"index": "2", "image": two, "question": "what is in <image 1>?", "answer": "red"},
-        {"index": "3", "image": png_bytes(), "question": "no place", "answer": "red"},
+        {"index": "3", "image": png_bytes(), "question": "no placeholder", "answer": "red"},
     ]
     first, second, third = load(write(tmp_path / "data.tsv", rows)).dataset
     assert text(first).startswith("<image> or <image>?") and [h["width"] for h in first["image_headers"]] == [20, 10]
     assert text(second) == "<image><image>what is in (image 1)?" and len(second["images"]) == 2
-    assert text(third) == "<image>no place"
+    assert text(third) == "<image>no placeholder"
 
 
 def test_paths_and_rows_without_an_image(tmp_path):
@@ -99,7 +101,7 @@ def test_paths_and_rows_without_an_image(tmp_path):
     assert [len(record["images"]) for record in loaded.dataset] == [1, 2, 0]
     assert [record["grader"] for record in loaded.dataset] == ["choice", "choice", "math"]
     assert text(loaded.dataset[0]).endswith("Answer yes or no.") and text(loaded.dataset[2]) == "q?"
-    assert [one.number for one in loaded.rejected] == [3] and "three.png" in loaded.rejected[0].reason
+    assert [rejection.number for rejection in loaded.rejected] == [3] and "three.png" in loaded.rejected[0].reason
 
 
 def test_choices_in_their_own_column_keep_their_order(tmp_path):
@@ -126,14 +128,14 @@ def test_bad_rows_are_rejected_with_their_reason(tmp_path):
     path.write_bytes(b"\xef\xbb\xbf" + (head + "".join(lines)).encode() + b"9\t\xff\xfe\tq?\t\t\t\t1\n")
     loaded = load(path)
     assert [record["id"] for record in loaded.dataset] == ["1", "8"]
-    reasons = {one.number: one.reason for one in loaded.rejected}
+    reasons = {rejection.number: rejection.reason for rejection in loaded.rejected}
     for number, part in {
         1: "3 fields, the first line 7",
         2: "column 'B' is empty, 'C' is not",
         3: "column 'image'",
         4: "column 'question' is empty",
         5: "'answer'",
-        6: "record 0's already",
+        6: "record 0 has the id '1' too",
         8: "not UTF-8",
     }.items():
         assert part in reasons.pop(number)
@@ -153,7 +155,7 @@ def test_a_file_that_is_no_such_table(tmp_path):
     path = tmp_path / "data.tsv"
     for content in ("", "name\tvalue\n1\t2\n", "question\tquestion\na\tb\n"):
         path.write_text(content)
-        with pytest.raises(DataError, match="'question' among them"):
+        with pytest.raises(DataError, match="including 'question'"):
             load(path)
 
 
@@ -186,7 +188,7 @@ def test_lists():
 
 @pytest.fixture(scope="module")
 def demo_table(tmp_path_factory):
-    """Twenty questions of the demo, every fourth one's image also a later row's."""
+    """Return twenty questions of the demo; every fourth image is also the image of a later row."""
     rows = []
     for record in load_split("demo", 20):
         blocks = [block for turn in record["prompt"] for block in turn["content"]]
@@ -214,10 +216,10 @@ def test_table_in_prediction_file_out(demo_table, tmp_path):
     rows, source = read_back(target), read_back(demo_table)
     assert list(rows[0]) == ["index", "question", "answer", "category", "prediction"]
     assert [row["index"] for row in rows] == [row["index"] for row in source if row["index"] != "broken"]
-    assert all(row["question"] == other["question"] for row, other in zip(rows, source, strict=False))
+    assert all(row["question"] == line["question"] for row, line in zip(rows, source, strict=False))
     with Store(output) as store:
-        said = {one.sample: one.completion for one in store.rollouts()}
-    assert {row["index"]: row["prediction"] for row in rows} == said
+        completions = {rollout.sample: rollout.completion for rollout in store.rollouts()}
+    assert {row["index"]: row["prediction"] for row in rows} == completions
     assert rows[-1]["index"] == "shared" and rows[-1]["prediction"] == rows[0]["prediction"]
     # VLMEvalKit reads it so
     frame = pandas.read_csv(target, sep="\t")
@@ -231,7 +233,7 @@ def test_table_in_prediction_file_out(demo_table, tmp_path):
 
 def test_predictions_are_refused_where_they_cannot_be_written(demo_table, tmp_path):
     for data, target, part in (
-        ("demo", "a.tsv", "leave --predictions out"),
+        ("demo", "a.tsv", "omit --predictions"),
         (demo_table, "a.xlsx", "ends in '.xlsx'"),
         (demo_table, demo_table, "is the data itself"),
     ):
@@ -266,8 +268,13 @@ def test_a_rejected_row_keeps_its_index(tmp_path):
     path.write_text("".join(lines))
     loaded = load(path)
     assert loaded.dataset["id"] == ["7"]
-    assert [(one.number, one.id) for one in loaded.rejected] == [(1, "8"), (2, "9"), (3, "10"), (4, "11")]
-    assert "'E' is none of the 2 options (A. x, B. y)" in loaded.rejected[3].reason
+    assert [(rejection.number, rejection.id) for rejection in loaded.rejected] == [
+        (1, "8"),
+        (2, "9"),
+        (3, "10"),
+        (4, "11"),
+    ]
+    assert "'E' is not one of the 2 options (A. x, B. y)" in loaded.rejected[3].reason
 
 
 def test_options_are_written_by_the_template_and_may_have_places(tmp_path):

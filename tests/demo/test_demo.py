@@ -27,13 +27,13 @@ def test_images_and_answers_are_the_same_bytes_everywhere():
 
 
 def test_splits_share_no_digit_image():
-    seen = {
+    images = {
         split: {image.tobytes() for hands in classes for image in hands} for split, classes in digit_images().items()
     }
     assert all(len(hands) >= 20 for classes in digit_images().values() for hands in classes)
-    assert not seen["pretrain"] & seen["pool"]
-    assert not seen["pretrain"] & seen["test"]
-    assert not seen["pool"] & seen["test"]
+    assert not images["pretrain"] & images["pool"]
+    assert not images["pretrain"] & images["test"]
+    assert not images["pool"] & images["test"]
 
 
 def test_any_forty_in_a_row_have_every_ability():
@@ -67,7 +67,7 @@ def test_knobs_follow_the_shift():
         assert sign * np.corrcoef(values, shifts[0::6])[0, 1] > 0.6, knob
 
 
-def test_unknown_records_are_refused():
+def test_unknown_records_are_errors():
     with pytest.raises(ValueError, match="no record 9 in split 'train'"):
         make_record("train", 9)
     with pytest.raises(ValueError, match="no demo data 'demo:train': choose one of demo, demo:pool"):
@@ -89,14 +89,14 @@ def test_the_shipped_processor_is_the_built_one():
     assert shipped.tokenizer.get_vocab() == built.tokenizer.get_vocab() == vocabulary()
     assert shipped.chat_template == built.chat_template
     image = Image.fromarray(make_record("pool", 3)["image"])
-    one = shipped(images=[image], text=["USER:<image> What"], return_tensors="pt")
-    two = built(images=[image], text=["USER:<image> What"], return_tensors="pt")
-    assert torch.equal(one["pixel_values"], two["pixel_values"])
-    assert torch.equal(one["input_ids"], two["input_ids"])
-    assert (one["input_ids"] == vocabulary()["<image>"]).sum() == (96 // PATCH) ** 2
+    inputs = shipped(images=[image], text=["USER:<image> What"], return_tensors="pt")
+    built_inputs = built(images=[image], text=["USER:<image> What"], return_tensors="pt")
+    assert torch.equal(inputs["pixel_values"], built_inputs["pixel_values"])
+    assert torch.equal(inputs["input_ids"], built_inputs["input_ids"])
+    assert (inputs["input_ids"] == vocabulary()["<image>"]).sum() == (96 // PATCH) ** 2
 
 
-def test_training_sees_what_the_processor_makes():
+def test_training_inputs_equal_the_processors():
     pretrain = pytest.importorskip("hardsample.demo.pretrain")
     record = make_record("pretrain", 5)
     processor = build_processor()
@@ -111,7 +111,7 @@ def test_training_sees_what_the_processor_makes():
     assert ids[-1] == processor.tokenizer.eos_token_id
 
 
-def test_what_ships_is_small():
+def test_the_shipped_files_are_small():
     files = [path for path in model_path().parent.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     assert sum(path.stat().st_size for path in files) <= 12 * 2**20
     assert any(path.suffix == ".safetensors" for path in files)

@@ -29,7 +29,7 @@ SHARES = {"quarter": 0.25, "one": 1.0, "four": 4.0}
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
-    """Models this small only wait for a second thread."""
+    """Use one thread: models this small only get slower with a second."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -37,7 +37,7 @@ def one_thread():
 
 
 def small(family):
-    """A quarter-scale model to train, and its heads."""
+    """Return a quarter-scale model to train, and its heads."""
     model = build.build_model(build.SCALES["quarter"], family=family).train()
     model.set_attn_implementation("eager")
     return model, pretrain.build_heads(model, pretrain.DEMO)
@@ -63,8 +63,8 @@ def test_each_family_and_scale_has_its_parameters(family, scale):
     assert model.config.model_type == family
 
 
-def test_the_default_build_is_what_it_was():
-    """Values rather than a hash of them: the last bit of a normal draw is the processor's own affair."""
+def test_the_default_build_is_unchanged():
+    """Compare values, not a hash: the last bit of a normal draw depends on the processor."""
     model = build.build_model()
     assert model.config.model_type == "llava" and parameters(model) == 3_357_248
     weights = model.state_dict()
@@ -74,7 +74,7 @@ def test_the_default_build_is_what_it_was():
         assert weights[name].flatten()[0].item() == pytest.approx(first, rel=1e-5), name
 
 
-def test_gemma3_trains_on_what_its_processor_makes():
+def test_gemma3_training_inputs_equal_the_processors():
     record = make_record("pretrain", 5)
     processor = build.build_processor("gemma3")
     ids, labels = pretrain.encoder(processor)(record["question"], record["solution"])
@@ -100,10 +100,10 @@ def test_gemma3s_image_tokens_see_one_another_in_training():
     )
     pretrain.loss_of(stage, model, heads, batch)
     embed.remove()
-    place = int((batch[1][0] == model.config.image_token_id).nonzero()[0])
+    first = int((batch[1][0] == model.config.image_token_id).nonzero()[0])
     for mask in kinds[0].values():
-        assert mask[0, 0, place, place + build.IMAGE_TOKENS - 1] == 0  # eager masks are added: 0 is seen
-        assert mask[0, 0, place, place + build.IMAGE_TOKENS] < 0
+        assert mask[0, 0, first, first + build.IMAGE_TOKENS - 1] == 0  # eager masks are added: 0 is seen
+        assert mask[0, 0, first, first + build.IMAGE_TOKENS] < 0
 
 
 @pytest.mark.parametrize("family", build.SPECIAL)
@@ -161,7 +161,7 @@ def test_a_stopped_run_goes_on_exactly(tmp_path, monkeypatch):
         assert torch.equal(weight, resumed.state_dict()[name]), name
 
 
-def test_a_run_says_what_it_is_and_is_no_other(tmp_path, monkeypatch):
+def test_a_run_is_recorded_and_not_mixed_with_another(tmp_path, monkeypatch):
     monkeypatch.setattr("torch.nn.Module.compile", lambda module: None)
     options = [
         "--family",
@@ -189,12 +189,12 @@ def test_a_run_says_what_it_is_and_is_no_other(tmp_path, monkeypatch):
     before = copy.deepcopy(record)
     pretrain.main([str(tmp_path), *options])  # nothing is left to do
     assert json.loads((tmp_path / "pretrain.json").read_text()) == before
-    with pytest.raises(SystemExit, match="is of a run with scale 'quarter', this one has 'one'"):
+    with pytest.raises(SystemExit, match="belongs to a run with scale 'quarter', this one has 'one'"):
         pretrain.main([str(tmp_path), "--family", "gemma3", "--steps-share", "0.5"])
 
 
 @pytest.mark.parametrize("share", [["0"], ["1.5"], ["0.5", "0.5"], ["half"]])
-def test_shares_that_make_no_sense_are_refused(share, tmp_path, capsys):
+def test_invalid_shares_are_errors(share, tmp_path, capsys):
     with pytest.raises(SystemExit):
         pretrain.main([str(tmp_path / "run"), "--steps-share", *share])
     assert "--steps-share" in capsys.readouterr().err

@@ -35,7 +35,7 @@ second = load_script()
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
-    """A model this small only waits for a second thread."""
+    """Use one thread: a model this small only gets slower with a second."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -43,17 +43,17 @@ def one_thread():
 
 
 def contents(split, count):
-    """Ability and content of the first records of a split, without painting them."""
+    """Yield ability and content of the first records of a split, without painting them."""
     for index in range(count):
         ability, draw = second.ABILITIES[index % 6], Draw(31_415_926, SPLITS[split], index)
         yield ability, second.draw_content(draw, split, ability, draw_shift(draw, split))
 
 
-def asked(ability, content):
-    """The part of a content that its answer says."""
+def answer_of(ability, content):
+    """Return the part of a content that the answer gives."""
     if ability == "lines":
         count = content[0]
-        return tuple(content[1 + count + place] for place in content[1 : 1 + count])
+        return tuple(content[1 + count + index] for index in content[1 : 1 + count])
     return content[:2] if ability in ("clock", "cells") else content[::2]
 
 
@@ -83,7 +83,7 @@ def test_no_answer_is_frequent():
     for split, count in (("pretrain", 24_000), ("pool", SIZES["pool"])):
         answers = {ability: Counter() for ability in second.ABILITIES}
         for ability, content in contents(split, count):
-            answers[ability][asked(ability, content)] += 1
+            answers[ability][answer_of(ability, content)] += 1
         for ability, counts in answers.items():
             n = counts.total()
             # 1.5 % of the question type, and five standard deviations of a count for the luck of the sample
@@ -91,14 +91,14 @@ def test_no_answer_is_frequent():
             assert len(counts) >= 80, ability
 
 
-def test_what_is_frequent_in_pretraining_hardly_guesses_the_pool():
-    answers, hits, asked_for = {ability: Counter() for ability in second.ABILITIES}, Counter(), Counter()
+def test_the_most_frequent_pretraining_answer_hardly_ever_fits_the_pool():
+    answers, hits, questions = {ability: Counter() for ability in second.ABILITIES}, Counter(), Counter()
     for ability, content in contents("pretrain", 24_000):
-        answers[ability][asked(ability, content)] += 1
+        answers[ability][answer_of(ability, content)] += 1
     for ability, content in contents("pool", SIZES["pool"]):
-        asked_for[ability] += 1
-        hits[ability] += asked(ability, content) == answers[ability].most_common(1)[0][0]
-    assert all(hits[ability] < 0.02 * asked_for[ability] for ability in second.ABILITIES), hits
+        questions[ability] += 1
+        hits[ability] += answer_of(ability, content) == answers[ability].most_common(1)[0][0]
+    assert all(hits[ability] < 0.02 * questions[ability] for ability in second.ABILITIES), hits
 
 
 def test_every_solution_is_right_by_its_grader_and_writable():
@@ -123,7 +123,7 @@ def test_its_words_leave_the_demos_vocabulary_alone():
 
 def test_answers_are_spoiled_as_often_as_the_demos():
     records = [second.make_record("pretrain", index) for index in range(600)]
-    kept = [second.spoil(Draw(2, place), record) == record["solution"] for place, record in enumerate(records)]
+    kept = [second.spoil(Draw(2, index), record) == record["solution"] for index, record in enumerate(records)]
     assert 0.3 < np.mean(kept) < 0.55
 
 
@@ -140,17 +140,17 @@ def test_knobs_follow_the_shift():
 
 
 def test_dense_labels_are_classes_of_their_heads():
-    seen = {name: set() for name in second.HEADS}
+    classes_seen = {name: set() for name in second.HEADS}
     for index in range(300):
         image, labels = second.dense_scene(index, 0.0)
         assert image.shape == (96, 96, 3) and labels.shape == (len(second.HEADS), build.IMAGE_TOKENS)
         for name, row in zip(second.HEADS, labels, strict=True):
-            seen[name] |= set(row.tolist())
-    assert all(seen[name] <= set(range(classes)) for name, classes in second.HEADS.items())
-    assert all(len(seen[name]) == classes for name, classes in second.HEADS.items()), seen
+            classes_seen[name] |= set(row.tolist())
+    assert all(classes_seen[name] <= set(range(classes)) for name, classes in second.HEADS.items())
+    assert all(len(classes_seen[name]) == classes for name, classes in second.HEADS.items()), classes_seen
 
 
-def test_what_is_written_is_read_as_data_with_the_demos_columns(tmp_path):
+def test_written_records_load_with_the_demos_columns(tmp_path):
     second.main(["write", str(tmp_path), "--limit", "40"])
     ours, demos = second.load_split("pool", 40), demo.load_split("demo:pool", 40)
     assert ours.features == demos.features
@@ -161,7 +161,7 @@ def test_what_is_written_is_read_as_data_with_the_demos_columns(tmp_path):
     assert data.load(tmp_path / "test.parquet").dataset["id"][0] == "second-test-000000"
 
 
-def test_unknown_records_are_refused():
+def test_unknown_records_are_errors():
     with pytest.raises(ValueError, match="no record 9 in split 'train'"):
         second.make_record("train", 9)
     with pytest.raises(ValueError, match="no split 'train': choose one of pretrain, pool, test"):

@@ -5,12 +5,13 @@ import time
 
 import pytest
 
-from hardsample.engines import flight
-from hardsample.engines.flight import Flight, Patience, Setback, SetbackError, Window
-from hardsample.engines.openai import OpenAIEngine, chat_messages, retry_after, rollout_seed
-from hardsample.engines.preparing import Request
+from hardsample.engines.client import retry
+from hardsample.engines.client.flight import Flight, Window
+from hardsample.engines.client.retry import Patience, RefusedError, Setback, SetbackError, retry_after
+from hardsample.engines.client.server_url import KEY_VARIABLE, checked_url, without_key
+from hardsample.engines.openai import NEUTRAL, OpenAIEngine, chat_messages, rollout_seed
+from hardsample.engines.protocol import Request
 from hardsample.engines.results import EngineError
-from hardsample.engines.server_url import KEY_VARIABLE, checked_url, without_key
 from hardsample.metrics.signatures import all_alike
 from hardsample.scoring.config import ScoringConfig
 
@@ -48,7 +49,7 @@ def patience(there: bool = True, retries: int = 3, server_timeout: float = 0.3) 
 
 @pytest.fixture(autouse=True)
 def no_long_waits(monkeypatch):
-    monkeypatch.setattr(flight, "SHORTEST_WAIT_S", 0.001)
+    monkeypatch.setattr(retry, "SHORTEST_WAIT_S", 0.001)
 
 
 def failing(times: int, setback: Setback, asked: list[float]):
@@ -67,7 +68,7 @@ def test_a_request_is_tried_again_and_its_retries_are_counted():
     assert asyncio.run(one.insist(failing(3, Setback("500", True), asked))) == "reply"
     assert one.sent == 4 and one.tried_again == {"500": 3} and one.window.size == 3
     asked.clear()
-    assert asyncio.run(one.insist(failing(9, Setback("500", True), asked))) == "500, 4 times"
+    assert str(asyncio.run(one.insist(failing(9, Setback("500", True), asked)))) == "500, 4 times"
     assert one.refusal == "500" and len(asked) == 4
 
 
@@ -77,6 +78,17 @@ def test_too_many_requests_are_no_fault_of_the_record():
     two, _ = patience(server_timeout=0.05)
     with pytest.raises(EngineError, match=r"the server answered nothing for 0 s \(429\)"):
         asyncio.run(two.insist(failing(10**9, Setback("429", True, counts=False), [])))
+
+
+def test_time_between_rounds_of_requests_is_no_silence_of_the_server():
+    policy, _ = patience(server_timeout=60)
+    busy = Setback("429", True, counts=False)
+    policy._answered_at -= 1000
+    policy.begin(Window(8))
+    assert asyncio.run(policy.insist(failing(3, busy, []))) == "reply"
+    policy._answered_at -= 1000
+    with pytest.raises(EngineError, match=r"the server answered nothing for 60 s \(429\)"):
+        asyncio.run(policy.insist(failing(3, busy, [])))
 
 
 def test_the_server_says_how_long_to_wait_to_every_request():
@@ -134,22 +146,33 @@ def test_what_landed_beside_an_error_is_kept():
             one.landed()
 
 
-def engine(**changes) -> OpenAIEngine:
-    config = ScoringConfig(engine="openai", base_url="http://localhost:1/v1", **changes)
-    names = ("base_url", "seed", "temperature", "max_new_tokens", "mask_kind", "max_pixels", "concurrency", "retries")
-    options = {name: getattr(config, name) for name in names}
-    return OpenAIEngine(model="m", request_timeout=1.0, server_timeout=1.0, notice=lambda text: None, **options)
+def test_a_refusal_is_not_tried_again_and_many_in_a_row_end_the_job():
+    policy, _ = patience()
+
+    async def refused() -> str:
+        raise RefusedError("400", "too long")
+
+    async def many() -> list[object]:
+        return [await policy.insist(refused) for _ in range(25)]
+
+    assert str(asyncio.run(policy.insist(refused))) == "400: too long" and policy.sent == 1
+    with pytest.raises(EngineError, match="answers none of 20 requests in a row: 400: too long"):
+        asyncio.run(many())
 
 
 def test_settings_that_the_server_refuses_by_name_are_left_out():
-    one = engine()
-    given = dict(one._optional)
-    assert one._adapt(given, "max_tokens", "Unrecognized request argument supplied: top_k")
-    assert one.sampling() == {"sent": ["repetition_penalty", "seed", "top_p"], "refused": ["top_k"]}
-    assert one._adapt(given, "max_tokens", "top_k is unknown")  # sent before the other refusal came
-    assert not one._adapt(dict(one._optional), "max_tokens", "the prompt is too long; it exceeded the context")
-    assert one._adapt(dict(one._optional), "max_tokens", "use max_completion_tokens instead of max_tokens")
-    assert one._length == "max_completion_tokens"
+    pytest.importorskip("openai")
+    said: list[str] = []
+    config = ScoringConfig(engine="openai", base_url="http://localhost:1/v1")
+    engine = OpenAIEngine("m", config, said.append)
+    given = dict.fromkeys((*NEUTRAL, "seed"), 1)
+    assert engine.client.adapt(given, "max_tokens", "Unrecognized request argument supplied: top_k")
+    assert engine.sampling() == {"sent": ["repetition_penalty", "seed", "top_p"], "refused": ["top_k"]}
+    assert engine.client.adapt(given, "max_tokens", "top_k is unknown")  # sent before the other refusal came
+    assert said == ["the server does not take top_k: it stays as the server has it"]
+    assert not engine.client.adapt(given, "max_tokens", "the prompt is too long; it exceeded the context")
+    assert engine.client.adapt(given, "max_tokens", "use max_completion_tokens instead of max_tokens")
+    assert not engine.client.adapt(given, "max_completion_tokens", "use max_completion_tokens")
 
 
 def test_prompts_keep_their_order_of_text_and_images():
@@ -190,6 +213,7 @@ def test_retry_after_is_read_as_seconds_and_as_a_date():
     assert retry_after({"retry-after": "2.5"}) == 2.5
     assert retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0.0
     assert retry_after({"retry-after": "soon"}) is None and retry_after({}) is None
+    assert retry_after({"retry-after": "9", "retry-after-ms": "250"}) == 0.25
 
 
 def test_what_a_server_says_is_shown_without_the_key(monkeypatch):

@@ -74,4 +74,4 @@ def test_the_template_as_a_setting():
         ScoringConfig(options_template="no")
     bad = CliRunner().invoke(app, ["score", "demo", "--model", "demo", "--output", "x", "--options-template", "no"])
     assert bad.exit_code == 2
-    assert "one of its lines must have {option}" in " ".join(bad.output.replace("│", " ").split())
+    assert "exactly one line must contain {option}" in " ".join(bad.output.replace("│", " ").split())

@@ -21,10 +21,11 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from hardsample.engines.image_workers import ImageWorkers, join_outputs
 from hardsample.engines.masking import mask_image, model_fill
-from hardsample.engines.preparing import ImageCache, Preparation, Request, Seconds, preparing_thread
+from hardsample.engines.preparing import ImageCache, Preparation, Seconds, preparing_thread
+from hardsample.engines.protocol import Request
+from hardsample.engines.transformers import TransformersEngine
 from hardsample.kernels.keys import mask_key
 from hardsample.scoring.config import ScoringConfig
-from hardsample.scoring.score import make_engine
 
 SMALL = {"size": {"shortest_edge": 40}, "crop_size": {"height": 40, "width": 40}}
 TILES = {"image_grid_pinpoints": [[40, 80], [80, 40], [80, 80]]}
@@ -383,10 +384,10 @@ def test_the_image_cache_decodes_once_and_forgets_beyond_its_size(monkeypatch):
 
 
 def test_each_step_has_its_seconds(model, processor, questions):
-    engine = make_engine(copy.copy(model), processor, ScoringConfig())
+    engine = TransformersEngine(copy.copy(model), processor, ScoringConfig())
     prepared = engine.prepare([Request(q, 0.5, 0) for q in questions[:4]])
     seconds = engine.seconds
     assert min(seconds.decode, seconds.mask, seconds.processor) > 0 == seconds.generate
     engine.generate(prepared)
     assert seconds.generate > 0
-    assert engine.backends()["image_processor"] == f"{processor.image_processor.backend} on cpu"
+    assert engine.run_info().backends["image_processor"] == f"{processor.image_processor.backend} on cpu"

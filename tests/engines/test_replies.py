@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from hardsample.engines.replies import Problem, UnreadableError, read_reply
+from hardsample.engines.client.replies import Problem, UnreadableError, read_reply
 from hardsample.engines.results import Completion, EngineError
 from hardsample.scoring.score import NothingToScoreError, score
 

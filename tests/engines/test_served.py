@@ -17,10 +17,11 @@ import pytest
 
 from hardsample.demo import load_split, model_path
 from hardsample.engines.openai import OpenAIEngine, rollout_seed
-from hardsample.engines.preparing import Request
+from hardsample.engines.protocol import Request
 from hardsample.engines.results import EngineError
+from hardsample.errors import ConfigError
 from hardsample.evaluation.evaluate import evaluate
-from hardsample.scoring.add_cmab import attend_run
+from hardsample.scoring.config import ScoringConfig
 from hardsample.scoring.output import Scores
 from hardsample.scoring.score import score
 
@@ -136,15 +137,17 @@ def test_greedy_scores_are_those_of_the_local_engine(greedy):
 def test_attention_is_added_afterwards_on_a_local_copy(greedy):
     there, here = greedy
     with pytest.raises(EngineError, match=r"a server made these completions: give --model, a copy of"):
-        attend_run(there.directory)
-    found = attend_run(there.directory, "demo", progress=False)
+        score(output=there.directory, metric="cmab")
+    with pytest.raises(ConfigError, match="engine is 'openai', which shows no attention"):
+        score(output=there.directory, model="demo", metric="cmab", engine="openai", base_url="http://localhost/v1")
+    found = score(output=there.directory, model="demo", metric="cmab", progress=False)
     pairs = list(zip(found.table["attention_balance"], here.table["attention_balance"], strict=True))
     assert any(one is not None for one, _ in pairs)
     for one, other in pairs:  # the completions are equal, and so are the tokens that the copy makes of their text
         assert one == other or one == pytest.approx(other, rel=1e-5)
     assert found.table["cmab_stratum"][:] == here.table["cmab_stratum"][:]
     assert found.run["cmab"]["model"] == "demo" and "cmab_strata" in found.run["counts"]
-    again = attend_run(there.directory, "demo", progress=False)
+    again = score(output=there.directory, model="demo", metric="cmab", progress=False)
     assert again.run["cmab"]["completions"] == 0  # nothing is computed twice
 
 
@@ -219,7 +222,7 @@ def test_a_killed_job_asks_for_nothing_again_that_was_committed(proxy, tmp_path,
     assert after and not after & committed
     assert 0 <= made - len(committed) <= 64  # lost: what was in flight at the kill
     assert rollouts(output) == rollouts(greedy[0].directory)
-    assert "of them tries again" in done.stdout
+    assert "of them retries" in done.stdout
 
 
 @pytest.mark.slow
@@ -274,10 +277,9 @@ def test_the_key_is_nowhere(proxy, tmp_path, monkeypatch, capfd):
 
 
 def test_an_address_with_a_password_is_not_repeated():
-    options = dict.fromkeys(("seed", "temperature", "max_new_tokens", "mask_kind", "max_pixels", "retries"))
-    more = {"concurrency": 1, "request_timeout": 1.0, "server_timeout": 1.0, "model": "m"}
-    with pytest.raises(ValueError, match="--base-url holds a user") as caught:
-        OpenAIEngine(base_url="http://me:hidden@localhost/v1", **options, **more)
+    config = ScoringConfig(engine="openai", base_url="http://me:hidden@localhost/v1")
+    with pytest.raises(ConfigError, match="--base-url holds a user") as caught:
+        OpenAIEngine("m", config)
     assert "hidden" not in str(caught.value)
 
 

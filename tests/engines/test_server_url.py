@@ -2,8 +2,9 @@
 
 import pytest
 
+from hardsample.engines.client.server_url import KEY_VARIABLE, key_notice, without_key
 from hardsample.engines.openai import OpenAIEngine
-from hardsample.engines.server_url import KEY_VARIABLE, key_notice, without_key
+from hardsample.scoring.config import ScoringConfig
 
 SAID = "Bad request: image x of sample abc-1 is too large (Bearer {key})"
 
@@ -40,7 +41,5 @@ def test_the_engine_tells_of_a_short_key(monkeypatch):
     pytest.importorskip("openai")
     monkeypatch.setenv(KEY_VARIABLE, "x")
     said = []
-    options = dict.fromkeys(("seed", "temperature", "max_new_tokens", "mask_kind", "max_pixels", "retries"))
-    more = {"concurrency": 1, "request_timeout": 1.0, "server_timeout": 1.0, "model": "m", "notice": said.append}
-    OpenAIEngine(base_url="http://localhost:8000/v1", **options, **more)
+    OpenAIEngine("m", ScoringConfig(engine="openai", base_url="http://localhost:8000/v1"), said.append)
     assert said == ["OPENAI_API_KEY has 1 of at least 4 characters: it is not taken out of messages"]

@@ -16,21 +16,19 @@ from transformers import (
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 from hardsample.demo.build import build_processor, vocabulary
+from hardsample.engines.protocol import Request
+from hardsample.engines.results import Completion, EngineError, Failure
 from hardsample.engines.transformers import (
-    Completion,
-    EngineError,
-    Failure,
-    Request,
+    TransformersEngine,
     load_model,
     load_processor,
     model_fingerprint,
 )
 from hardsample.scoring.config import ScoringConfig
-from hardsample.scoring.score import make_engine
 
 
 def engine_of(model, processor, **settings):
-    return make_engine(copy.copy(model), processor, ScoringConfig(**settings))
+    return TransformersEngine(copy.copy(model), processor, ScoringConfig(**settings))
 
 
 def run(engine, requests, size):

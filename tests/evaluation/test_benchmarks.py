@@ -1,4 +1,4 @@
-"""Presets of benchmarks: rules, figures of evaluated folders, and what is said where something is missing."""
+"""Presets of benchmarks: rules, figures of evaluated folders, and messages about missing parts."""
 
 import base64
 import csv
@@ -38,7 +38,7 @@ def question(record):
 
 
 def table(path, records, **columns):
-    """A table of the demo's images and questions with other columns, one value a row."""
+    """Return a table of the demo's images and questions with other columns, one value a row."""
     names = list(dict.fromkeys(["index", "image", "question", *columns]))
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
@@ -52,14 +52,14 @@ def table(path, records, **columns):
 
 
 def say(folder, completions):
-    """Puts other completions into a finished run: id → text of each rollout."""
+    """Put other completions into a finished run: id → text of each rollout."""
     with sqlite3.connect(folder / ROLLOUTS_FILE) as database:
         for sample, texts in completions.items():
             for number, text in enumerate(texts):
-                found = database.execute(
+                result = database.execute(
                     "UPDATE rollouts SET completion = ? WHERE sample = ? AND realization = ?", (text, sample, number)
                 )
-                assert found.rowcount == 1
+                assert result.rowcount == 1
 
 
 def run(*arguments):
@@ -76,8 +76,8 @@ def test_the_table():
 def test_without_the_file_it_says_what_to_get(name, tmp_path):
     for given in ((), (tmp_path / "absent.tsv",)):
         done = run(*given, "--benchmark", name)
-        said = " ".join(done.output.replace("│", " ").split())
-        assert done.exit_code == 2 and f"{BENCHMARKS[name].title} needs its data: get https://" in said
+        output = " ".join(done.output.replace("│", " ").split())
+        assert done.exit_code == 2 and f"{BENCHMARKS[name].title} needs its data: download https://" in output
     assert f"/{BENCHMARKS[name].table}.tsv" in missing_data(name) and BENCHMARKS[name].hub in missing_data(name)
 
 
@@ -114,11 +114,11 @@ def test_mmmu_counts_its_split_only_and_open_questions_by_rule(records, tmp_path
         category=["Art"] * 8,
     )
     evaluate(path, "demo", tmp_path / "run", progress=False)
-    said = ["B", "B", "(A) x", "A", "so it is 24.321", "The answer is 0.25", "A blue whales", "3 + 4 = 8"]
-    say(tmp_path / "run", {str(n): [text] for n, text in enumerate(said)})
-    found = grade_benchmark(tmp_path / "run", "mmmu")
-    assert found.figures["score"] == accuracy_interval([1, 1, 0, 1, 1, 0, 0], [1] * 7)
-    assert any("1 samples of other splits" in note for note in found.notes)
+    completions = ["B", "B", "(A) x", "A", "so it is 24.321", "The answer is 0.25", "A blue whales", "3 + 4 = 8"]
+    say(tmp_path / "run", {str(n): [text] for n, text in enumerate(completions)})
+    result = grade_benchmark(tmp_path / "run", "mmmu")
+    assert result.figures["score"] == accuracy_interval([1, 1, 0, 1, 1, 0, 0], [1] * 7)
+    assert any("1 samples of other splits" in note for note in result.notes)
 
 
 def test_hallusionbench_figures_and_questions(records, tmp_path):
@@ -138,22 +138,22 @@ def test_hallusionbench_figures_and_questions(records, tmp_path):
     path.write_text("\n".join(text) + "\n")
     evaluate(path, "demo", tmp_path / "run", rollouts=2, temperature=1.0, progress=False)
     right = [(1, 1), (1, 1), (1, 0), (0, 1), (1, 1), (0, 0), (1, 1), (1, 1)]
-    said = {
-        name: [gold if one else {"yes": "No.", "no": "Yes!"}[gold] for one in ones]
+    completions = {
+        name: [gold if right else {"yes": "No.", "no": "Yes!"}[gold] for right in ones]
         for name, gold, ones in zip(names, ["yes", "no"] * 4, right, strict=True)
     }
-    say(tmp_path / "run", said)
-    found = grade_benchmark(tmp_path / "run", "hallusionbench")
+    say(tmp_path / "run", completions)
+    result = grade_benchmark(tmp_path / "run", "hallusionbench")
     with Store(tmp_path / "run") as store:
-        assert first_completion(store, names[2]) == said[names[2]][0] != said[names[2]][1]
-    figures = list(found.figures.items())
+        assert first_completion(store, names[2]) == completions[names[2]][0] != completions[names[2]][1]
+    figures = list(result.figures.items())
     assert figures[0] == ("aAcc (questions)", accuracy_interval([2, 2, 1, 1, 2, 0, 2], [2] * 7))
     # figures: chart 1 twice right, chart 2 never both, map set 0 never, map set 1 twice
     assert figures[1][1] == accuracy_interval([2, 0, 0, 2], [2] * 4)
     # questions over figures: chart 0: first rollout, chart 1: second; map 0/0 both, map 0/1 none, map 1/0 both
     assert figures[2][1] == accuracy_interval([1, 1, 2, 0, 2], [2] * 5)
     mean = (10 / 14 + 4 / 8 + 6 / 10) / 3
-    assert f"mean of aAcc, fAcc and qAcc: {mean:.1%}" in found.notes
+    assert f"mean of aAcc, fAcc and qAcc: {mean:.1%}" in result.notes
     say(tmp_path / "run", {names[0]: ["no"] * 2})
     assert grade_benchmark(tmp_path / "run", "hallusionbench").figures["aAcc (questions)"].value == 8 / 14
 
@@ -168,9 +168,9 @@ def test_ocrbench_points(records, tmp_path):
     )
     evaluate(path, "demo", tmp_path / "run", progress=False)
     say(tmp_path / "run", {str(n): [text] for n, text in enumerate(["the Centre is", "A\nB", "x^2+1", "x"] * 2)})
-    found = grade_benchmark(tmp_path / "run", "ocrbench")
-    assert found.figures["score"] == accuracy_interval([1, 1, 1, 0] * 2, [1] * 8)
-    assert found.figures[f"category {formulas}"].value == 0.5 and "OCRBench's score: 6 of 8" in found.notes
+    result = grade_benchmark(tmp_path / "run", "ocrbench")
+    assert result.figures["score"] == accuracy_interval([1, 1, 1, 0] * 2, [1] * 8)
+    assert result.figures[f"category {formulas}"].value == 0.5 and "OCRBench's score: 6 of 8" in result.notes
 
 
 class Marks:
@@ -193,14 +193,14 @@ def test_mmvet_needs_a_judge(records, tmp_path):
     done = run(path, "--benchmark", "mmvet", "--model", "demo", "--output", output)
     assert done.exit_code == 1 and "needs a judge model" in done.output and "--judge-url" in done.output
     judge = Marks([0.5, 1.0, None, 0.0])
-    found = grade_benchmark(output, "mmvet", judge)
+    result = grade_benchmark(output, "mmvet", judge)
     assert judge.kind == "score" and judge.cases[0].question == question(records[0])
     assert judge.cases[0].reference == "a <AND> b"
     expected = mean_interval([0.5, 1.0, 0.0])
-    assert found.figures["score"].value == 0.5 and found.figures["score"].samples == 3
-    assert found.figures["score"].low == max(expected.low, 0) and found.figures["score"].high == min(expected.high, 1)
-    assert found.figures["category ocr"].value == 0.75 and found.figures["category math"].value == 0.5
-    assert any("1 verdicts could not be had and do not count (no reply in time: 1)" in note for note in found.notes)
+    assert result.figures["score"].value == 0.5 and result.figures["score"].samples == 3
+    assert result.figures["score"].low == max(expected.low, 0) and result.figures["score"].high == min(expected.high, 1)
+    assert result.figures["category ocr"].value == 0.75 and result.figures["category math"].value == 0.5
+    assert any("1 verdicts failed and do not count (no reply in time: 1)" in note for note in result.notes)
     with pytest.raises(BenchmarkError, match="could be graded"):
         grade_benchmark(output, "mmvet", Marks([None] * 4))
 
@@ -208,11 +208,11 @@ def test_mmvet_needs_a_judge(records, tmp_path):
 def test_mathvista_by_rule_says_that_it_is_not_the_score(records, tmp_path):
     path = table(tmp_path / "MathVista_MINI.tsv", records[:4], answer=["3"] * 4, skills=["['a skill', 'other']"] * 4)
     evaluate(path, "demo", tmp_path / "run", progress=False)
-    found = grade_benchmark(tmp_path / "run", "mathvista")
+    result = grade_benchmark(tmp_path / "run", "mathvista")
     with Store(tmp_path / "run") as store:
-        grades = [one.grade for one in store.rollouts()]
-    assert found.figures["score"] == accuracy_interval(grades, [1] * 4)
-    assert "skills a skill" in found.figures and any("not MathVista's score" in note for note in found.notes)
+        grades = [rollout.grade for rollout in store.rollouts()]
+    assert result.figures["score"] == accuracy_interval(grades, [1] * 4)
+    assert "skills a skill" in result.figures and any("not MathVista's score" in note for note in result.notes)
     judged = grade_benchmark(tmp_path / "run", "mathvista", Marks([1.0, 1.0, 0.0, 1.0]))
     assert judged.figures["score"] == accuracy_interval([1, 1, 0, 1], [1] * 4) and judged.how == "the judge marks"
 

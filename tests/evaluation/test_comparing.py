@@ -1,4 +1,4 @@
-"""Two scorings side by side: what moved, how far they agree, and what must not be compared."""
+"""Comparisons of two scorings: moved samples, agreement, and scorings that must not be compared."""
 
 import json
 from math import isnan
@@ -24,19 +24,19 @@ BASE = [("a", 0.0), ("b", 0.2), ("c", 0.5), ("d", 0.9), ("e", None), ("f", 0.6)]
 
 
 def scoring(folder, thresholds, bounds=CONFIG.bounds, digests=None, no_image=(), **settings):
-    """A finished run of samples with these λ*, as a lossless ladder leaves it."""
+    """Return a finished run of samples with these λ*, as a lossless ladder leaves it."""
     folder.mkdir()
     columns = {name: [] for name in SCHEMA.names}
-    for place, (sample, threshold) in enumerate(thresholds):
+    for row, (sample, threshold) in enumerate(thresholds):
         failed = [threshold is not None and ratio >= threshold for ratio in CONFIG.ratios]
         row = dict.fromkeys(SCHEMA.names) | {
             "id": sample,
             "pism_stratum": None if sample in no_image else stratum(threshold, threshold == 0, bounds),
             "failure_threshold": threshold,
-            "successes": [0 if one else 1 for one in failed],
-            "attempts": [10 if one else 1 for one in failed],
+            "successes": [0 if fails else 1 for fails in failed],
+            "attempts": [10 if fails else 1 for fails in failed],
             "rollouts": 10,
-            "ability": "xy"[place % 2],
+            "ability": "xy"[row % 2],
         }
         for name, value in row.items():
             columns[name].append(value)
@@ -55,35 +55,38 @@ def scoring(folder, thresholds, bounds=CONFIG.bounds, digests=None, no_image=(),
 def test_moves_are_counted_one_way_and_the_other(tmp_path):
     first = scoring(tmp_path / "1", [*BASE, ("only", 0.1)])
     moved = [("a", 0.3), ("b", 0.2), ("c", 0.5), ("d", 0.5), ("e", None), ("f", 0.1), ("new", 0.9)]
-    found = compare_scores(first, scoring(tmp_path / "2", moved, seed=1, temperature=1.0))
-    assert [(one.id, one.first, one.second, one.way) for one in found.moved] == [
+    comparison = compare_scores(first, scoring(tmp_path / "2", moved, seed=1, temperature=1.0))
+    assert [(move.id, move.first, move.second, move.way) for move in comparison.moved] == [
         ("a", "unsolved", "hard", 1),
         ("d", "easy", "medium", -1),
         ("f", "medium", "hard", -1),
     ]
-    assert found.counts == [[1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 0], [0, 0, 1, 0]]
-    assert sum(map(sum, found.counts)) == len(found.samples) == 6
-    assert found.agreement == accuracy_interval([1, 1, 1, 0, 0, 0], [1] * 6), "Wilson, on six samples"
-    assert (found.easier.value, found.harder.value) == (1 / 6, 2 / 6)
-    assert found.left_out == 2
-    assert found.change.value == pytest.approx((0.3 - 0.4 - 0.5) / 6)
-    assert [one.id for one in furthest(found.moved)] == ["f", "d", "a"]
-    assert found.notes == ["temperature: 0.7 in the first, 1.0 in the second", "seed: 0 in the first, 1 in the second"]
-    size, easier, harder = by_ability(found.samples)["x"]
+    assert comparison.counts == [[1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 0], [0, 0, 1, 0]]
+    assert sum(map(sum, comparison.counts)) == len(comparison.samples) == 6
+    assert comparison.agreement == accuracy_interval([1, 1, 1, 0, 0, 0], [1] * 6), "Wilson, on six samples"
+    assert (comparison.easier.value, comparison.harder.value) == (1 / 6, 2 / 6)
+    assert comparison.left_out == 2
+    assert comparison.change.value == pytest.approx((0.3 - 0.4 - 0.5) / 6)
+    assert [move.id for move in furthest(comparison.moved)] == ["f", "d", "a"]
+    assert comparison.notes == [
+        "temperature: 0.7 in the first, 1.0 in the second",
+        "seed: 0 in the first, 1 in the second",
+    ]
+    size, easier, harder = by_ability(comparison.samples)["x"]
     assert (size, easier.value, harder.value) == (3, 1 / 3, 0)
 
 
 def test_a_scoring_agrees_with_itself(tmp_path):
     first = scoring(tmp_path / "1", BASE)
-    found = compare_scores(first, first)
-    assert found.agreement.value == 1
-    assert found.kappa.value == pytest.approx(1) == found.correlation.value
-    assert found.moved == [] and found.change.value == 0
-    assert found.agreement.low < 1, "six samples do not prove it"
+    comparison = compare_scores(first, first)
+    assert comparison.agreement.value == 1
+    assert comparison.kappa.value == pytest.approx(1) == comparison.correlation.value
+    assert comparison.moved == [] and comparison.change.value == 0
+    assert comparison.agreement.low < 1, "six samples do not prove it"
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"mask_space": "model"}, "mask space source, .* with model"),
         ({"mask_kind": "patch"}, "mask kind pixel, .* with patch"),
@@ -92,9 +95,11 @@ def test_a_scoring_agrees_with_itself(tmp_path):
         ({"ratios": [0.0, 0.5]}, r"mask ratios 0, 0\.1, .* with 0, 0\.5"),
     ],
 )
-def test_different_measurements_are_refused(tmp_path, settings, said):
+def test_different_measurements_are_rejected(tmp_path, settings, message):
     first, second = scoring(tmp_path / "1", BASE), scoring(tmp_path / "2", BASE, **settings)
-    with pytest.raises(ComparisonError, match=f"{said}: these are different measurements; score both alike"):
+    with pytest.raises(
+        ComparisonError, match=f"{message}: these are different measurements; score both with the same settings"
+    ):
         compare_scores(first, second)
 
 
@@ -114,32 +119,32 @@ def test_evaluations_unfinished_runs_and_strangers_are_refused(tmp_path):
 def test_samples_of_one_name_that_are_not_the_same_are_left_out(tmp_path):
     digests = {name: name for name, _ in BASE}
     first = scoring(tmp_path / "1", BASE, digests=digests)
-    found = compare_scores(first, scoring(tmp_path / "2", BASE, digests=digests | {"c": "another image"}))
-    assert [one.id for one in found.samples] == ["a", "b", "d", "e", "f"]
-    assert (found.differing, found.left_out) == (1, 0)
-    assert "1 samples are named alike and are not the same: left out" in found.notes
+    comparison = compare_scores(first, scoring(tmp_path / "2", BASE, digests=digests | {"c": "another image"}))
+    assert [move.id for move in comparison.samples] == ["a", "b", "d", "e", "f"]
+    assert (comparison.differing, comparison.left_out) == (1, 0)
+    assert "1 samples have the same id but different content: left out" in comparison.notes
 
 
 def test_samples_without_an_image_have_nothing_to_compare(tmp_path):
     first = scoring(tmp_path / "1", BASE, no_image=["a"])
-    found = compare_scores(first, scoring(tmp_path / "2", BASE, no_image=["b"]))
-    assert [one.id for one in found.samples] == ["c", "d", "e", "f"]
-    assert found.left_out == 2
+    comparison = compare_scores(first, scoring(tmp_path / "2", BASE, no_image=["b"]))
+    assert [move.id for move in comparison.samples] == ["c", "d", "e", "f"]
+    assert comparison.left_out == 2
 
 
 def test_bounds_of_the_first_are_taken_for_both(tmp_path):
     first = scoring(tmp_path / "1", BASE)
     second = scoring(tmp_path / "2", BASE, bounds=Bounds(0.55, 0.65))
-    found = compare_scores(first, second)
-    assert found.agreement.value == 1
-    assert "the bounds of the strata differ: those of the first are taken for both" in found.notes
+    comparison = compare_scores(first, second)
+    assert comparison.agreement.value == 1
+    assert "the bounds of the strata differ: the bounds of the first are used for both" in comparison.notes
 
 
 def test_kappa_is_that_of_the_textbook():
     # Fleiss, Cohen and Everitt's own kind of example, worked out by hand: p_o = 0.7, p_e = 0.5, κ = 0.4
-    found = kappa([[20, 5], [10, 15]])
-    assert found.value == pytest.approx(0.4)
-    assert found.samples == 50
+    interval = kappa([[20, 5], [10, 15]])
+    assert interval.value == pytest.approx(0.4)
+    assert interval.samples == 50
     assert isnan(kappa([[7, 0], [0, 0]]).value)
     assert kappa([[5, 0], [0, 5]]).low == pytest.approx(1)
     with pytest.raises(ValueError, match="empty"):
@@ -153,14 +158,14 @@ def test_the_interval_of_kappa_covers():
     expected = rows @ columns
     kappa_true = (np.trace(truth) - expected) / (1 - expected)
     tables = rng.multinomial(200, truth.ravel(), 2000).reshape(-1, 3, 3)
-    inside = [(one := kappa(table.tolist())).low <= kappa_true <= one.high for table in tables]
+    inside = [(interval := kappa(table.tolist())).low <= kappa_true <= interval.high for table in tables]
     assert 0.93 <= np.mean(inside) <= 0.97
 
 
 def test_the_list_of_moved_samples_is_complete(tmp_path):
     second = scoring(tmp_path / "2", [("a", 0.3), *BASE[1:]])
-    found = compare_scores(scoring(tmp_path / "1", BASE), second)
-    (line,) = write_moved(found, tmp_path / "moved.jsonl").read_text().splitlines()
+    comparison = compare_scores(scoring(tmp_path / "1", BASE), second)
+    (line,) = write_moved(comparison, tmp_path / "moved.jsonl").read_text().splitlines()
     assert json.loads(line) == {
         "id": "a",
         "ability": "x",
@@ -191,6 +196,6 @@ def test_the_command_writes_page_and_list(tmp_path, hostile):
 
 def test_where_nothing_varies_there_is_no_correlation(tmp_path):
     same = [(name, 0.5) for name, _ in BASE]
-    found = compare_scores(scoring(tmp_path / "1", same), scoring(tmp_path / "2", same))
-    assert found.correlation is None
-    assert isnan(found.kappa.value)
+    comparison = compare_scores(scoring(tmp_path / "1", same), scoring(tmp_path / "2", same))
+    assert comparison.correlation is None
+    assert isnan(comparison.kappa.value)

@@ -25,12 +25,12 @@ def evaluated(tmp_path_factory):
 
 def test_accuracy_is_that_of_the_rollouts(evaluated):
     _, once, many = evaluated
-    for found, rollouts in ((once, 1), (many, 4)):
-        with Store(found.directory) as store:
-            ids = list(Scores(found.directory).table["id"])
-            grades = [[one.grade for one in store.rollouts(sample)] for sample in ids]
-        assert [len(one) for one in grades] == [rollouts] * 40
-        assert found.overall == accuracy_interval([sum(one) for one in grades], [rollouts] * 40)
+    for result, rollouts in ((once, 1), (many, 4)):
+        with Store(result.directory) as store:
+            ids = list(Scores(result.directory).table["id"])
+            grades = [[rollout.grade for rollout in store.rollouts(sample)] for sample in ids]
+        assert [len(row) for row in grades] == [rollouts] * 40
+        assert result.overall == accuracy_interval([sum(row) for row in grades], [rollouts] * 40)
     assert 0.1 < once.overall.value < 0.8 and once.overall.low < once.overall.value < once.overall.high
     assert once.rollouts == 1 and many.rollouts == 4
 
@@ -38,8 +38,8 @@ def test_accuracy_is_that_of_the_rollouts(evaluated):
 def test_groups(evaluated):
     folder, once, _ = evaluated
     assert set(once.groups) == {"ability", "stratum"}
-    assert sum(one.samples for one in once.groups["ability"].values()) == 40
-    assert sum(one.samples for one in once.groups["stratum"].values()) == 40
+    assert sum(interval.samples for interval in once.groups["ability"].values()) == 40
+    assert sum(interval.samples for interval in once.groups["stratum"].values()) == 40
     assert once.groups["stratum"]["unsolved"].value < once.groups["stratum"]["hard"].value
     content = json.loads((folder / "once" / "evaluation.json").read_text())
     assert content["overall"]["accuracy"] == once.overall.value and content["temperature"] == 0.0
@@ -48,9 +48,9 @@ def test_groups(evaluated):
 def test_groups_by_source_and_level(tmp_path):
     data = load_split("demo", 12)
     data = data.add_column("data_source", ["a", "b"] * 6).add_column("level", list(range(1, 13)))
-    found = evaluate(data, "demo", tmp_path, progress=False)
-    assert {name: one.samples for name, one in found.groups["source"].items()} == {"a": 6, "b": 6}
-    assert len(found.groups["level"]) == 12
+    result = evaluate(data, "demo", tmp_path, progress=False)
+    assert {name: interval.samples for name, interval in result.groups["source"].items()} == {"a": 6, "b": 6}
+    assert len(result.groups["level"]) == 12
 
 
 def test_an_evaluation_resumes(evaluated, monkeypatch):
@@ -67,17 +67,20 @@ def test_an_evaluation_resumes(evaluated, monkeypatch):
 
 def test_comparison_is_paired(evaluated, tmp_path):
     folder, _, many = evaluated
-    other = evaluate("demo", "demo", tmp_path / "other", limit=30, rollouts=4, temperature=0.7, seed=2, progress=False)
-    found = compare(folder / "many", other.directory)
+    resampled = evaluate(
+        "demo", "demo", tmp_path / "other", limit=30, rollouts=4, temperature=0.7, seed=2, progress=False
+    )
+    result = compare(folder / "many", resampled.directory)
     first, second = (
-        {row["id"]: row["successes"][0] / 4 for row in Scores(one).table} for one in (folder / "many", other.directory)
+        {row["id"]: row["successes"][0] / 4 for row in Scores(run).table}
+        for run in (folder / "many", resampled.directory)
     )
     differences = [second[sample] - first[sample] for sample in second]
-    assert found.overall.value == pytest.approx(sum(differences) / 30)
-    assert found.overall.samples == 30 and found.left_out == 10
-    assert found.better == sum(one > 0 for one in differences)
-    assert found.worse == sum(one < 0 for one in differences)
-    assert 0 < found.p_value <= 1 and set(found.groups) == set(many.groups["ability"])
+    assert result.overall.value == pytest.approx(sum(differences) / 30)
+    assert result.overall.samples == 30 and result.left_out == 10
+    assert result.better == sum(difference > 0 for difference in differences)
+    assert result.worse == sum(difference < 0 for difference in differences)
+    assert 0 < result.p_value <= 1 and set(result.groups) == set(many.groups["ability"])
     same = compare(folder / "many", folder / "many")
     assert same.overall.value == 0 and same.p_value == 1
 
@@ -97,8 +100,8 @@ def test_what_cannot_be_compared(evaluated, tmp_path):
     ("settings", "message"),
     [
         ({"rollouts": 3}, "rollouts is 3 at temperature 0"),
-        ({"ratios": (0.0, 0.5)}, "ratios is no setting of an evaluation"),
-        ({"colour": 1}, "colour is no setting"),
+        ({"ratios": (0.0, 0.5)}, "ratios is not a setting of an evaluation"),
+        ({"colour": 1}, "colour is not a setting"),
     ],
 )
 def test_settings_that_are_none(tmp_path, settings, message):

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import logging
+import socket
 import sys
 import threading
 import traceback
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 
 from hardsample.cli.main import app
 from hardsample.demo import load_split
-from hardsample.evaluation import judge as module
+from hardsample.engines.client import retry
 from hardsample.evaluation.judge import Case, Judge, JudgeError, read_verdict
 from hardsample.files import VERDICTS_FILE
 
@@ -47,7 +48,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.connection.close()
         _, reference, answer = request["messages"][1]["content"].split("\n\n")
         same = reference.partition("\n")[2] == answer.partition("\n")[2]
-        said = do if isinstance(do, str) and do != "hang" else ("right" if same else "wrong")
+        if do == "busy":
+            return self.reply(200, {"error": {"message": "busy", "code": 503}})
+        said = do if isinstance(do, str | list) and do != "hang" else ("right" if same else "wrong")
         return self.reply(200, {"choices": [{"index": 0, "message": {"role": "assistant", "content": said}}]})
 
     def reply(self, status, content):
@@ -71,6 +74,7 @@ class Handler(BaseHTTPRequestHandler):
 def server(monkeypatch):
     pytest.importorskip("openai", reason="the openai package is not installed: pip install 'hardsample[openai]'")
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setattr(retry, "SHORTEST_WAIT_S", 0.001)
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
     made = Server()
@@ -113,14 +117,14 @@ def test_an_empty_answer_is_wrong_without_asking(server, tmp_path):
 
 def test_failures_are_tried_again(server, tmp_path):
     server.script = [500, 429, "cut", 503]
-    judge = Judge(tmp_path, server.url, "m", workers=1)
+    judge = Judge(tmp_path, server.url, "m", concurrency=1)
     assert judge.verdicts("right", CASES[:2]) == [0.0, 1.0]
     assert len(server.seen) == 6 and not judge.failed
 
 
 def test_a_verdict_that_cannot_be_had_is_none_and_is_asked_for_next_time(server, tmp_path):
     server.script = [500, 500, "perhaps", "not wrong"]
-    judge = Judge(tmp_path, server.url, "m", workers=1, retries=1)
+    judge = Judge(tmp_path, server.url, "m", concurrency=1, retries=1)
     assert judge.verdicts("right", CASES) == [None, None, None, 1.0, 0.0, 1.0]
     assert judge.failed == {"the server answers 500": 1, "a reply that is no verdict": 2}
     again = Judge(tmp_path, server.url, "m")
@@ -129,22 +133,57 @@ def test_a_verdict_that_cannot_be_had_is_none_and_is_asked_for_next_time(server,
 
 def test_a_reply_that_takes_too_long(server, tmp_path):
     server.script = ["hang"]
-    judge = Judge(tmp_path, server.url, "m", workers=1, retries=0, timeout_s=0.2)
+    judge = Judge(tmp_path, server.url, "m", concurrency=1, retries=0, request_timeout=0.2)
     assert judge.verdicts("right", CASES[:2]) == [None, 1.0] and judge.failed == {"no reply in time": 1}
 
 
 def test_after_many_failures_in_a_row_nothing_more_is_asked(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "MOST_FAILURES", 3)
+    monkeypatch.setattr(retry, "MAX_FAILURES_IN_A_ROW", 3)
     server.always = 500
-    judge = Judge(tmp_path, server.url, "m", workers=1, retries=0)
+    judge = Judge(tmp_path, server.url, "m", concurrency=1, retries=0)
     assert judge.verdicts("right", CASES) == [None] * 6
     assert judge.asked == len(server.seen) == 3 and sum(judge.failed.values()) == 6
+
+
+def test_the_same_answer_of_several_rollouts_is_asked_for_once(server, tmp_path):
+    judge = Judge(tmp_path, server.url, "m")
+    assert judge.verdicts("right", [CASES[1]] * 5) == [1.0] * 5 and len(server.seen) == judge.asked == 1
+    server.always = "perhaps"
+    assert judge.verdicts("right", [CASES[0]] * 5) == [None] * 5
+    assert judge.failed == {"a reply that is no verdict": 5} and judge.asked == 2
+
+
+def test_too_many_requests_use_up_no_tries(server, tmp_path):
+    server.script = [429] * 8
+    judge = Judge(tmp_path, server.url, "m", concurrency=1, retries=1)
+    assert judge.verdicts("right", CASES[:2]) == [0.0, 1.0] and len(server.seen) == 10 and not judge.failed
+
+
+def test_a_server_that_is_not_there_is_waited_for_and_then_asked_nothing(tmp_path, caplog, monkeypatch):
+    pytest.importorskip("openai")
+    monkeypatch.setattr(retry, "SHORTEST_WAIT_S", 0.001)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    judge = Judge(tmp_path, url, "m", concurrency=2, server_timeout=0.5)
+    assert judge.verdicts("right", CASES) == [None] * 6 and judge.asked == 2
+    gone = "the server answered nothing for 0 s (no connection)"
+    assert judge.failed == {gone: 2, f"not asked, since {gone}": 4}
+    assert "the server does not answer (no connection): waiting for it" in caplog.text
+    assert judge.verdicts("right", CASES) == [None] * 6 and judge.asked == 2
+
+
+def test_replies_are_read_as_the_engine_reads_them(server, tmp_path):
+    server.script = [[{"type": "thinking", "thinking": "wrong?"}, {"type": "text", "text": "right"}], "busy"]
+    judge = Judge(tmp_path, server.url, "m", concurrency=1)
+    assert judge.verdicts("right", CASES[:2]) == [1.0, 1.0]  # content in parts; an error with status 200 is tried again
+    assert len(server.seen) == 3 and not judge.failed
 
 
 def test_the_key_is_nowhere(server, tmp_path, caplog, capfd):
     caplog.set_level(logging.DEBUG)
     server.script = [500, "right"]
-    judge = Judge(tmp_path, server.url, "m", workers=1)
+    judge = Judge(tmp_path, server.url, "m", concurrency=1)
     judge.verdicts("right", CASES[:1])
     server.always = 401
     with pytest.raises(JudgeError, match="answers 401: check OPENAI_API_KEY") as refused:

@@ -8,7 +8,7 @@ import pytest
 
 from hardsample.data.images import open_image
 from hardsample.demo import load_split
-from hardsample.engines.preparing import Request
+from hardsample.engines.protocol import Request
 from hardsample.evaluation.lmms_eval import NAME, Answering, cut, manifest, read_prompt, read_settings
 
 

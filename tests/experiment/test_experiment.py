@@ -1,4 +1,4 @@
-"""`hardsample experiment` on the demo model: killed it resumes, what fails is told, what is there is not redone."""
+"""`hardsample experiment` on the demo model: killed it resumes, failures are reported, finished work is not redone."""
 
 import io
 import json
@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from commands import run_module
 from filelock import FileLock
 from rich.console import Console
 from safetensors.torch import load_file
@@ -73,6 +74,10 @@ def start(path: Path, *more: str, **environment: str) -> subprocess.Popen:
     )
 
 
+def experiment(path: Path, *more: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return run_module("hardsample.cli.main", "experiment", path, *more, env=ENVIRONMENT | environment)
+
+
 def weights(folder: Path) -> dict:
     found = {}
     for path in sorted(folder.glob("trainings/*/model/model.safetensors")):
@@ -81,7 +86,7 @@ def weights(folder: Path) -> dict:
 
 
 @pytest.mark.slow
-def test_a_killed_experiment_goes_on(tmp_path):
+def test_a_killed_experiment_resumes(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     whole = start(write(tmp_path / "b"))
@@ -93,9 +98,10 @@ def test_a_killed_experiment_goes_on(tmp_path):
     os.kill(killed.pid, signal.SIGKILL)  # the training that runs ends by itself
     killed.wait()
     assert not list(out.glob("trainings/*/done.json")) or len(list(out.glob("trainings/*/done.json"))) < 4
-    said, errors = start(path, "--jobs", "2").communicate(timeout=400)
+    resumed = experiment(path, "--jobs", "2")
+    output, errors = resumed.stdout, resumed.stderr
     results = json.loads((out / "results.json").read_text())
-    assert "results" in said and "primary: medium+hard" in said, errors
+    assert "results" in output and "primary: medium+hard" in output, errors
     assert [row["recipe"] for row in results["rows"]] == SMALL["recipes"]
     assert all(row["accuracy"] is not None for row in results["rows"]) and results["base"] is not None
     assert results["rows"][2]["samples"][0] > 0 and len(results["rows"][2]["samples"]) == 2
@@ -115,18 +121,15 @@ def test_a_killed_experiment_goes_on(tmp_path):
     plan, _ = laid_out(config)
     assert all(one.done for one in costs(config, plan))
     before = {file: file.stat().st_mtime_ns for file in out.glob("trainings/*/done.json")}
-    again = start(path)
-    again.communicate(timeout=200)
-    assert again.returncode == 0
+    assert experiment(path).returncode == 0
     assert before == {file: file.stat().st_mtime_ns for file in out.glob("trainings/*/done.json")}
 
     # another experiment does not resume in this folder
-    refused = start(write(tmp_path / "a", freeze=[]))
-    _, errors = refused.communicate(timeout=200)
-    assert refused.returncode == 1 and "holds an experiment with freeze" in errors
+    refused = experiment(write(tmp_path / "a", freeze=[]))
+    assert refused.returncode == 1 and "holds an experiment with freeze" in refused.stderr
 
 
-def test_a_failed_training_is_told_and_the_others_run(tmp_path):
+def test_a_failed_training_is_reported_and_the_others_run(tmp_path):
     def job(name: str, after: str | None = None, **stage) -> Job:
         folder = tmp_path / name
         folder.mkdir()
@@ -150,21 +153,20 @@ def test_a_folder_is_one_processs_at_a_time(tmp_path):
         run_experiment(config)
 
 
-def test_mistakes_are_said_before_anything_is_trained(tmp_path):
+def test_mistakes_are_reported_before_anything_is_trained(tmp_path):
     path = write(tmp_path, recipes=["dpo hard"])
-    process = start(path)
-    _, errors = process.communicate(timeout=100)
-    assert process.returncode == 2 and "there is no recipe 'dpo hard'" in " ".join(errors.replace("│", "").split())
+    done = experiment(path)
+    assert done.returncode == 2 and "there is no recipe 'dpo hard'" in " ".join(done.stderr.replace("│", "").split())
     assert not (tmp_path / "out").exists()
-    for options, said in (
+    for options, message in (
         ({"grpo": {"learning_rat": 1}}, "grpo: .*learning_rat"),
         ({"sft": {"per_device_train_batch_size": 2, "bath": 1}}, "sft: .*bath"),
         ({"evaluation": {"rollouts": 3}}, "evaluation: rollouts is 3 at temperature 0"),
-        ({"evaluation": {"tau": 0.5}}, "evaluation: tau is no setting"),
+        ({"evaluation": {"tau": 0.5}}, "evaluation: tau is not a setting"),
         ({"model_config": {"dtyp": "bfloat16"}}, "model_config: .*dtyp"),
         ({"reward_funcs": ["nice"]}, "no reward function 'nice'"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             check_options(ExperimentConfig(**SMALL | {"output": str(tmp_path / "no")} | options))
 
 
@@ -196,13 +198,13 @@ def test_scores_that_do_not_fit_are_refused(tmp_path, small_scores):
 def test_a_dry_run_computes_nothing(tmp_path):
     """Without scores: what is known, what is assumed, and that the scores are not there; nothing is written."""
     path = write(tmp_path, metrics=["pism", "cmab"], recipes=["full", "medium+hard"], model=str(tmp_path / "no model"))
-    said, errors = start(path, "--dry-run", COLUMNS="140").communicate(timeout=200)
-    text = " ".join(said.split())
-    assert "3 trainings for 3 cells" in text, errors
+    done = experiment(path, "--dry-run", COLUMNS="140")
+    text = " ".join(done.stdout.split())
+    assert "3 trainings for 3 cells" in text, done.stderr
     assert "grpo all │ 1 │ 24 │ 3 │ 24" in text, "the whole set does not depend on the scores"
     assert text.count("grpo medium+hard") == 1 and "grpo medium+hard │ 2 │ ≈12 │ ≈3 │ ≈48 │ ?" in text, text
     assert f"there are no finished scores in {tmp_path}/out/scores: a run first scores 24 samples, some " in text
-    assert "strata are not known: numbers with ≈ are for strata of equal size, 6 samples each" in text
+    assert "strata are unknown: numbers with ≈ assume strata of equal size, 6 samples each" in text
     assert not (tmp_path / "out").exists()
 
 

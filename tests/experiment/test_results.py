@@ -40,7 +40,7 @@ def test_pairs_are_of_the_same_seed():
 
 def test_a_diverged_cell_is_named_and_left_out():
     good = cells("medium+hard", [0.5, 0.6])
-    bad = Outcome("pism", "epoch", "plain", "medium+hard", 2, 0.01, alarms=("reward_collapse", "no_signal"))
+    bad = Outcome("pism", "epoch", "plain", "medium+hard", 2, 0.01, alarms=("reward_collapse", "zero_variance"))
     lost = Outcome("pism", "epoch", "plain", "medium+hard", 3, problem="ValueError: x | y")
     (row,) = make_rows([*good, bad, lost])
     assert row.values == {0: 0.5, 1: 0.6}

@@ -1,4 +1,4 @@
-"""Taking answers out of completions."""
+"""Extracting answers from completions."""
 
 import unicodedata
 
@@ -59,8 +59,8 @@ ORDER = [
 
 @pytest.mark.parametrize(("completion", "answer", "source"), ORDER)
 def test_order(completion: str, answer: str, source: str) -> None:
-    found = find_answer(completion)
-    assert (found.text, found.source) == (answer, source)
+    extracted = find_answer(completion)
+    assert (extracted.text, extracted.source) == (answer, source)
     assert extract_answer(completion) == answer
 
 

@@ -70,16 +70,17 @@ def test_choice(completion: str, solution: str, right: bool, keywords: dict[str,
     assert grade_choice(completion, solution, **keywords) is right
 
 
-def test_every_option_is_told_from_every_other_by_letter_and_by_text() -> None:
+def test_options_are_distinguished_by_letter_and_by_text() -> None:
     options = COLOURS["options"]
     for gold, text in enumerate(options):
         for solution in ("ABCD"[gold], text):
-            for answer, other in enumerate(options):
-                for completion in ("ABCD"[answer], other, f"({'ABCD'[answer]}) {other}", f"I see that it is {other}."):
+            for answer, option in enumerate(options):
+                letter = "ABCD"[answer]
+                for completion in (letter, option, f"({letter}) {option}", f"I see that it is {option}."):
                     assert grade_choice(completion, solution, options=options) is (answer == gold), completion
 
 
-def test_an_article_is_no_letter() -> None:
+def test_an_article_is_not_a_letter() -> None:
     assert read_choice("A dog", ["cat", "dog"], prose=True) == 1
     assert read_choice("the answer is A dog", ["cat", "dog"], prose=True) == 1
     assert read_choice("A", ["cat", "dog"], prose=True) == 0

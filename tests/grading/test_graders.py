@@ -3,11 +3,10 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from hardsample.grading.graders import (
-    edit_distance,
     grade_counting,
     grade_detection,
     grade_grounding,
@@ -192,6 +191,8 @@ def naive_distance(a: str, b: str) -> int:
     return row[-1]
 
 
-@given(st.text("abc", max_size=90), st.text("abc", max_size=90))
-def test_edit_distance_against_the_table(a: str, b: str) -> None:
-    assert edit_distance(a, b) == naive_distance(a, b)
+@given(st.text("abc", min_size=1, max_size=90), st.text("abc", min_size=1, max_size=90), st.floats(0, 1))
+def test_ocr_compares_by_the_edit_distance(a: str, b: str, least: float) -> None:
+    similarity = 1 - naive_distance(a, b) / max(len(a), len(b))
+    assume(abs(similarity - least) > 1e-6)
+    assert grade_ocr(a, b, min_similarity=least) is (similarity >= least)

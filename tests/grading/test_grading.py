@@ -1,4 +1,4 @@
-"""The front door: all graders through Grader and the reward functions, on nasty text, from threads, on real records."""
+"""All graders through Grader and the reward functions: on adversarial text, from threads, on real records."""
 
 import json
 import logging
@@ -82,7 +82,7 @@ def test_closing_ends_the_worker_and_grading_starts_a_new_one() -> None:
 
 
 def test_runaways_from_a_thread() -> None:
-    """The alarms of math-verify work in the main thread only; here nothing hangs, and the neighbours are graded."""
+    """The alarms of math-verify work only in the main thread; even so nothing hangs, and other items are graded."""
     results: list[bool] = []
     tower = {"grader": "math", "solution": "9^(9^(9^9))"}
     five = {"grader": "math", "solution": "5"}
@@ -174,8 +174,8 @@ def test_the_broad_catch_says_so(grader: Grader, caplog: pytest.LogCaptureFixtur
 
 
 def real_records() -> list[tuple[str, dict[str, Any]]]:
-    """(solution, what else the record says) of every record in the real files that a line of JSON holds."""
-    found: list[tuple[str, dict[str, Any]]] = []
+    """Return (solution, the rest of the record) for every JSON line of the real files."""
+    pairs: list[tuple[str, dict[str, Any]]] = []
     for path in [SHARED / "dev" / "dev.jsonl", *sorted((SHARED / "formats").glob("*.jsonl"))]:
         for line in path.read_text().splitlines():
             record = json.loads(line)
@@ -189,8 +189,8 @@ def real_records() -> list[tuple[str, dict[str, Any]]]:
                 or turns[-1].get("value")
                 or turns[-1].get("content")
             )
-            found.append((str(solution), record))
-    return found
+            pairs.append((str(solution), record))
+    return pairs
 
 
 def fitting_graders(solution: str, record: dict[str, Any]) -> list[str]:

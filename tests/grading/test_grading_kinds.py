@@ -1,4 +1,4 @@
-r"""Notation of real answers: golds × dressings × wrong answers, by kind, as real models were seen to write them."""
+r"""Notation of real answers: golds × phrasings × wrong answers, by kind, as real models write them."""
 
 import importlib.util
 import json
@@ -316,7 +316,7 @@ def test_cases_on_which_earlier_versions_failed(grader):
 
 
 def test_answers_of_a_trial(grader):
-    """Answers that a tester wrote to get wrong ones accepted and right ones refused; each failed once."""
+    """Answers that a tester wrote to get wrong ones accepted and right ones rejected; each failed once."""
     lines = (Path(__file__).parents[1] / "golden" / "grading.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     wrong = [
@@ -369,8 +369,8 @@ common = settings(max_examples=150, deadline=None, suppress_health_check=[Health
 def test_a_number_is_right_in_every_form_and_another_never(grader, number, unit, form):
     gold = {"grader": "math", "solution": number}
     assert grader.grade(form.format(number + unit), gold)
-    other = number.replace("\\frac{", "\\frac{1") if "frac" in number else f"{number}7"
-    assert not grader.grade(form.format(other + unit), gold) or unit == "%"
+    wrong = number.replace("\\frac{", "\\frac{1") if "frac" in number else f"{number}7"
+    assert not grader.grade(form.format(wrong + unit), gold) or unit == "%"
 
 
 WORDS = st.lists(
@@ -394,21 +394,21 @@ UNCLEAR = [
 
 @common
 @given(WORDS, st.integers(0, 4), st.integers(0, 4), st.sampled_from(CHOICE_FORMS), st.booleans())
-def test_a_choice_is_right_for_its_own_option_only_and_no_letter_is_treated_worse(
-    grader, options, gold, said, form, by_text
+def test_a_choice_is_right_for_its_own_option_only_and_all_letters_are_treated_alike(
+    grader, options, gold, answer, form, by_text
 ):
-    gold, said = gold % len(options), said % len(options)
+    gold, answer = gold % len(options), answer % len(options)
     record = {"grader": "choice", "options": options, "solution": options[gold] if by_text else "ABCDE"[gold]}
-    assert grader.grade(form.format("ABCDE"[said], options[said]), record) is (said == gold)
+    assert grader.grade(form.format("ABCDE"[answer], options[answer]), record) is (answer == gold)
 
 
 @common
 @given(WORDS, st.integers(0, 4), st.sampled_from(UNCLEAR))
 def test_an_unclear_or_denied_choice_is_wrong(grader, options, gold, form):
     gold = gold % len(options)
-    other = (gold + 1) % len(options)
+    wrong = (gold + 1) % len(options)
     record = {"grader": "choice", "options": options, "solution": "ABCDE"[gold]}
-    assert not grader.grade(form.format("ABCDE"[gold], options[gold], "ABCDE"[other], options[other]), record)
+    assert not grader.grade(form.format("ABCDE"[gold], options[gold], "ABCDE"[wrong], options[wrong]), record)
 
 
 def test_any_of_several_accepted_answers_is_right(grader):

@@ -1,4 +1,4 @@
-"""The worker process: it is killed on time-out, comes back, and ends with its parent."""
+"""The worker process: it is killed on time-out, restarts, and ends with its parent."""
 
 import os
 import signal

@@ -41,15 +41,15 @@ def test_plain_number(text: str, number: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gold", "places"), [("3.1416", 4), ("0.125", 3), ("28.90", 6), ("7", 6), ("1.2345678", 6), ("a.bcd", 6)]
+    ("gold", "count"), [("3.1416", 4), ("0.125", 3), ("28.90", 6), ("7", 6), ("1.2345678", 6), ("a.bcd", 6)]
 )
-def test_decimals(gold: str, places: int) -> None:
-    assert decimals(gold) == places
+def test_decimals(gold: str, count: int) -> None:
+    assert decimals(gold) == count
 
 
 def test_numbers_round_to_the_golds_decimals_or_agree_to_parts_of_a_million() -> None:
-    def same(answer: str, gold: str, places: int) -> bool:
-        return same_quantity(Quantity(Fraction(answer), None), Quantity(Fraction(gold), None), places)
+    def same(answer: str, gold: str, digits: int) -> bool:
+        return same_quantity(Quantity(Fraction(answer), None), Quantity(Fraction(gold), None), digits)
 
     assert same("3.14159", "3.1416", 4)
     assert not same("3.14", "3.1416", 4)

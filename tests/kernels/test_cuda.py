@@ -31,7 +31,7 @@ needs_library = pytest.mark.skipif(isinstance(BUILT, str), reason=str(BUILT))
 
 
 def driver():
-    """Whether calls could reach a device, also where PyTorch is built without CUDA."""
+    """Return whether calls could reach a device, even if PyTorch is built without CUDA."""
     try:
         return ctypes.CDLL("libcuda.so.1") is not None
     except OSError:
@@ -39,7 +39,7 @@ def driver():
 
 
 def gpu_test(function):
-    """Marks a test that runs the real entry points."""
+    """Mark a test that runs the real entry points."""
     reason = "no CUDA device here: the real entry points were not run"
     return pytest.mark.gpu(needs_library(pytest.mark.skipif(not torch.cuda.is_available(), reason=reason)(function)))
 
@@ -69,13 +69,13 @@ RATIOS = [0.0, 0.3, 1.0, 0.5, 1 / 65536, 0.9]
 
 
 def random_image(*shape, dtype):
-    """Values that no fill has."""
+    """Return random values that no fill has."""
     generator = torch.Generator().manual_seed(sum(shape))
     return (torch.rand(shape, generator=generator) * 100 + 100).to(dtype)
 
 
 def masked(run, images, kind, layout, sources, out=None, **patches):
-    """What a backend's function makes of some variants of a stack of images."""
+    """Mask some variants of a stack of images with a backend's function."""
     geometry = geometry_of(images.shape[1:], layout, **patches)
     count = len(sources)
     table = variant_table(
@@ -95,7 +95,7 @@ def masked(run, images, kind, layout, sources, out=None, **patches):
 
 
 def assert_masks_agree(images, kind, layout, sources, **patches):
-    """The emulated kernel against the reference."""
+    """Compare the emulated kernel with the reference."""
     expected = masked(reference.mask_pixels, images, kind, layout, sources, **patches)
     result = masked(native.emulate_mask_pixels, images, kind, layout, sources, **patches)
     assert torch.equal(result, expected), (tuple(images.shape), patches)
@@ -237,7 +237,7 @@ CASES = {
 
 
 def make_mask(name, kinds, heads, queries):
-    """A bool mask of four dimensions, or None."""
+    """Return a four-dimensional bool mask, or None."""
     batch, keys = kinds.shape
     i, j = torch.arange(queries)[:, None], torch.arange(keys)
     if name == "padded":  # the first rows of padded samples see no key
@@ -257,7 +257,7 @@ def make_mask(name, kinds, heads, queries):
 
 
 def make_case(name, dtype):
-    """q, k and the other arguments of attention_mass, and the reference's masses of the same values in float64."""
+    """Return q, k and the other arguments of attention_mass, and the reference's masses in float64."""
     (batch, heads, kv_heads, queries, keys, dim), extra = CASES[name]
     generator = torch.Generator().manual_seed(0)
 
@@ -270,16 +270,16 @@ def make_case(name, dtype):
     choice = torch.tensor(extra.get("kinds", (OTHER, IMAGE, TEXT)), dtype=torch.int8)
     kinds = choice[torch.randint(len(choice), (batch, keys), generator=generator)]
     mask = make_mask(extra.get("mask"), kinds, heads, queries)
-    place = mask, extra.get("causal", False), extra.get("offset", 0), dim**-0.5
+    settings = mask, extra.get("causal", False), extra.get("offset", 0), dim**-0.5
     rows = extra.get("rows", (0, queries))
-    lse = reference_attention.attention(q.double(), k.double(), k.double(), kinds, *place, 0, queries)[2].float()
+    lse = reference_attention.attention(q.double(), k.double(), k.double(), kinds, *settings, 0, queries)[2].float()
     plan = plan_mass(kinds)
-    arguments = [lse, plan.columns, plan.counts, *place, *rows]
+    arguments = [lse, plan.columns, plan.counts, *settings, *rows]
     return q, k, arguments, reference_attention.attention_mass(q.double(), k.double(), *arguments).nan_to_num()
 
 
 def assert_masses_agree(result, expected, dtype):
-    """Within the tolerance of the dtype."""
+    """Compare within the tolerance of the dtype."""
     assert result.dtype == torch.float32 and result.shape == expected.shape
     bound = torch.full_like(expected, FP32)
     if dtype != torch.float32:
@@ -348,7 +348,7 @@ def test_attention_with_mass_takes_the_cuda_backend(dtype):
 
 
 def mask_call(**changes):
-    """The C arguments of a small masking call, and the tensors they point into."""
+    """Return the C arguments of a small masking call, and the tensors they point into."""
     images = torch.zeros(1, 4, 4, 3)
     table = variant_table(geometry_of((4, 4, 3), "hwc"), [0.5], [0], [(0, 0)], 0, "pixel", [0]).to(torch.uint32)
     out = torch.empty(1, 4, 4, 3)
@@ -365,7 +365,7 @@ MASS_NAMES = (
 
 
 def mass_call(**changes):
-    """The C arguments of a small attention-mass call, and the tensors they point into."""
+    """Return the C arguments of a small attention-mass call, and the tensors they point into."""
     q, k, lse = torch.zeros(1, 2, 3, 16), torch.zeros(1, 1, 4, 16), torch.zeros(1, 2, 3)
     columns, counts = torch.arange(4, dtype=torch.int32)[None], torch.tensor([[2, 1]], dtype=torch.int32)
     call = native._MassCall(q, k, lse, columns, counts, None, False, 0, 1.0, 0, 3)

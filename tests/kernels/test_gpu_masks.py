@@ -27,7 +27,7 @@ def _cuda():
 
 
 def images(layout, dtype, height, width):
-    """One image of a layout, and the settings it needs."""
+    """Return one image of a layout, and the settings it needs."""
     values = torch.rand((height, width, 3), generator=torch.Generator().manual_seed(height)) * 200 + 20
     fill = [1, 2, 3] if dtype == torch.uint8 else [-1.79, -1.75, -1.48]
     if layout == "hwc":
@@ -49,8 +49,8 @@ def test_every_backend_gives_the_reference_bits(backend, layout, kind):
         image, settings = images(layout, dtype, height, width)
         wanted = mask_pixels(image, **CALL, kind=kind, backend="reference", **settings)
         poisoned = torch.full(wanted.shape, 99, dtype=dtype, device="cuda")
-        found = mask_pixels(image.cuda(), **CALL, kind=kind, backend=backend, out=poisoned, **settings)
-        assert torch.equal(found.cpu(), wanted), (dtype, height, width)
+        result = mask_pixels(image.cuda(), **CALL, kind=kind, backend=backend, out=poisoned, **settings)
+        assert torch.equal(result.cpu(), wanted), (dtype, height, width)
 
 
 def test_a_side_stream_is_respected():
@@ -62,6 +62,6 @@ def test_a_side_stream_is_respected():
         with torch.cuda.stream(stream):
             torch.cuda._sleep(50_000_000)
             image.fill_(2.0)
-            found = mask_pixels(image, **CALL, layout="chw", fill=0.0, backend=backend)
+            result = mask_pixels(image, **CALL, layout="chw", fill=0.0, backend=backend)
         torch.cuda.current_stream().wait_stream(stream)
-        assert found[0].eq(2.0).all()
+        assert result[0].eq(2.0).all()

@@ -28,10 +28,10 @@ SIZES = [(1, 1), (1, 7), (15, 31), (19, 23), (64, 64), (45, 60), (2, 5000), (130
 
 
 def table(shape, layout, kind, sources, grid=None, patch=14, merge=2, frames=2):
-    """Geometry, and a variant for each of RATIOS."""
+    """Return the geometry, and a variant for each of RATIOS."""
     geometry = geometry_of(shape, layout, grid, patch, merge, frames)
     keys = [mask_key(seed, "native") for seed in range(len(RATIOS))]
-    picks = [place % sources for place in range(len(RATIOS))]
+    picks = [variant % sources for variant in range(len(RATIOS))]
     return list(geometry), variant_table(geometry, RATIOS, list(range(len(RATIOS))), keys, 1, kind, picks)
 
 
@@ -148,7 +148,7 @@ MASSES = {
 
 
 def mass_call(name, dtype):
-    """The arguments of an attention-mass call; k is a transposed view."""
+    """Return the arguments of an attention-mass call; k is a transposed view."""
     batch, heads, kv_heads, queries, keys, dim, causal, offset, kind, rows = MASSES[name]
     generator = torch.Generator().manual_seed(dim)
     q = torch.randn((batch, heads, queries, dim), generator=generator).to(dtype)
@@ -156,12 +156,12 @@ def mass_call(name, dtype):
     kinds = torch.randint(0, 3, (batch, keys), generator=generator).sort(1).values.to(torch.int8)
     mask = None
     if kind:
-        place, row = torch.arange(keys), torch.arange(queries)[:, None]
-        mask = (place <= row)[None, None]
+        key, row = torch.arange(keys), torch.arange(queries)[:, None]
+        mask = (key <= row)[None, None]
         if kind == "left":
-            mask = mask & (place >= torch.tensor([0, 9, 30])[:, None, None, None])
+            mask = mask & (key >= torch.tensor([0, 9, 30])[:, None, None, None])
         elif kind == "window":
-            mask = mask & (place > row - 11)
+            mask = mask & (key > row - 11)
         else:
             mask = mask & (torch.rand((batch, heads, queries, keys), generator=generator) > 0.4)
     scale = dim**-0.5
@@ -177,9 +177,9 @@ def test_masses_equal_the_reference(name, dtype):
     arguments = mass_call(name, dtype)
     wanted = reference_attention.attention_mass(*arguments)
     for level, threads in product(LEVELS, (1, 2)):
-        found = native.attention_mass_cpu(*arguments, level=level, threads=threads)
-        assert found.shape == wanted.shape
-        assert not wanted.numel() or (found - wanted).abs().max() <= 1e-6, native.LEVELS[level]
+        masses = native.attention_mass_cpu(*arguments, level=level, threads=threads)
+        assert masses.shape == wanted.shape
+        assert not wanted.numel() or (masses - wanted).abs().max() <= 1e-6, native.LEVELS[level]
 
 
 @needs_library
@@ -193,10 +193,10 @@ def test_a_row_that_sees_no_key_has_no_mass_whatever_its_lse(lse):
     total = torch.zeros(1, 2, 40)
     total[:, :, 7] = lse
     for level in LEVELS:
-        found = native.attention_mass_cpu(
+        masses = native.attention_mass_cpu(
             q, k, total, plan.columns, plan.counts, mask, False, 0, 0.1, 0, 40, level=level
         )
-        assert found.isfinite().all() and (found[:, :, 7] == 0).all() and found[:, :, 8].sum() > 0
+        assert masses.isfinite().all() and (masses[:, :, 7] == 0).all() and masses[:, :, 8].sum() > 0
 
 
 @needs_library

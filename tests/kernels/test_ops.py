@@ -30,10 +30,10 @@ LETTERS = {"i": IMAGE, "t": TEXT, ".": OTHER, "_": OTHER}
 ATTENTION = [name for name, reason in ops.backends()["attention_with_mass"].items() if not reason]
 
 
-def assert_masses_close(found, truth, dtype):
+def assert_masses_close(result, truth, dtype):
     """Within 1e-6 in fp32; from 16-bit inputs within 2e-3 relative where the mass is at least 1e-2, 2e-5 below."""
-    assert found.dtype == torch.float32 and found.isfinite().all()
-    difference = (found - truth).abs()
+    assert result.dtype == torch.float32 and result.isfinite().all()
+    difference = (result - truth).abs()
     if dtype == torch.float32:
         assert difference.max() <= 1e-6
         return
@@ -57,7 +57,7 @@ class Case:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def build(self, dtype=torch.float32):
-        """q, k, v, kinds and the keyword arguments."""
+        """Return q, k, v, kinds and the keyword arguments."""
         generator = torch.Generator().manual_seed(len(self.kinds[0]) + self.dim)
         batch, keys = len(self.kinds), len(self.kinds[0])
         queries = keys if self.queries is None else self.queries
@@ -68,11 +68,11 @@ class Case:
         settings = {"causal": self.causal, **self.settings}
         mask = None
         if not real.all() or self.window or self.bidirectional or self.per_head_mask:
-            place = torch.arange(keys)
+            position = torch.arange(keys)
             row = torch.arange(queries)[:, None] + settings.get("query_offset", 0)
-            mask = (place <= row) if self.causal else torch.ones(queries, keys, dtype=torch.bool)
+            mask = (position <= row) if self.causal else torch.ones(queries, keys, dtype=torch.bool)
             if self.window:
-                mask = mask & (place > row - self.window)
+                mask = mask & (position > row - self.window)
             mask = mask[None, None] & real[:, None, None, :]
             if self.bidirectional:
                 image = kinds == IMAGE
@@ -116,7 +116,7 @@ CASES = {
 
 
 def truth_of(case, dtype=torch.float32):
-    """The reference, in fp32, on inputs of this dtype."""
+    """Return the reference, in fp32, on inputs of this dtype."""
     q, k, v, kinds, settings = case.build(dtype)
     return attention_with_mass(q.float(), k.float(), v.float(), kinds, backend="reference", **settings)
 
@@ -127,13 +127,13 @@ def truth_of(case, dtype=torch.float32):
 def test_every_backend_equals_the_reference(name, backend, dtype):
     case = CASES[name]
     q, k, v, kinds, settings = case.build(dtype)
-    found, truth = attention_with_mass(q, k, v, kinds, backend=backend, **settings), truth_of(case, dtype)
+    result, truth = attention_with_mass(q, k, v, kinds, backend=backend, **settings), truth_of(case, dtype)
     tolerance = TOLERANCES[dtype]
-    assert found.output.dtype == dtype
-    assert (found.output.float() - truth.output).abs().max() <= tolerance["output"] * truth.output.abs().max()
-    seen = truth.lse.isfinite()
-    assert not seen.any() or (found.lse.float() - truth.lse)[seen].abs().max() <= tolerance["lse"]
-    for mass, wanted in ((found.image, truth.image), (found.text, truth.text)):
+    assert result.output.dtype == dtype
+    assert (result.output.float() - truth.output).abs().max() <= tolerance["output"] * truth.output.abs().max()
+    visible = truth.lse.isfinite()
+    assert not visible.any() or (result.lse.float() - truth.lse)[visible].abs().max() <= tolerance["lse"]
+    for mass, wanted in ((result.image, truth.image), (result.text, truth.text)):
         assert mass.shape == wanted.shape
         if mass.numel():
             assert_masses_close(mass, wanted, dtype)
@@ -143,7 +143,7 @@ def test_every_backend_equals_the_reference(name, backend, dtype):
 def test_the_reference_equals_weights_written_out_in_float64(name):
     case = CASES[name]
     q, k, v, kinds, settings = case.build()
-    found = attention_with_mass(q, k, v, kinds, backend="reference", **settings | {"per_head": True, "rows": None})
+    result = attention_with_mass(q, k, v, kinds, backend="reference", **settings | {"per_head": True, "rows": None})
     group = q.shape[1] // k.shape[1]
     wide_k, wide_v = (x.double().repeat_interleave(group, 1) for x in (k, v))
     scores = q.double() @ wide_k.transpose(-1, -2) * settings.get("scale", q.shape[-1] ** -0.5)
@@ -154,8 +154,8 @@ def test_the_reference_equals_weights_written_out_in_float64(name):
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
     weights = scores.softmax(-1).nan_to_num(0.0)
-    torch.testing.assert_close(found.output.double(), weights @ wide_v, atol=1e-6, rtol=1e-5)
-    for mass, kind in ((found.image, IMAGE), (found.text, TEXT)):
+    torch.testing.assert_close(result.output.double(), weights @ wide_v, atol=1e-6, rtol=1e-5)
+    for mass, kind in ((result.image, IMAGE), (result.text, TEXT)):
         wanted = (weights * (kinds == kind)[:, None, None, :]).sum(-1)
         assert (mass.double() - wanted).abs().max() <= 1e-6
 
@@ -170,9 +170,9 @@ def test_gradients_are_those_of_plain_attention(name, backend, dtype):
     settings.pop("rows", None)
     inputs = [tensor.requires_grad_() for tensor in (q, k, v)]
     upstream = torch.randn(q.shape, generator=torch.Generator().manual_seed(1))
-    found = attention_with_mass(*inputs, kinds, backend=backend, **settings)
-    assert not found.image.requires_grad and not found.text.requires_grad and not found.lse.requires_grad
-    gradients = torch.autograd.grad(found.output, inputs, upstream.to(dtype))
+    result = attention_with_mass(*inputs, kinds, backend=backend, **settings)
+    assert not result.image.requires_grad and not result.text.requires_grad and not result.lse.requires_grad
+    gradients = torch.autograd.grad(result.output, inputs, upstream.to(dtype))
 
     plain = [tensor.detach().float().requires_grad_() for tensor in inputs]
     mask = settings.get("mask")
@@ -189,8 +189,8 @@ def test_queries_and_keys_need_not_be_contiguous(backend):
     case = CASES["padding left and right"]
     q, k, v, kinds, settings = case.build()
     turned = [tensor.transpose(1, 2).contiguous().transpose(1, 2) for tensor in (q, k, v)]
-    found = attention_with_mass(*turned, kinds, backend=backend, **settings)
-    assert_masses_close(found.image, truth_of(case).image, torch.float32)
+    result = attention_with_mass(*turned, kinds, backend=backend, **settings)
+    assert_masses_close(result.image, truth_of(case).image, torch.float32)
 
 
 def test_a_plan_names_the_two_smallest_kinds_and_where_they_are():
@@ -212,7 +212,7 @@ def test_a_plan_made_before_gives_the_same_masses():
     ("change", "message"),
     [
         ({"k": torch.zeros(1, 3, 5, 8)}, "their heads must divide"),
-        ({"v": torch.zeros(1, 2, 6, 8)}, "k and v must be alike"),
+        ({"v": torch.zeros(1, 2, 6, 8)}, "k and v must have the same shape"),
         ({"kinds": torch.zeros(1, 5)}, "must be int8"),
         ({"kinds": torch.zeros(1, 4, dtype=torch.int8)}, "kinds is"),
         ({"mask": torch.ones(1, 1, 5, 5)}, "must be bool"),
@@ -247,7 +247,7 @@ def test_masses_need_no_matrix_of_all_rows_and_keys():
 
 
 def op_samples():
-    """Arguments of each op, for torch.library.opcheck."""
+    """Return arguments of each op for torch.library.opcheck."""
     q, k, v, kinds, settings = CASES["padding left and right"].build()
     mask, rows = settings["mask"], (4, 10)
     plan = plan_mass(kinds)
@@ -281,14 +281,15 @@ def test_attention_compiles_as_one_graph_with_its_gradients(backend):
     plan = plan_mass(kinds)
 
     def loss(q, k, v):
-        found = attention_with_mass(q, k, v, kinds, plan=plan, backend=backend, **settings)
-        return found.output.square().sum(), found.image, found.text
+        result = attention_with_mass(q, k, v, kinds, plan=plan, backend=backend, **settings)
+        return result.output.square().sum(), result.image, result.text
 
     plain, compiled = loss(*inputs), torch.compile(loss, fullgraph=True, backend="aot_eager")(*inputs)
-    for one, other in zip(plain, compiled, strict=True):
-        torch.testing.assert_close(one, other)
-    for one, other in zip(torch.autograd.grad(plain[0], inputs), torch.autograd.grad(compiled[0], inputs), strict=True):
-        torch.testing.assert_close(one, other)
+    for expected, actual in zip(plain, compiled, strict=True):
+        torch.testing.assert_close(actual, expected)
+    gradients = (torch.autograd.grad(losses[0], inputs) for losses in (plain, compiled))
+    for expected, actual in zip(*gradients, strict=True):
+        torch.testing.assert_close(actual, expected)
 
 
 def test_the_default_backend_and_a_fresh_plan_compile_as_one_graph():
@@ -312,11 +313,11 @@ def test_masking_compiles():
 
 
 def test_what_can_run_is_told_with_reasons():
-    found = ops.backends()
-    assert list(found) == ["mask_pixels", "attention_with_mass"]
-    assert found["mask_pixels"]["reference"] == "" and found["attention_with_mass"]["reference"] == ""
-    assert "CUDA" in found["mask_pixels"]["cuda"] and "sdpa+cuda" in found["attention_with_mass"]
-    assert ops.chosen(torch.zeros(1))["mask_pixels"] == next(n for n, why in found["mask_pixels"].items() if not why)
+    result = ops.backends()
+    assert list(result) == ["mask_pixels", "attention_with_mass"]
+    assert result["mask_pixels"]["reference"] == "" and result["attention_with_mass"]["reference"] == ""
+    assert "CUDA" in result["mask_pixels"]["cuda"] and "sdpa+cuda" in result["attention_with_mass"]
+    assert ops.chosen(torch.zeros(1))["mask_pixels"] == next(n for n, why in result["mask_pixels"].items() if not why)
     assert list(ops.chosen(torch.zeros(1, dtype=torch.uint8))) == ["mask_pixels"]
 
 
@@ -391,7 +392,7 @@ def test_every_gpu_backend_equals_the_reference(dtype):
 
 
 def gpu_differences(case, backend, dtype):
-    """What is wrong with a backend on a GPU, if anything; calls that its vendor does not take are passed over."""
+    """Yield what is wrong with a backend on a GPU; calls that its vendor does not support are skipped."""
     q, k, v, kinds, settings = case.build(dtype)
     moved = {n: value.cuda() if isinstance(value, torch.Tensor) else value for n, value in settings.items()}
     inputs = [tensor.detach().cuda().requires_grad_() for tensor in (q, k, v)]
@@ -404,21 +405,21 @@ def gpu_differences(case, backend, dtype):
     plain = [tensor.detach().float().requires_grad_() for tensor in (q, k, v)]
     truth = attention_with_mass(*plain, kinds, backend="reference", **settings)
     try:
-        found = attention_with_mass(*inputs, kinds.cuda(), backend=backend, **moved)
-        found.output.float().square().sum().backward()
+        result = attention_with_mass(*inputs, kinds.cuda(), backend=backend, **moved)
+        result.output.float().square().sum().backward()
         truth.output.square().sum().backward()
-        for mass, wanted in ((found.image, truth.image), (found.text, truth.text)):
+        for mass, wanted in ((result.image, truth.image), (result.text, truth.text)):
             if mass.numel():
                 assert_masses_close(mass.cpu(), wanted, dtype)
     except (RuntimeError, AssertionError) as error:
         yield f"{type(error).__name__} {str(error).splitlines()[0] if str(error) else ''}"
         return
-    pairs = [("output", found.output, truth.output)]
-    pairs += [("gradient", one.grad, other.grad) for one, other in zip(inputs, plain, strict=True)]
-    for what, one, other in pairs:
-        difference = (one.detach().float().cpu() - other.detach()).abs().max()
-        if not difference <= TOLERANCES[dtype][what] * other.detach().abs().max().clamp(min=1.0):
-            yield f"{what} differs by {difference:.2e}"
+    pairs = [("output", result.output, truth.output)]
+    pairs += [("gradient", tensor.grad, reference.grad) for tensor, reference in zip(inputs, plain, strict=True)]
+    for name, actual, expected in pairs:
+        difference = (actual.detach().float().cpu() - expected.detach()).abs().max()
+        if not difference <= TOLERANCES[dtype][name] * expected.detach().abs().max().clamp(min=1.0):
+            yield f"{name} differs by {difference:.2e}"
 
 
 def test_masses_add_little_to_the_memory_of_attention():

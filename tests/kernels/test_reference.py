@@ -29,12 +29,12 @@ KNOWN_ANSWERS = [
 
 
 def words(text):
-    """Reads hexadecimal words."""
+    """Read hexadecimal words."""
     return [int(word, 16) for word in text.split()]
 
 
 def slow_philox(counter, key, rounds):
-    """Philox4x32 as its paper draws it: two S-boxes on (L, R) pairs and a word permutation, on Python integers."""
+    """Compute Philox4x32 as its paper draws it: S-boxes on (L, R) pairs and a word permutation, on Python integers."""
     l0, r0, l1, r1 = counter[1], counter[0], counter[3], counter[2]
     for step in range(rounds):
         key0 = (key[0] + step * 0x9E3779B9) % 2**32
@@ -47,14 +47,14 @@ def slow_philox(counter, key, rounds):
 
 
 def slow_draw(draw, units, realization, key, image_index):
-    """One draw of the generator as DESIGN.md words it."""
+    """Return one draw of the generator as DESIGN.md words it."""
     output = slow_philox([draw // 8, image_index, realization, units], key, 7)
     lane = draw % 8
     return (output[lane // 2] >> (16 * (lane % 2))) % 2**16 < units
 
 
 def slow_rectangle(height, width, units, realization, key, image_index):
-    """The rectangle by listing every shape, in the docstring's order."""
+    """Return the rectangle by listing every shape in the docstring's order."""
     area = (units * height * width + 32768) >> 16
     if area == 0:
         return 0, 0, 0, 0
@@ -69,7 +69,7 @@ def slow_rectangle(height, width, units, realization, key, image_index):
 
 
 def slow_mask(height, width, ratio, realization, key, image_index, kind):
-    """A mask, pixel by pixel."""
+    """Return a mask, pixel by pixel."""
     units = round(Fraction(ratio) * 65536)
     if kind == "rectangle":
         top, left, h, w = slow_rectangle(height, width, units, realization, key, image_index)
@@ -84,7 +84,7 @@ def slow_mask(height, width, ratio, realization, key, image_index, kind):
 
 
 def digest(mask):
-    """SHA-256 of a mask as bytes 0 and 1 in raster order."""
+    """Return the SHA-256 of a mask as bytes 0 and 1 in raster order."""
     return hashlib.sha256(np.asarray(mask, dtype=np.uint8).tobytes()).hexdigest()
 
 
@@ -275,7 +275,7 @@ VARIANTS = {
 
 
 def variant_masks(height, width, kind, indices):
-    """The masks that VARIANTS stand for."""
+    """Return the masks that VARIANTS stand for."""
     rows = zip(*VARIANTS.values(), indices, strict=True)
     return [pixel_mask(height, width, ratio, k, key, index, kind) for ratio, k, key, index in rows]
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is n
 
 
 def compile_py(*arguments):
-    """Output of bench/compile.py, which must succeed."""
+    """Return the output of bench/compile.py, which must succeed."""
     command = [sys.executable, str(REPO / "bench" / "compile.py"), *arguments]
     process = subprocess.run(command, capture_output=True, text=True, timeout=400)
     if process.returncode:
@@ -31,8 +31,8 @@ def test_shipped_kernels_compile_within_their_limits():
     forms = ("causal and mask", "causal", "mask", "all keys")
     attention = [f"attention_with_mass, {form}, bfloat16, head dim 128" for form in forms]
     others = ["mass_of_columns, causal, bfloat16, head dim 128", "pixel chw, 16-bit", "pixel patches, patch 14, 16-bit"]
-    found = compile_py("--check", *attention, *others)
-    assert found.startswith("21 configurations compile")
+    output = compile_py("--check", *attention, *others)
+    assert output.startswith("21 configurations compile")
 
 
 def test_the_committed_table_covers_what_is_shipped_and_keeps_the_limits():

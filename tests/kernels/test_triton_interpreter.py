@@ -42,8 +42,10 @@ GRIDS = [(2, 4, 14, 2, 3, 2), (4, 2, 14, 2, 3, 1), (2, 2, 16, 2, 3, 2), (1, 3, 1
 
 
 def check_masks(kind, layout, dtype):
-    """Every size of a layout, bit for bit, in turn from one image and from one for each variant; no byte around the
-    result changes."""
+    """Compare every size of a layout bit for bit, from one image and from one per variant.
+
+    No byte around the result may change.
+    """
     generator = torch.Generator().manual_seed(7)
     for i, size in enumerate(GRIDS if layout == "patches" else SIZES):
         if layout == "patches":
@@ -68,7 +70,7 @@ def check_masks(kind, layout, dtype):
 
 
 def check_golden(case):
-    """A golden mask, by its digest."""
+    """Check a golden mask by its digest."""
     image = torch.ones((case["height"], case["width"], 1), dtype=torch.uint8)
     key = mask_key(case["seed"], case["id"])
     arguments = ([case["ratio"]], [case["realization"]], [key])
@@ -160,10 +162,10 @@ CALLS = {
 }
 
 
-def assert_masses_close(found, truth, dtype):
+def assert_masses_close(result, truth, dtype):
     """Within 1e-6 in fp32; from 16-bit inputs within 2e-3 relative where the mass is at least 1e-2, 2e-5 below."""
-    assert found.dtype == torch.float32 and found.shape == truth.shape and found.isfinite().all()
-    difference = (found - truth).abs()
+    assert result.dtype == torch.float32 and result.shape == truth.shape and result.isfinite().all()
+    difference = (result - truth).abs()
     bound = 2e-3 * truth if dtype != torch.float32 else torch.full_like(truth, 1e-6)
     if dtype != torch.float32:
         bound = torch.where(truth >= 1e-2, bound, 2e-5)
@@ -171,24 +173,26 @@ def assert_masses_close(found, truth, dtype):
 
 
 def check_fused(call, dtype):
-    """Output, masses and lse of the fused kernel against the reference in float64 on the same inputs."""
+    """Compare output, masses and lse of the fused kernel with the reference in float64 on the same inputs."""
     q, k, v, kinds, settings = call.build(dtype)
     output, mass, lse = (
         tensor.float() for tensor in reference_attention.attention(q.double(), k.double(), v.double(), kinds, *settings)
     )
-    found = torch.ops.hardsample.fused_attention(q, k, v, kinds, *settings, "triton")
+    result = torch.ops.hardsample.fused_attention(q, k, v, kinds, *settings, "triton")
     bound = 1e-5 if dtype == torch.float32 else 2e-3 * max(1.0, float(output.abs().max()))
-    assert found[0].dtype == dtype and found[0].isfinite().all()
-    assert (found[0].float() - output).abs().max() <= bound
-    assert_masses_close(found[1], mass, dtype)
-    assert torch.equal(found[2].isinf(), lse.isinf())
-    assert torch.allclose(found[2], lse, rtol=1e-6, atol=2e-6)
-    assert not found[0][lse.isinf()].any()
+    assert result[0].dtype == dtype and result[0].isfinite().all()
+    assert (result[0].float() - output).abs().max() <= bound
+    assert_masses_close(result[1], mass, dtype)
+    assert torch.equal(result[2].isinf(), lse.isinf())
+    assert torch.allclose(result[2], lse, rtol=1e-6, atol=2e-6)
+    assert not result[0][lse.isinf()].any()
 
 
 def check_mass_only(call, dtype):
-    """The mass-only kernel against the reference in float64, both given the same lse in fp32, and anything as that of
-    rows that see no key."""
+    """Compare the mass-only kernel with the reference in float64, both with the same lse in fp32.
+
+    The lse of rows that see no key is arbitrary.
+    """
     q, k, v, kinds, settings = call.build(dtype)
     lse = reference_attention.attention(q.float(), k.float(), v.float(), kinds, *settings)[2]
     plan = plan_mass(kinds)
@@ -197,39 +201,39 @@ def check_mass_only(call, dtype):
     ).float()
     for blind in (-torch.inf, 0.0, torch.nan):
         given = torch.where(lse.isinf(), blind, lse)
-        found = torch.ops.hardsample.attention_mass(q, k, given, plan.columns, plan.counts, *settings, "triton")
-        assert_masses_close(found, wanted, dtype)
+        result = torch.ops.hardsample.attention_mass(q, k, given, plan.columns, plan.counts, *settings, "triton")
+        assert_masses_close(result, wanted, dtype)
         if not lse.isinf().any():
             break
 
 
 def check_gradients(call):
-    """Gradients of q, k and v through the front door equal the reference's."""
+    """Check that gradients of q, k and v through the public op equal the reference's."""
     gradients = {}
     for backend in ("triton", "reference"):
         *tensors, kinds, (mask, causal, query_offset, scale, start, stop) = call.build(torch.float32)
         tensors = [tensor.requires_grad_() for tensor in tensors]
         settings = {"mask": mask, "causal": causal, "query_offset": query_offset, "scale": scale}
-        found = attention_with_mass(*tensors, kinds, **settings, rows=(start, stop), backend=backend)
-        found.output.pow(2).sum().backward()
+        result = attention_with_mass(*tensors, kinds, **settings, rows=(start, stop), backend=backend)
+        result.output.pow(2).sum().backward()
         gradients[backend] = [tensor.grad for tensor in tensors]
-        assert not found.image.requires_grad and not found.lse.requires_grad
-    for found, wanted in zip(gradients["triton"], gradients["reference"], strict=True):
-        assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+        assert not result.image.requires_grad and not result.lse.requires_grad
+    for result, wanted in zip(gradients["triton"], gradients["reference"], strict=True):
+        assert (result - wanted).abs().max() <= 1e-5 * wanted.abs().max()
 
 
 def check_front_door():
-    """`sdpa+triton` and `triton` give the masses of the reference, averaged over heads."""
+    """Check that `sdpa+triton` and `triton` give the masses of the reference, averaged over heads."""
     q, k, v, kinds, (_, causal, *_) = CALLS["grouped heads"].build(torch.float32)
     wanted = attention_with_mass(q, k, v, kinds, causal=causal, backend="reference")
     for backend in ("sdpa+triton", "triton"):
-        found = attention_with_mass(q, k, v, kinds, causal=causal, backend=backend)
-        assert (found.image - wanted.image).abs().max() <= 1e-6
-        assert (found.text - wanted.text).abs().max() <= 1e-6
+        result = attention_with_mass(q, k, v, kinds, causal=causal, backend=backend)
+        assert (result.image - wanted.image).abs().max() <= 1e-6
+        assert (result.text - wanted.text).abs().max() <= 1e-6
 
 
 def check_odd_address():
-    """Bytes whose address is no multiple of four cannot be moved as words."""
+    """Mask bytes whose address is not a multiple of four, which cannot be moved as words."""
     image = torch.arange(48 * 3, dtype=torch.uint8).view(6, 8, 3)
     shifted = torch.empty(image.numel() + 1, dtype=torch.uint8)[1:].view(image.shape).copy_(image)
     wanted = mask_pixels(image, **CALL, fill=[1, 2, 3], backend="reference")
@@ -237,7 +241,7 @@ def check_odd_address():
 
 
 def check_large_head_dim():
-    """A head dim beyond the kernels' is refused by name."""
+    """Check that a head dim beyond the kernels' limit is rejected by name."""
     q = torch.zeros((1, 1, 2, 320))
     with pytest.raises(ValueError, match="320"):
         attention_with_mass(q, q, q, torch.zeros((1, 2), dtype=torch.int8), backend="triton")
@@ -266,20 +270,24 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def results(request):
-    """What went wrong in each collected case, "" where nothing did."""
+def results(request, made_once):
+    """Return what went wrong in each collected case, "" where nothing did."""
     if find_spec("triton") is None:
         pytest.skip("triton is not installed")
     if _version("triton") < (3, 7) and _version("numpy") >= (2, 4):
         pytest.skip("the interpreter of triton 3.6 needs numpy < 2.4 for loops whose bounds are tensors")
     here = [item for item in request.session.items if item.path == Path(__file__)]
     names = [item.callspec.params["case"] for item in here]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, __file__, json.dumps(names)]
-    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    if process.returncode:
-        pytest.fail(f"the interpreter's process ended with {process.returncode}:\n{process.stderr[-3000:]}")
-    return json.loads(process.stdout.splitlines()[-1])
+
+    def interpret(folder):
+        environment = {**os.environ, "TRITON_INTERPRET": "1"}
+        command = [sys.executable, __file__, json.dumps(names)]
+        process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
+        if process.returncode:
+            pytest.fail(f"the interpreter's process ended with {process.returncode}:\n{process.stderr[-3000:]}")
+        (folder / "results.json").write_text(process.stdout.splitlines()[-1])
+
+    return json.loads((made_once("triton-interpreter", interpret) / "results.json").read_text())
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -293,16 +301,16 @@ def _version(package):
 
 
 def main():
-    """Runs the named cases and prints JSON: case → traceback, or "" if it passed."""
+    """Run the named cases and print JSON: case → traceback, or "" if it passed."""
     torch.set_num_threads(1)
-    found = {}
+    result = {}
     for name in json.loads(sys.argv[1]):
         try:
             CASES[name]()
-            found[name] = ""
+            result[name] = ""
         except Exception:  # noqa: BLE001 (reported as that case's failure)
-            found[name] = traceback.format_exc()
-    print(json.dumps(found))
+            result[name] = traceback.format_exc()
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The Beta functions against numeric integration, exact fractions, and SciPy where it is installed."""
+"""The Beta functions against numeric integration and exact fractions."""
 
 from fractions import Fraction
 from math import lgamma
@@ -41,20 +41,13 @@ def test_cdf_of_integers_is_a_binomial_tail(a, b, x):
     assert beta_cdf(float(x), np.array(a), np.array(b)) == pytest.approx(float(tail), rel=1e-10, abs=1e-13)
 
 
-def test_cdf_agrees_with_scipy():
-    special = pytest.importorskip("scipy.special", reason="SciPy is not installed; integration is tested above")
-    rng = np.random.default_rng(0)
-    a, b = rng.uniform(0.5, 2000, 1000), rng.uniform(0.5, 2000, 1000)
-    for x in (0.01, 0.1, 0.5, 0.93):
-        np.testing.assert_allclose(beta_cdf(x, a, b), special.betainc(a, b, x), rtol=1e-9, atol=1e-14)
-
-
 def test_cdf_ends_shapes_and_large_counts():
     a = np.full((3, 2), 0.5)
     assert (beta_cdf(0, a, a) == 0).all() and (beta_cdf(1, a, a) == 1).all()
     assert beta_cdf(0.3, np.full((3, 1), 2.0), np.full(4, 5.0)).shape == (3, 4)
     assert beta_cdf(0.5, np.empty((0, 10)), np.empty((0, 10))).shape == (0, 10)
     assert beta_cdf(0.5, np.array(1e6), np.array(1e6)) == pytest.approx(0.5, abs=1e-6)
+    assert (beta_cdf(0.5, np.arange(100) + 0.5, np.arange(100) + 0.5) == 0.5).all()  # to the last bit
     assert beta_cdf(0.1, np.array(0.5), np.array(0.5)) == pytest.approx(2 / np.pi * np.arcsin(np.sqrt(0.1)))
 
 
@@ -64,8 +57,6 @@ def test_cdf_refuses_what_is_no_distribution():
     for bad in (0.0, -1.0, np.nan, np.inf):
         with pytest.raises(ValueError, match="add the prior"):
             beta_cdf(0.5, np.array([1.0, bad]), np.array(1.0))
-    with pytest.raises(ArithmeticError, match="half-life"):
-        beta_cdf(0.5, np.array(1e4), np.array(1e4), max_terms=2)
 
 
 @given(PARAMETERS, PARAMETERS, st.integers(1, 64))

@@ -89,11 +89,11 @@ def test_layers_that_see_no_key_are_left_out_and_counted():
     sees_image, sees_text = SEEN.copy(), SEEN.copy()
     sees_image[1, 0] = False  # token 1 keeps layer 3 only: ρ = 2
     sees_text[1:3, 1] = False  # token 2 keeps none
-    found = attention_balance(IMAGE, TEXT, sees_image, sees_text, config=PROFILE)
-    assert found.by_token == pytest.approx((2 + 1e-8, None, 0.4743416601), abs=1e-9)
-    assert found.value == pytest.approx((2 + 1e-8 + 0.4743416601) / 2, abs=1e-9)
-    assert (found.tokens, found.blind_tokens, found.left_out) == (2, 1, 3)
-    assert found.by_layer[1] == pytest.approx(0.3, abs=1e-7)  # its third token alone
+    balance = attention_balance(IMAGE, TEXT, sees_image, sees_text, config=PROFILE)
+    assert balance.by_token == pytest.approx((2 + 1e-8, None, 0.4743416601), abs=1e-9)
+    assert balance.value == pytest.approx((2 + 1e-8 + 0.4743416601) / 2, abs=1e-9)
+    assert (balance.tokens, balance.blind_tokens, balance.left_out) == (2, 1, 3)
+    assert balance.by_layer[1] == pytest.approx(0.3, abs=1e-7)  # its third token alone
     first_and_last = SEEN.copy()
     first_and_last[[0, 3]] = False
     assert attention_balance(IMAGE, TEXT, first_and_last, SEEN).left_out == 0
@@ -122,10 +122,12 @@ def test_layers_are_counted_from_one():
 @pytest.mark.parametrize(("layers", "layer"), [(28, 20), (3, 2), (4, 3), (32, 23), (36, 26), (80, 57)])
 def test_the_released_layer_scales_with_depth(layers, layer):
     image = np.linspace(0.1, 0.5, layers)[:, None]
-    text, seen = np.full((layers, 1), 0.25), np.ones((layers, 1), bool)
-    found = attention_balance(image, text, seen, seen, 1, 1, CmabConfig("released"))
-    assert found.value == pytest.approx(image[layer, 0] / 0.25)
-    assert attention_balance(image, text, seen, seen, 1, 1, CmabConfig("released", layer=0)).value == pytest.approx(0.4)
+    text, visible = np.full((layers, 1), 0.25), np.ones((layers, 1), bool)
+    balance = attention_balance(image, text, visible, visible, 1, 1, CmabConfig("released"))
+    assert balance.value == pytest.approx(image[layer, 0] / 0.25)
+    assert attention_balance(
+        image, text, visible, visible, 1, 1, CmabConfig("released", layer=0)
+    ).value == pytest.approx(0.4)
 
 
 def test_the_released_layer_may_be_out_of_reach_or_uncounted():
@@ -138,7 +140,7 @@ def test_the_released_layer_may_be_out_of_reach_or_uncounted():
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("variant", ["paper", "released"])
 def test_fewer_than_three_layers_have_no_balance(layers, variant):
-    with pytest.raises(CmabError, match=f"the model has {layers} layers.*fewer than 3 has no attention balance"):
+    with pytest.raises(CmabError, match=f"the model has {layers} layers.*fewer than 3 layers has no attention balance"):
         attention_balance(IMAGE[:layers], TEXT[:layers], SEEN[:layers], SEEN[:layers], 2, 1, CmabConfig(variant))
 
 
@@ -149,16 +151,16 @@ def test_three_layers_keep_one():
 def test_heads_are_averaged_before_the_ratio_or_after():
     image, text = np.full((3, 2, 1), 0.2), np.full((3, 2, 1), 0.2)
     image[:, 0], text[:, 1] = 0.6, 0.1  # ratios 3 and 2, their geometric mean √6; averaged first .4 / .15
-    seen = np.ones((3, 1), bool)
-    assert attention_balance(image, text, seen, seen).value == pytest.approx(0.4 / 0.15, abs=1e-7)
-    each = attention_balance(image, text, seen, seen, config=CmabConfig(heads="each"))
+    visible = np.ones((3, 1), bool)
+    assert attention_balance(image, text, visible, visible).value == pytest.approx(0.4 / 0.15, abs=1e-7)
+    each = attention_balance(image, text, visible, visible, config=CmabConfig(heads="each"))
     assert each.value == pytest.approx(6**0.5, abs=1e-7)
     with pytest.raises(CmabError, match="collect them with per_head=True"):
         attention_balance(IMAGE, TEXT, SEEN, SEEN, config=CmabConfig(heads="each"))
 
 
 def test_masses_are_checked():
-    with pytest.raises(CmabError, match=r"image is \(4, 3\), text \(4, 2\)"):
+    with pytest.raises(CmabError, match=r"image is \(4, 3\), text is \(4, 2\)"):
         attention_balance(IMAGE, TEXT[:, :2], SEEN, SEEN)
     with pytest.raises(CmabError, match="not finite"):
         attention_balance(IMAGE * np.nan, TEXT, SEEN, SEEN)
@@ -173,10 +175,10 @@ def test_masses_are_checked():
         ({"layers": (0, 1)}, r"layers are \(0, 1\), must be different numbers from 1"),
         ({"layers": ()}, "different numbers"),
         ({"layers": (2, 2)}, "different numbers"),
-        ({"layer": 3}, "variant 'paper' does not know"),
-        ({"variant": "released", "layers": (2,)}, "variant 'released' does not know"),
-        ({"variant": "released", "text": "all"}, "variant 'released' does not know"),
-        ({"variant": "released", "heads": "each"}, "variant 'released' does not know"),
+        ({"layer": 3}, "variant 'paper' does not have"),
+        ({"variant": "released", "layers": (2,)}, "variant 'released' does not have"),
+        ({"variant": "released", "text": "all"}, "variant 'released' does not have"),
+        ({"variant": "released", "heads": "each"}, "variant 'released' does not have"),
         ({"variant": "released", "layer": -1}, "must be at least 0"),
     ],
 )
@@ -195,30 +197,34 @@ flags = arrays(bool, (5, 4))
 
 
 @given(tables, tables, flags)
-def test_what_is_not_seen_does_not_matter(image, text, seen):
-    found = attention_balance(image, text, seen, seen, config=PROFILE)
-    other = attention_balance(np.where(seen, image, 0.7), np.where(seen, text, 0), seen, seen, config=PROFILE)
-    assert found == other
-    assert found.tokens + found.blind_tokens == 4
-    assert (found.value is None) == (found.tokens == 0)
+def test_what_is_not_seen_does_not_matter(image, text, visible):
+    balance = attention_balance(image, text, visible, visible, config=PROFILE)
+    changed = attention_balance(
+        np.where(visible, image, 0.7), np.where(visible, text, 0), visible, visible, config=PROFILE
+    )
+    assert balance == changed
+    assert balance.tokens + balance.blind_tokens == 4
+    assert (balance.value is None) == (balance.tokens == 0)
 
 
 @given(tables, tables, st.permutations(range(4)), st.permutations(range(1, 4)))
 def test_the_order_of_tokens_and_inner_layers_does_not_matter(image, text, tokens, layers):
-    seen = np.ones((5, 4), bool)
-    value = attention_balance(image, text, seen, seen).value
+    visible = np.ones((5, 4), bool)
+    value = attention_balance(image, text, visible, visible).value
     order = [0, *layers, 4]
-    assert attention_balance(image[order][:, tokens], text[order][:, tokens], seen, seen).value == pytest.approx(value)
+    assert attention_balance(image[order][:, tokens], text[order][:, tokens], visible, visible).value == pytest.approx(
+        value
+    )
     ratios = image[1:4] / text[1:4]
     assert ratios.min() * (1 - 1e-9) <= value <= ratios.max() + 2e-8 * (1 + ratios.max())
 
 
 @given(tables, st.floats(0.01, 100))
 def test_a_constant_ratio_is_the_balance(text, ratio):
-    seen = np.ones((5, 4), bool)
-    assert attention_balance(ratio * text, text, seen, seen).value == pytest.approx(ratio + 1e-8, rel=1e-9)
-    found = attention_balance(ratio * text, text, seen, seen, 10, 5, CmabConfig("released")).value
-    assert found == pytest.approx(ratio * 5 / 10)
+    visible = np.ones((5, 4), bool)
+    assert attention_balance(ratio * text, text, visible, visible).value == pytest.approx(ratio + 1e-8, rel=1e-9)
+    value = attention_balance(ratio * text, text, visible, visible, 10, 5, CmabConfig("released")).value
+    assert value == pytest.approx(ratio * 5 / 10)
 
 
 def test_a_sample_is_the_mean_of_its_correct_completions():
@@ -255,9 +261,9 @@ def test_strata(balance, expected):
 @given(st.lists(st.floats(0, 10), min_size=4, max_size=4).map(sorted), st.floats(0, 12))
 def test_strata_by_any_bounds(values, balance):
     low, hard_min, hard_max, high = values
-    found = balance_stratum(balance, True, BalanceBounds(*values))
-    assert (found == "hard") == (hard_min <= balance <= hard_max)
-    assert (found == "easy") == (balance < low or balance > high)
+    label = balance_stratum(balance, True, BalanceBounds(*values))
+    assert (label == "hard") == (hard_min <= balance <= hard_max)
+    assert (label == "easy") == (balance < low or balance > high)
 
 
 @pytest.mark.parametrize("values", [(0.4, 0.1, 1.6, 1.9), (-0.1, 0.4, 1.6, 1.9), (0.1, 0.4, 1.6, float("inf"))])
@@ -287,9 +293,9 @@ def test_quantile_bounds_undo_the_pile():
 def test_piled_up_at_the_extremes():
     sentence = piled_up([5.0] * 85 + [0.01] * 5 + [1.0] * 10 + [None] * 50)
     assert sentence.startswith(
-        "Piled up at the extremes: of 100 solved samples the attention balance of 5 is below 0.1"
+        "Piled up at the extremes: of 100 solved samples, 5 have an attention balance below 0.1 and 85 one above 1.9"
     )
-    assert "of 85 above 1.9" in sentence and "50% 5," in sentence and "quantile:0.1,0.3,0.7,0.9" in sentence
+    assert "50% 5," in sentence and "quantile:0.1,0.3,0.7,0.9" in sentence
     assert piled_up([5.0] * 89 + [1.0] * 11) is None
     assert piled_up([5.0] * (MIN_SOLVED - 1)) is None
     assert piled_up([5.0] * MIN_SOLVED) is not None

@@ -91,12 +91,12 @@ def test_a_refused_sample_is_finished_once_and_asked_no_more(search):
     queue, finished, _ = make(3, PismConfig(num_masks=4, search=search))
     batch = queue.take(6)
     victim = batch[0].ladder
-    victim.refused = "bad image"
+    victim.rejected = "bad image"
     for ask in batch:
         if ask.ladder is not victim:
             ask.ladder.record_grade(ask.ratio, ask.realization, 0)
     for ladder in {id(ask.ladder): ask.ladder for ask in batch}.values():
         queue.advance(ladder)
-    rest = [name for one in drive(queue, 6, lambda *_: 0) for name, *_ in one]
+    rest = [name for batch in drive(queue, 6, lambda *_: 0) for name, *_ in batch]
     assert victim.record["id"] not in rest
     assert sorted(ladder.row for ladder in finished) == [0, 1, 2]

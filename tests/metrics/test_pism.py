@@ -35,7 +35,7 @@ def definition(table, config):
 
 
 def climb(table, config, has_image=True):
-    """Runs a search against a full table of grades; gives the grades it saw and the order it asked in."""
+    """Run a search against a full table of grades; return the grades it made and their order."""
     grades, order = empty_grades(config), []
     while asked := next_rollouts(grades, config, has_image):
         assert not is_done(grades, config, has_image)
@@ -48,7 +48,7 @@ def climb(table, config, has_image=True):
 
 
 def curve(*successes, num_masks=10):
-    """A table with these successes at each ratio, the successes last."""
+    """Return a table with these successes at each ratio, the successes last."""
     return [[0] * (num_masks - n) + [1] * n for n in successes]
 
 
@@ -73,12 +73,12 @@ def problems(draw):
 @given(problems())
 def test_both_searches_give_the_defined_threshold_and_stratum(problem):
     config, table = problem
-    seen, order = climb(table, config)
+    made, order = climb(table, config)
     exhaustive = dataclasses.replace(config, search="exhaustive")
     full, all_asked = climb(table, exhaustive)
     assert full == table
     assert len(all_asked) == max_rollouts(exhaustive)
-    lossless_verdict, full_verdict = verdict(seen, config), verdict(full, exhaustive)
+    lossless_verdict, full_verdict = verdict(made, config), verdict(full, exhaustive)
     assert lossless_verdict.decided
     assert full_verdict.decided
     assert (lossless_verdict.failure_threshold, lossless_verdict.stratum) == definition(table, config)
@@ -109,21 +109,21 @@ def test_lossless_asks_one_at_a_time_in_order_and_never_twice(problem):
 def test_lossless_stops_as_soon_as_the_verdict_is_fixed_and_no_sooner(problem):
     """Before its last rollout, two completions of the table give two verdicts; after it, the extreme ones agree."""
     config, table = problem
-    seen, order = climb(table, config)
+    made, order = climb(table, config)
 
     def completed(grades, rest):
         return definition([[rest if grade is None else grade for grade in level] for level in grades], config)
 
-    assert completed(seen, 0)[0] == completed(seen, 1)[0]
+    assert completed(made, 0)[0] == completed(made, 1)[0]
     last, k = order[-1]
-    before = [list(level) for level in seen]
+    before = [list(level) for level in made]
     before[last][k] = None
     # All later levels failing or passing: whether the last level passes moves λ*.
     assert not verdict(before, config).decided
     assert completed(before, 0)[0] != completed(before, 1)[0]
     # And within each level: one rollout sooner, it could still have gone either way.
     for level in range(last + 1):
-        grades = [grade for grade in seen[level] if grade is not None][:-1]
+        grades = [grade for grade in made[level] if grade is not None][:-1]
         missing = config.num_masks - len(grades)
         needed = Fraction(str(config.tau)) * config.num_masks
         assert sum(grades) < needed <= sum(grades) + missing
@@ -138,18 +138,18 @@ def test_a_verdict_never_changes_once_decided_whatever_the_order(problem, random
     grades = empty_grades(config)
     for i, k in cells:
         grades[i][k] = table[i][k]
-        found = verdict(grades, config)
-        assert (found.failure_threshold, found.stratum) == (
-            definition(table, config) if found.decided else (None, None)
+        result = verdict(grades, config)
+        assert (result.failure_threshold, result.stratum) == (
+            definition(table, config) if result.decided else (None, None)
         )
-    assert found.decided
+    assert result.decided
 
 
 def test_paper_settings_pass_a_level_at_its_first_success_and_fail_it_without_one():
     table = curve(10, 3, 1, 0, 5, 0, 0, 0, 0, 0)
-    seen, order = climb(table, PAPER)
+    made, order = climb(table, PAPER)
     assert order == [(0, 0), *((1, k) for k in range(8)), *((2, k) for k in range(10)), *((3, k) for k in range(10))]
-    assert verdict(seen, PAPER) == Verdict(failure_threshold=0.3, stratum="hard", used=29, decided=True)
+    assert verdict(made, PAPER) == Verdict(failure_threshold=0.3, stratum="hard", used=29, decided=True)
 
 
 @pytest.mark.parametrize(
@@ -168,25 +168,25 @@ def test_paper_settings_pass_a_level_at_its_first_success_and_fail_it_without_on
 def test_strata_of_the_paper(successes, threshold, stratum):
     for search in ("lossless", "exhaustive"):
         config = PismConfig(search=search)
-        seen, order = climb(curve(*successes), config)
-        assert verdict(seen, config) == Verdict(threshold, stratum, len(order), True)
+        made, order = climb(curve(*successes), config)
+        assert verdict(made, config) == Verdict(threshold, stratum, len(order), True)
 
 
 def test_the_appendix_puts_seven_tenths_in_medium():
     config = PismConfig(easy_min=0.71)
-    seen, _ = climb(curve(9, 9, 9, 9, 9, 9, 9, 0, 0, 0), config)
-    assert verdict(seen, config).stratum == "medium"
+    made, _ = climb(curve(9, 9, 9, 9, 9, 9, 9, 0, 0, 0), config)
+    assert verdict(made, config).stratum == "medium"
 
 
 def test_ratios_are_compared_as_integers():
     """0.1 * 4 and the sum of four tenths differ as floats from 0.4 in some settings; the ladder must not care."""
     config = PismConfig(ratios=(0.0, 0.1 * 3, 0.1 + 0.1 + 0.2, 0.1 * 7), hard_max=0.3, easy_min=0.7)
     assert config.ratios[1] > 0.3
-    seen, _ = climb(curve(9, 0, 9, 9), config)
-    assert verdict(seen, config).stratum == "hard"
+    made, _ = climb(curve(9, 0, 9, 9), config)
+    assert verdict(made, config).stratum == "hard"
     config = PismConfig(ratios=(0.0, 0.7 - 1e-9), hard_max=0.3, easy_min=0.7)
-    seen, _ = climb(curve(9, 0), config)
-    assert verdict(seen, config).stratum == "easy"
+    made, _ = climb(curve(9, 0), config)
+    assert verdict(made, config).stratum == "easy"
 
 
 @pytest.mark.parametrize(("tau", "num_masks", "needed"), [(0.3, 10, 3), (0.7, 10, 7), (0.29, 100, 29), (0.15, 10, 2)])
@@ -199,9 +199,9 @@ def test_counts_are_compared_as_rationals(tau, num_masks, needed):
 
 def test_lossless_with_a_high_bar_fails_a_level_early():
     config = PismConfig(ratios=(0.0, 0.5), num_masks=4, tau=0.75)
-    seen, order = climb([[1, 1, 0, 1], [0, 0, 1, 1]], config)
+    made, order = climb([[1, 1, 0, 1], [0, 0, 1, 1]], config)
     assert order == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1)]
-    assert verdict(seen, config).failure_threshold == 0.5
+    assert verdict(made, config).failure_threshold == 0.5
 
 
 @pytest.mark.parametrize("search", ["lossless", "exhaustive"])
@@ -209,25 +209,25 @@ def test_records_without_an_image_get_all_rollouts_at_ratio_zero_and_no_stratum(
     config = PismConfig(search=search, blind=True)
     table = curve(*[5] * 10)
     assert not verdict(empty_grades(config), config, has_image=False).decided
-    seen, order = climb(table, config, has_image=False)
+    made, order = climb(table, config, has_image=False)
     assert order == [(0, k) for k in range(10)]
-    assert verdict(seen, config, has_image=False) == Verdict(None, None, 10, True)
+    assert verdict(made, config, has_image=False) == Verdict(None, None, 10, True)
     assert max_rollouts(config, has_image=False) == 10
     assert blind_rollouts([None] * 10, config, has_image=False) == []
-    assert is_done(seen, config, has_image=False)
+    assert is_done(made, config, has_image=False)
 
 
 @pytest.mark.parametrize("search", ["lossless", "exhaustive"])
 def test_blind_level_is_asked_in_full_and_takes_no_part(search):
     config = PismConfig(search=search, blind=True)
-    seen, _ = climb(curve(*[3] * 10), config)
-    assert not is_done(seen, config)
+    made, _ = climb(curve(*[3] * 10), config)
+    assert not is_done(made, config)
     blind = [0, None, 1] + [None] * 7
     assert blind_rollouts(blind, config) == [1, 3, 4, 5, 6, 7, 8, 9]
-    assert not is_done(seen, config, blind=blind)
-    assert is_done(seen, config, blind=[0] * 10)
+    assert not is_done(made, config, blind=blind)
+    assert is_done(made, config, blind=[0] * 10)
     assert not is_done(empty_grades(config), config, blind=[0] * 10)
-    assert verdict(seen, config) == verdict(seen, PismConfig(search=search))
+    assert verdict(made, config) == verdict(made, PismConfig(search=search))
     assert blind_rollouts(blind, PismConfig(search=search)) == []
     with pytest.raises(ValueError, match="3 blind grades"):
         blind_rollouts([0, 0, 0], config)

@@ -10,7 +10,7 @@ FALLING = np.linspace(1, 0, 10)
 
 
 def scores(shape, number=200, seed=0, low=0.2, high=1.0):
-    """An exhaustive table: samples of accuracy low … high at λ = 0, times a shape over Λ."""
+    """Return an exhaustive table: samples of accuracy low … high at λ = 0, times a shape over Λ."""
     random = np.random.default_rng(seed)
     successes = random.binomial(10, random.uniform(low, high, (number, 1)) * np.asarray(shape)).tolist()
     strata = ["unsolved" if row[0] == 0 else "easy" for row in successes]
@@ -40,9 +40,9 @@ def test_falling_exhaustive_curves_are_not(seed):
 
 def test_a_mixture_is_flat_from_nine_tenths_on():
     flat, falling = scores([1] * 10, low=1, high=1), scores(FALLING, low=1, high=1)
-    for share, found in ((179, False), (180, True), (200, True)):
+    for share, detected in ((179, False), (180, True), (200, True)):
         mixed = flat | {"successes": flat["successes"][:share] + falling["successes"][share:]}
-        assert (flat_curve(**mixed) is not None) == found
+        assert (flat_curve(**mixed) is not None) == detected
 
 
 def test_unsolved_samples_and_records_without_an_image_do_not_count():
@@ -56,7 +56,7 @@ def test_unsolved_samples_and_records_without_an_image_do_not_count():
 
 
 def lossless(thresholds):
-    """A lossless table with these failure thresholds, all solved."""
+    """Return a lossless table with these failure thresholds, all solved."""
     number = len(thresholds)
     return flat_curve(["hard"] * number, thresholds, [[1]] * number, [[1]] * number, "lossless")
 

@@ -36,9 +36,9 @@ def browser():
 
 @pytest.fixture(scope="module")
 def pages(scored_folder, experiment_folder, tmp_path_factory):
-    """The pages of a scoring, of an experiment, and of a comparison in which λ* of some samples differ."""
+    """Return the pages of a scoring, of an experiment, and of a comparison in which λ* of some samples differ."""
     folder = tmp_path_factory.mktemp("pages")
-    first, other = (shutil.copytree(scored_folder, folder / name) for name in ("first", "other"))
+    first, second = (shutil.copytree(scored_folder, folder / name) for name in ("first", "second"))
     table = pq.read_table(first / "scores.parquet")
     # the hostile sample's completions are empty, and a comparison leaves unfinished samples out
     solved_not = [
@@ -51,8 +51,8 @@ def pages(scored_folder, experiment_folder, tmp_path_factory):
     for name in ("pism_stratum", "failure_threshold"):
         column = table.column(name).to_pylist()
         table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), [column[::-1]])
-    pq.write_table(table, other / "scores.parquet")
-    comparison = compared_page(compare_scores(first, other), "compare.jsonl")
+    pq.write_table(table, second / "scores.parquet")
+    comparison = compared_page(compare_scores(first, second), "compare.jsonl")
     return {
         "report": write_report(scored_folder, folder / "report.html"),
         "experiment": write_report(experiment_folder, folder / "experiment.html"),
@@ -62,7 +62,7 @@ def pages(scored_folder, experiment_folder, tmp_path_factory):
 
 @pytest.fixture
 def opened(browser, pages):
-    """Opens a page; fails the test on any error in the console or a script, and on any request that leaves the file."""
+    """Open a page; fail the test on any error in the console or a script, and on any external request."""
     contexts, problems = [], []
 
     def on_request(request):
@@ -86,8 +86,8 @@ def opened(browser, pages):
 
 
 def shown(page) -> list[str]:
-    """Ids of the samples that can be seen, in order."""
-    return page.eval_on_selector_all("[data-items] > :not([hidden])", "found => found.map((one) => one.dataset.id)")
+    """Return the ids of the visible samples, in order."""
+    return page.eval_on_selector_all("[data-items] > :not([hidden])", "items => items.map((item) => item.dataset.id)")
 
 
 def test_the_page_opens_with_its_charts_and_images(opened):
@@ -96,8 +96,8 @@ def test_the_page_opens_with_its_charts_and_images(opened):
     assert page.locator("svg.chart").first.bounding_box()["width"] > 300
     image = page.locator(".card img").first
     image.scroll_into_view_if_needed()
-    assert image.evaluate("one => one.decode().then(() => one.naturalWidth)") > 0
-    fill = page.locator('svg.chart [fill="var(--hard)"]').first.evaluate("one => getComputedStyle(one).fill")
+    assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
+    fill = page.locator('svg.chart [fill="var(--hard)"]').first.evaluate("shape => getComputedStyle(shape).fill")
     assert re.match(r"(color|rgb)", fill), "a chart's colour is a variable of the page, and resolves"
 
 
@@ -125,16 +125,18 @@ def test_sorting_puts_samples_in_order(opened):
     for key in ("threshold", "balance", "rollouts"):
         page.locator("[data-sort]").select_option(key)
         values = page.eval_on_selector_all(
-            "[data-items] > *", "(found, key) => found.map((one) => one.getAttribute('data-by-' + key))", key
+            "[data-items] > *", "(items, key) => items.map((item) => item.getAttribute('data-by-' + key))", key
         )
-        numbers = [float(one) for one in values if one is not None]
+        numbers = [float(value) for value in values if value is not None]
         assert numbers == sorted(numbers) and len(set(numbers)) > 1
-        assert values == [one for one in values if one is not None] + [None] * values.count(None), "unknown ones last"
+        assert values == [value for value in values if value is not None] + [None] * values.count(None), (
+            "unknown ones last"
+        )
         page.locator("[data-descending]").check()
         values = page.eval_on_selector_all(
-            "[data-items] > *", "(found, key) => found.map((one) => one.getAttribute('data-by-' + key))", key
+            "[data-items] > *", "(items, key) => items.map((item) => item.getAttribute('data-by-' + key))", key
         )
-        numbers = [float(one) for one in values if one is not None]
+        numbers = [float(value) for value in values if value is not None]
         assert numbers == sorted(numbers, reverse=True)
         assert values[len(numbers) :] == [None] * (len(values) - len(numbers))
         page.locator("[data-descending]").uncheck()
@@ -150,7 +152,7 @@ def test_the_list_of_moved_samples_can_be_filtered_and_sorted(opened, hostile):
     assert 0 < len(shown(page)) < len(every)
     page.locator('[data-filter="move"]').select_option(index=0)
     page.locator("[data-sort]").select_option("change")
-    changes = page.eval_on_selector_all("[data-items] > *", "found => found.map((one) => +one.dataset.byChange)")
+    changes = page.eval_on_selector_all("[data-items] > *", "items => items.map((item) => +item.dataset.byChange)")
     assert changes == sorted(changes) and changes[0] < 0 < changes[-1]
 
 
@@ -159,7 +161,7 @@ def test_a_click_opens_a_sample_and_shows_what_it_said(opened):
     page.locator("[data-open]").nth(3).click()
     dialog = page.locator("dialog[open]")
     assert dialog.count() == 1
-    assert dialog.locator(".said li").count() > 0
+    assert dialog.locator(".completions li").count() > 0
     assert dialog.locator(".strip img").count() >= 3
     assert dialog.locator("svg.ladder").bounding_box()["height"] > 50
     dialog.locator("[data-close]").click()
@@ -192,8 +194,8 @@ def test_everything_works_by_keyboard(opened):
 
 def test_a_script_in_the_data_stays_text(opened, hostile):
     page = opened()
-    place = shown(page).index(hostile)
-    page.locator("[data-items] > * [data-open]").nth(place).click()
+    index = shown(page).index(hostile)
+    page.locator("[data-items] > * [data-open]").nth(index).click()
     dialog = page.locator("dialog[open]")
     assert dialog.locator("h3").inner_text() == hostile
     assert hostile in dialog.locator(".asked").inner_text()
@@ -230,7 +232,9 @@ def test_a_sample_fits_the_screen(opened, viewport):
     page.locator("[data-open]").first.click()
     box = page.locator("dialog[open]").bounding_box()
     assert box["x"] >= 0 and box["x"] + box["width"] <= viewport["width"]
-    assert page.evaluate("(([one]) => one.scrollWidth <= one.clientWidth)(document.querySelectorAll('dialog[open]'))")
+    assert page.evaluate(
+        "(([dialog]) => dialog.scrollWidth <= dialog.clientWidth)(document.querySelectorAll('dialog[open]'))"
+    )
 
 
 def test_light_and_dark_follow_the_system_and_the_button(opened):

@@ -74,32 +74,32 @@ def test_the_report_says_what_the_scores_say(scored_folder, html):
     page, scores = Parsed(html), Scores(scored_folder)
     strata = list(scores.table["pism_stratum"])
     for name in STRATA:
-        shown = [one for one in page.named("li") if one.get("data-stratum") == name]
+        shown = [item for item in page.named("li") if item.get("data-stratum") == name]
         assert len(shown) == strata.count(name), "24 a stratum are shown, and there are no more"
-    assert {one["data-id"] for one in page.named("li") if "data-id" in one} == set(scores.table["id"])
+    assert {item["data-id"] for item in page.named("li") if "data-id" in item} == set(scores.table["id"])
     counts = scores.run["counts"]
     assert f"{counts['rollouts']:,} of the {counts['rollouts_exhaustive']:,} rollouts" in page.text
-    sections = [one["id"] for one in page.named("section") if "id" in one]
+    sections = [section["id"] for section in page.named("section") if "id" in section]
     assert sections == ["strata", "masking", "attention", "gallery", "cost", "settings"]
-    for said in ("This run is lossless", "Strata by ability", "Strata by source", "Rank correlation of λ* and ρ̄"):
-        assert said in page.text
+    for sentence in ("This run is lossless", "Strata by ability", "Strata by source", "Rank correlation of λ* and ρ̄"):
+        assert sentence in page.text
 
 
 def test_data_stays_text(html, hostile):
     page = Parsed(html)
     assert page.text.count(hostile) >= 4, "id, ability, question and completion"
     assert len(page.named("script")) == 1
-    assert not [one for _, one in page.elements if any(name.startswith("on") or name == "style" for name in one)]
+    assert not [tag for _, tag in page.elements if any(name.startswith("on") or name == "style" for name in tag)]
     assert "49" not in re.findall(r"dialog>(\d+)", page.text), "data is no template either"
 
 
 def test_the_page_refers_to_nothing_outside_and_runs_only_its_own_script(html):
     page = Parsed(html)
-    places = [one[name] for _, one in page.elements for name in ("src", "href", "action") if one.get(name)]
-    assert places
-    assert all(place.startswith(("data:", "#")) for place in places)
+    links = [tag[name] for _, tag in page.elements for name in ("src", "href", "action") if tag.get(name)]
+    assert links
+    assert all(link.startswith(("data:", "#")) for link in links)
     assert "url(" not in html.replace("url(#", "")
-    policy = next(one["content"] for one in page.named("meta") if one.get("http-equiv"))
+    policy = next(tag["content"] for tag in page.named("meta") if tag.get("http-equiv"))
     for tag, name in (("style", "style-src"), ("script", "script-src")):
         content = re.search(f"<{tag}>(.*?)</{tag}>", html, re.S)[1]
         digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
@@ -116,7 +116,7 @@ def test_a_report_writes_only_its_file(scored_folder, tmp_path):
 
 def test_the_masks_shown_are_those_of_the_run(scored_folder, html):
     scores = Scores(scored_folder)
-    sample = next(one for one in scores.table["id"] if one.startswith("pool-"))
+    sample = next(name for name in scores.table["id"] if name.startswith("pool-"))
     record = gather(scored_folder, 24, 0).source.records[sample]
     image = open_image(record.images[0])
     key = mask_key(scores.run["settings"]["seed"], sample)  # as the engine draws its first mask of a ratio
@@ -135,8 +135,8 @@ def test_the_gallery_is_drawn_evenly_and_by_its_seed():
 
 def test_samples_per_stratum_is_a_bound(scored_folder, tmp_path):
     page = Parsed(made(scored_folder, tmp_path / "few.html", samples_per_stratum=1))
-    present = {one for one in Scores(scored_folder).table["pism_stratum"] if one}
-    assert len([one for one in page.named("li") if "data-id" in one]) == len(present)
+    present = {name for name in Scores(scored_folder).table["pism_stratum"] if name}
+    assert len([item for item in page.named("li") if "data-id" in item]) == len(present)
 
 
 def test_data_that_has_moved_is_said_and_found_again(scored_folder, tmp_path):
@@ -145,13 +145,13 @@ def test_data_that_has_moved_is_said_and_found_again(scored_folder, tmp_path):
     data = run["data"]
     (folder / "run.json").write_text(json.dumps(run | {"data": str(tmp_path / "gone")}))
     page = Parsed(made(folder, tmp_path / "gone.html"))
-    assert "Images and questions are not shown, for the data was not found again" in page.text
+    assert "Images and questions are not shown because the data was not found" in page.text
     assert not page.named("img")
     page = Parsed(made(folder, tmp_path / "found.html", data=data))
     assert page.named("img")
     assert "not shown" not in page.text
     page = Parsed(made(folder, tmp_path / "other.html", data="demo:test"))
-    assert "samples are gone" in page.text
+    assert "samples are missing" in page.text
     (folder / "run.json").write_text(json.dumps(run | {"data": "datasets.Dataset"}))
     assert "from memory" in Parsed(made(folder, tmp_path / "memory.html")).text
 
@@ -160,34 +160,38 @@ def test_masks_of_model_space_are_called_an_illustration(scored_folder, tmp_path
     folder = shutil.copytree(scored_folder, tmp_path / "run")
     run = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps(run | {"mask_space": "model"}))
-    assert "an illustration, not the run's own" in Parsed(made(folder, tmp_path / "model.html")).text
+    assert "an illustration, not the masks of the run" in Parsed(made(folder, tmp_path / "model.html")).text
 
 
 def test_a_folder_without_completions_says_so(scored_folder, tmp_path):
     folder = shutil.copytree(scored_folder, tmp_path / "run", ignore=shutil.ignore_patterns("rollouts.sqlite*"))
     page = Parsed(made(folder, tmp_path / "bare.html"))
     assert "Completions are not shown" in page.text
-    assert [one for one in page.named("li") if "data-id" in one]
+    assert [item for item in page.named("li") if "data-id" in item]
 
 
 def test_an_exhaustive_run_has_curves_and_a_run_without_cmab_says_how_to_add_it(tmp_path):
     settings = {"ratios": (0.0, 0.5), "num_masks": 2, "tau": 0.5, "limit": 12, "search": "exhaustive", "blind": True}
     score("demo", "demo", tmp_path / "run", progress=False, device="cpu", **settings)
     page = Parsed(made(tmp_path / "run", tmp_path / "full.html"))
-    assert "Accuracy against mask ratio by stratum" in {one.get("aria-label") for one in page.named("svg")}
+    assert "Accuracy against mask ratio by stratum" in {svg.get("aria-label") for svg in page.named("svg")}
     assert "Accuracy curve P_c(λ), 95 % intervals" in page.text
     assert "This run is lossless" not in page.text
-    assert "scored without CMAB" in page.text and "--metric pism,cmab" in page.text
+    assert "scored without CMAB" in page.text and "hardsample score --metric cmab --output" in page.text
     assert "24 more rollouts measured the blind level" in page.text
 
 
 def test_an_evaluation_shows_accuracies_and_no_strata(tmp_path):
-    found = evaluate("demo:test", "demo", tmp_path / "eval", limit=12, progress=False, device="cpu")
+    evaluation = evaluate("demo:test", "demo", tmp_path / "eval", limit=12, progress=False, device="cpu")
     page = Parsed(made(tmp_path / "eval", tmp_path / "eval.html"))
     assert kind_of(tmp_path / "eval") == "evaluation"
-    assert f"{100 * found.overall.value:.1f} % (95 % interval" in page.text
-    assert {one["data-stratum"] for one in page.named("li") if "data-id" in one} <= {"solved", "not solved"}
-    assert [one["id"] for one in page.named("section") if "id" in one] == ["accuracy", "gallery", "settings"]
+    assert f"{100 * evaluation.overall.value:.1f} % (95 % interval" in page.text
+    assert {item["data-stratum"] for item in page.named("li") if "data-id" in item} <= {"solved", "not solved"}
+    assert [section["id"] for section in page.named("section") if "id" in section] == [
+        "accuracy",
+        "gallery",
+        "settings",
+    ]
     assert "λ*" not in page.text
 
 
@@ -198,13 +202,13 @@ def checkpoint(folder: Path, step: int, logs: list[dict]) -> None:
 
 
 def logs(steps: int) -> list[dict]:
-    found = []
+    entries = []
     for step in range(1, steps + 1):
         data = {f"difficulty/data/{name}": 0.25 for name in STRATA}
         draws = {f"difficulty/draws/{name}": 0.25 for name in STRATA}
         more = {"reward": step / 100, "frac_reward_zero_std": 0.5, "difficulty/frac_zero_std": 0.25, "loss": 0.1}
-        found.append({"step": step, **data, **draws, **more})
-    return [*found, {"step": steps, "train_runtime": 1.0}]
+        entries.append({"step": step, **data, **draws, **more})
+    return [*entries, {"step": steps, "train_runtime": 1.0}]
 
 
 def test_a_training_shows_its_last_complete_checkpoint(tmp_path, hostile):
@@ -215,10 +219,10 @@ def test_a_training_shows_its_last_complete_checkpoint(tmp_path, hostile):
     (tmp_path / "training.json").write_text(json.dumps({"dataset_name": hostile, "policy": "signal"}))
     page = Parsed(made(tmp_path, tmp_path / "out.html"))
     assert kind_of(tmp_path) == "training"
-    assert f"10 entries {hostile}" in page.text
+    assert f"Training a model on {hostile}" in page.text and "checkpoint-10" in page.text
     assert "Mean reward went from 0.015 (first fifth of the log) to 0.095 (last fifth)" in page.text
-    assert "25 % of the groups were without signal" in page.text
-    labels = {one.get("aria-label") for one in page.named("svg")}
+    assert "25 % of the groups had zero variance" in page.text
+    labels = {svg.get("aria-label") for svg in page.named("svg")}
     assert {"Reward over the steps", "Share of zero-variance groups", "Strata of the data over the steps"} <= labels
     assert len(page.named("script")) == 1
 
@@ -235,8 +239,8 @@ def test_a_training_that_came_to_its_end_is_shown_to_its_end(tmp_path):
 def test_a_training_of_stock_trl_has_no_strata_and_says_so(tmp_path):
     checkpoint(tmp_path, 5, [{"step": step, "reward": 0.5, "frac_reward_zero_std": 1.0} for step in range(5)])
     page = Parsed(made(tmp_path, tmp_path / "out.html"))
-    assert "kept no strata" in page.text
-    assert "100 % of the groups were without signal" in page.text
+    assert "logged no strata" in page.text
+    assert "100 % of the groups had zero variance" in page.text
 
 
 def test_a_training_without_logs_is_refused(tmp_path):
@@ -249,12 +253,12 @@ def test_an_experiment_shows_its_table_differences_and_curves(experiment_folder,
     page = Parsed(made(experiment_folder, tmp_path / "out.html"))
     assert kind_of(experiment_folder) == "experiment"
     cells = re.sub(r"\s+", " ", page.text)
-    for said in ("55.0 ± 63.5", "45.0 ± 12.4", "30.0 % before training", "Scoring took 7 rollouts."):
-        assert said in cells
+    for sentence in ("55.0 ± 63.5", "45.0 ± 12.4", "30.0 % before training", "Scoring took 7 rollouts."):
+        assert sentence in cells
     assert "Primary comparison: medium+hard minus random is +12.5 ± 31.8 points over 2 seeds" in page.text
-    assert "the interval holds 0: no difference was shown" in page.text
+    assert "the interval includes 0: no difference was shown" in page.text
     assert "medium+hard: seed 2 diverged (loss). Lower the learning rate" in page.text
-    labels = {one.get("aria-label") for one in page.named("svg")}
+    labels = {svg.get("aria-label") for svg in page.named("svg")}
     assert {"Accuracy by recipe", "Differences between recipes", "Reward of the last GRPO stage"} <= labels
 
 
@@ -268,7 +272,7 @@ def test_an_experiment_without_its_trainings_says_so(experiment_folder, tmp_path
     [
         ({}, "looked for run.json and scores.parquet"),
         ({"experiment.json": "{}"}, "has no results.json yet"),
-        ({"experiment.json": "{}", "results.json": "{}"}, "no table of an experiment"),
+        ({"experiment.json": "{}", "results.json": "{}"}, "is not a table of an experiment"),
         ({"experiment.json": "{}", "results.json": "{"}, "cannot be read"),
         ({"run.json": "{}"}, r"scores\.parquet is missing"),
     ],
@@ -287,19 +291,19 @@ def test_an_unfinished_run_and_no_folder_are_refused(scored_folder, tmp_path):
     (folder / "run.json").write_text(json.dumps(run | {"status": "running"}))
     with pytest.raises(OutputError, match="not finished"):
         write_report(folder)
-    with pytest.raises(OutputError, match="is no folder"):
+    with pytest.raises(OutputError, match="is not a folder"):
         write_report(tmp_path / "nothing")
     with pytest.raises(OutputError, match="cannot be written"):
         write_report(scored_folder, folder / "run.json" / "report.html")
 
 
 def test_a_signature_comes_with_what_to_do():
-    flat, piled, other = signature_findings(
+    flat, piled, unknown = signature_findings(
         ["Flat curve: for all.", "Piled up at the extremes: x.", "New sign."], "DIR"
     )
     assert "--blind" in flat.advice
     assert piled.command == "hardsample stratify DIR --cmab-bounds quantile:0.1,0.3,0.7,0.9"
-    assert (other.text, other.advice, other.command) == ("New sign.", "", "")
+    assert (unknown.text, unknown.advice, unknown.command) == ("New sign.", "", "")
 
 
 def test_small_groups_are_added_up():
@@ -316,18 +320,18 @@ def test_figures_become_small_escaped_svg_in_the_pages_colours():
     page = Parsed(svg)
     assert not page.named("b") and '<b onclick="x">&$x_1$' in page.text
     assert page.named("svg")[0]["aria-label"] == 'a "label" <b>'
-    assert not [one for _, one in page.elements if "style" in one or "onclick" in one]
+    assert not [tag for _, tag in page.elements if "style" in tag or "onclick" in tag]
     for colour in COLOURS:
         assert colour not in svg
     for name in STRATA:
         assert f"var(--{name})" in svg
-    other = str(to_svg(mean_intervals([("r", 0.5, 0.4, 0.6, [0.5])], 0.3, ""), "two", ""))
-    ids, others = (set(re.findall(r'id="([^"]+)"', text)) for text in (svg, other))
-    assert ids and others and not ids & others
-    assert set(re.findall(r"url\(#([^)]+)\)|href=\"#([^\"]+)\"", other)) <= {(one, "") for one in others} | {
-        ("", one) for one in others
+    second = str(to_svg(mean_intervals([("r", 0.5, 0.4, 0.6, [0.5])], 0.3, ""), "two", ""))
+    ids, second_ids = (set(re.findall(r'id="([^"]+)"', text)) for text in (svg, second))
+    assert ids and second_ids and not ids & second_ids
+    assert set(re.findall(r"url\(#([^)]+)\)|href=\"#([^\"]+)\"", second)) <= {(name, "") for name in second_ids} | {
+        ("", name) for name in second_ids
     }
-    assert len(other) < 8_000
+    assert len(second) < 8_000
 
 
 def test_images_are_made_to_fit():
@@ -342,7 +346,7 @@ def test_images_are_made_to_fit():
 
 
 def test_the_ratios_shown_hold_the_threshold():
-    ratios = tuple(place / 10 for place in range(10))
+    ratios = tuple(tenth / 10 for tenth in range(10))
     assert shown_ratios(ratios, None) == [0.0, 0.2, 0.4, 0.7, 0.9]
     assert shown_ratios(ratios, 0.3) == [0.0, 0.2, 0.3, 0.4, 0.7, 0.9]
     assert shown_ratios((0.0,), 0.0) == [0.0]
@@ -352,11 +356,11 @@ def test_completions_are_condensed_and_none_is_lost():
     rollouts = [Rollout("s", 0.0, k, "same", 1, []) for k in range(5)]
     rollouts += [Rollout("s", 0.0, 10 + k, f"other {k}", 0, []) for k in range(12)]
     rollouts += [Rollout("s", 0.5, 0, "x" * 5000, 0, [])]
-    said, more = condensed(rollouts)
-    assert (said[0].text, said[0].times, said[0].right) == ("same", 5, True)
-    assert len([one for one in said if one.ratio == 0.0]) == MOST_UNMASKED
-    assert len(said[-1].text) < 1000
-    assert sum(one.times for one in said) + more == len(rollouts)
+    groups, more = condensed(rollouts)
+    assert (groups[0].text, groups[0].times, groups[0].right) == ("same", 5, True)
+    assert len([group for group in groups if group.ratio == 0.0]) == MOST_UNMASKED
+    assert len(groups[-1].text) < 1000
+    assert sum(group.times for group in groups) + more == len(rollouts)
 
 
 def test_the_moving_mean_takes_what_is_there_at_the_ends():
@@ -365,9 +369,9 @@ def test_the_moving_mean_takes_what_is_there_at_the_ends():
 
 def test_a_store_is_read_without_a_lock_and_without_being_written_to(scored_folder, tmp_path):
     sample = Scores(scored_folder).table["id"][1]
-    with StoreReader(scored_folder) as one, StoreReader(scored_folder) as other:
-        assert one.rollouts(sample) == other.rollouts(sample) != []
-        assert set(one.digests()) == set(Scores(scored_folder).table["id"])
+    with StoreReader(scored_folder) as first, StoreReader(scored_folder) as second:
+        assert first.rollouts(sample) == second.rollouts(sample) != []
+        assert set(first.digests()) == set(Scores(scored_folder).table["id"])
     with pytest.raises(StoreError, match="cannot be read"):
         StoreReader(tmp_path)
     assert not list(tmp_path.iterdir())
@@ -392,7 +396,7 @@ def test_a_training_is_watched_by_the_command(tmp_path):
     done = CliRunner().invoke(app, ["report", str(tmp_path)])
     assert done.exit_code == 0, done.output
     page = Parsed((tmp_path / "report.html").read_text())
-    assert [one for one in page.named("div") if one.get("class") == "finding"]
+    assert [tag for tag in page.named("div") if tag.get("class") == "finding"]
 
 
 def test_the_demo_ends_with_its_report(tmp_path, monkeypatch):
@@ -401,4 +405,4 @@ def test_the_demo_ends_with_its_report(tmp_path, monkeypatch):
     assert done.exit_code == 0, done.output
     *_, report, following = done.stdout.splitlines()
     assert report == f"report     {tmp_path}/report.html" and following.startswith("next: ")
-    assert "attention" in [one.get("id") for one in Parsed((tmp_path / "report.html").read_text()).named("section")]
+    assert "attention" in [tag.get("id") for tag in Parsed((tmp_path / "report.html").read_text()).named("section")]

@@ -9,13 +9,18 @@ import torch
 
 from hardsample.attention.interface import collect_attention_mass, use_attention_mass
 from hardsample.cli.main import app
+from hardsample.data.digests import ChangedError
+from hardsample.demo import load_split
+from hardsample.engines.transformers import TransformersEngine
+from hardsample.errors import ConfigError
 from hardsample.metrics.cmab import CmabConfig, attention_balance
-from hardsample.report.explain import explain, file_name, image_grids, told_rollout
+from hardsample.report.explain import explain, file_name, image_grids, rollout_to_explain
 from hardsample.report.parts.figures import balance_histogram, layer_profile, mean_intervals
 from hardsample.scoring import attention_pass as attending
 from hardsample.scoring.attention_pass import definition, pending, sample_attention, teacher_forced
 from hardsample.scoring.config import ScoringConfig
-from hardsample.scoring.score import make_engine, score
+from hardsample.scoring.output import OutputError
+from hardsample.scoring.score import score
 from hardsample.scoring.store import Rollout, Store
 
 LIMIT = 24
@@ -102,7 +107,7 @@ def test_a_balance_is_what_the_models_own_weights_give(run, model, processor, qu
     """The job against eager attention of one sample, on the whole path from the store."""
     record = questions[0]
     with Store(run.directory) as store:
-        told = told_rollout(list(store.rollouts(record["id"])))
+        told = rollout_to_explain(list(store.rollouts(record["id"])))
     text = processor.apply_chat_template(record["prompt"], add_generation_prompt=True, tokenize=False)
     from hardsample.data.images import open_image
 
@@ -147,7 +152,7 @@ ANSWERS = [[(10, 11), (12,), (10, 11), ()], [()], [(13, 14, 15), (16, 17), (18, 
 
 def attended(model, processor, questions, folder, batch_size=64, answers=ANSWERS):
     """The job on answers of the first questions: its engine, and each question's balances in order."""
-    engine = make_engine(model, processor, ScoringConfig(batch_size=batch_size))
+    engine = TransformersEngine(model, processor, ScoringConfig(batch_size=batch_size))
     engine.notice = lambda text: None
     records = questions[: len(answers)]
     with Store(folder) as store:
@@ -261,10 +266,65 @@ def test_the_released_variant_lies_beside_the_papers(run):
         assert store.count_unattended(name) == 0
 
 
-@pytest.mark.parametrize("metric", [("rho",), ("pism", "rho"), ("pism", "pism"), ()])
+@pytest.mark.parametrize("metric", [("pism", "rho"), ("pism", "pism"), (), "", "pism,", "cmab;pism"])
 def test_metrics_that_are_none_are_refused(metric):
-    with pytest.raises(ValueError, match="must be pism, or pism,cmab, or cmab on a finished folder"):
+    with pytest.raises(ConfigError, match="must be pism, or pism,cmab, or cmab alone"):
         ScoringConfig(metric=metric)
+
+
+def test_a_metric_is_text_or_a_sequence():
+    assert ScoringConfig(metric="pism").metric == ScoringConfig().metric == ("pism",)
+    assert ScoringConfig(metric="cmab, pism").metric == ("pism", "cmab")
+    assert ScoringConfig(metric=["pism", "cmab"]).metric == ("pism", "cmab")
+
+
+def test_cmab_is_added_to_a_finished_run(run, tmp_path):
+    before = score("demo", "demo", tmp_path, limit=LIMIT, progress=False)
+    assert not any(before.table["attention_balance"])
+    after = score(output=tmp_path, metric="cmab", batch_size=5, progress=False)
+    assert after.table["attention_balance"][:] == [
+        value if value is None else pytest.approx(value, rel=1e-4) for value in run.table["attention_balance"]
+    ]
+    for name in set(run.table.column_names) - {"attention_balance", "attention_balance_wrong", "attention_profile"}:
+        assert after.table[name][:] == run.table[name][:], name
+    assert after.run["counts"]["rollouts_this_run"] == before.run["counts"]["rollouts_this_run"] > 0
+    assert after.run["settings"] == before.run["settings"] | {"metric": ["pism", "cmab"]}
+    assert after.run["cmab"]["model"] == "demo"
+    assert after.run["counts"]["cmab_strata"] == run.run["counts"]["cmab_strata"]
+    again = score(output=tmp_path, metric=("cmab",), progress=False)
+    assert again.run["cmab"]["completions"] == 0  # nothing is computed twice
+    same = score("demo", "demo", tmp_path, metric="cmab", progress=False)  # data and model may be given
+    assert same.table.to_dict() == again.table.to_dict()
+
+
+def test_cmab_of_records_from_memory_needs_them(tmp_path):
+    data = load_split("demo", 3)
+    score(data, "demo", tmp_path, num_masks=2, tau=0.5, ratios=(0.0, 0.5), progress=False)
+    with pytest.raises(OutputError, match="scored a Dataset from memory"):
+        score(output=tmp_path, metric="cmab", progress=False)
+    scores = score(data, output=tmp_path, metric="cmab", progress=False)
+    assert scores.run["cmab"]["completions"] > 0
+    changed = data.map(lambda record: {"solution": record["solution"] + "0"})
+    with pytest.raises(ChangedError):
+        score(changed, output=tmp_path, metric="cmab", progress=False)
+
+
+def test_cmab_alone_needs_a_finished_run_and_its_settings(run, tmp_path):
+    with pytest.raises(OutputError, match="hardsample score DATA --model MODEL --metric pism,cmab --output"):
+        score(output=tmp_path / "new", metric="cmab")
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(ConfigError, match=r"tau is 0\.7, and 0\.5 in the run that cmab is added to"):
+        score(output=run.directory, metric="cmab", tau=0.7)
+    with pytest.raises(ConfigError, match="limit is 3, but cmab is added to all samples"):
+        score(output=run.directory, metric="cmab", limit=3)
+
+
+@pytest.mark.parametrize("missing", ["data", "model", "output"])
+def test_what_is_missing_is_named(missing, tmp_path):
+    given = {"data": "demo", "model": "demo", "output": tmp_path / "new"}
+    with pytest.raises(ConfigError, match=f"{missing} is missing: give"):
+        score(**(given | {missing: None}))
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_model_without_masses_keeps_its_pism_scores(tmp_path, monkeypatch, capsys):
@@ -289,7 +349,7 @@ def test_explain_names_the_fix_for_an_unknown_id(run):
 
     done = CliRunner().invoke(app, ["explain", str(run.directory), "--id", "../nothing"])
     assert done.exit_code == 1
-    assert "has no sample '../nothing': its ids are such as" in done.output
+    assert "has no sample '../nothing': its ids look like" in done.output
 
 
 def test_other_bounds_from_the_data(run):

@@ -15,8 +15,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from hardsample.cli.main import app
-from hardsample.engines.preparing import Request
+from hardsample.engines.protocol import Request
 from hardsample.engines.results import finish_state
+from hardsample.engines.transformers import TransformersEngine
 from hardsample.evaluation.comparing import compare_scores
 from hardsample.evaluation.evaluate import evaluate
 from hardsample.metrics.finishes import FINISHES, shares_text, unanswered
@@ -27,9 +28,8 @@ from hardsample.metrics.strata import STRATA, StrataError, control_rows, parse_s
 from hardsample.report.explain import explain
 from hardsample.report.page import write_report
 from hardsample.report.tables import accuracy_table, summary
-from hardsample.scoring.add_cmab import attend_run
 from hardsample.scoring.output import Scores
-from hardsample.scoring.score import make_engine, score
+from hardsample.scoring.score import score
 from hardsample.scoring.store import Rollout, Store, StoreReader
 from hardsample.trainer.experiment.paradigms import tercile_strata
 from hardsample.trainer.selection.evidence import Evidence
@@ -84,15 +84,15 @@ def test_the_engine_says_how_completions_ended(model, processor, questions):
     from hardsample.scoring.config import ScoringConfig
 
     requests = [Request(question, 0.0, 0) for question in questions[:24]]
-    whole = make_engine(model, processor, ScoringConfig(max_new_tokens=16, temperature=0.0))
+    whole = TransformersEngine(model, processor, ScoringConfig(max_new_tokens=16, temperature=0.0))
     full = whole.generate(whole.prepare(requests))
-    assert {one.finish for one in full} == {"stop"}
-    longest = max(len(one.tokens) for one in full)
-    short = make_engine(model, processor, ScoringConfig(max_new_tokens=longest, temperature=0.0))
+    assert {reply.finish for reply in full} == {"stop"}
+    longest = max(len(reply.tokens) for reply in full)
+    short = TransformersEngine(model, processor, ScoringConfig(max_new_tokens=longest, temperature=0.0))
     brief = short.generate(short.prepare(requests))
-    for one, other in zip(full, brief, strict=True):  # the end-of-sequence of the longest does not fit
-        assert other.tokens == one.tokens
-        assert other.finish == ("length" if len(one.tokens) == longest else "stop")
+    for reply, short_reply in zip(full, brief, strict=True):  # the end-of-sequence of the longest does not fit
+        assert short_reply.tokens == reply.tokens
+        assert short_reply.finish == ("length" if len(reply.tokens) == longest else "stop")
 
 
 def test_cut_off_samples_are_unfinished_and_not_unsolved(tmp_path):
@@ -104,7 +104,7 @@ def test_cut_off_samples_are_unfinished_and_not_unsolved(tmp_path):
     assert counts["strata"] == dict.fromkeys(STRATA, 0) and counts["unfinished"] == 24
     assert counts["finish"] == {"unmasked": {"length": 96}, "all": {"length": 96}}
     with Store(tmp_path) as store:
-        assert {one.finish for one in store.rollouts()} == {"length"}
+        assert {rollout.finish for rollout in store.rollouts()} == {"length"}
     again = score("demo", "demo", tmp_path, max_new_tokens=1, **SMALL)
     assert (
         again.run["counts"]["rollouts_this_run"] == 0
@@ -124,13 +124,13 @@ def test_a_right_answer_that_was_cut_off_is_right(cut):
 
 def test_cmab_says_unfinished_too(cut):
     pairs = set(zip(cut.table["pism_stratum"], cut.table["cmab_stratum"], strict=True))
-    assert {one for pair in pairs if "unfinished" in pair for one in pair} == {"unfinished"}
+    assert {label for pair in pairs if "unfinished" in pair for label in pair} == {"unfinished"}
     assert cut.run["counts"]["cmab_unfinished"] == cut.run["counts"]["unfinished"] > 0
 
 
 def test_attending_keeps_unfinished(cut, tmp_path):
     folder = shutil.copytree(cut.directory, tmp_path / "run")
-    again = attend_run(folder, progress=False, device="cpu")
+    again = score(output=folder, metric="cmab", progress=False, device="cpu")
     for name in ("pism_stratum", "cmab_stratum", "unanswered"):
         assert again.table[name][:] == cut.table[name][:]
 
@@ -140,7 +140,7 @@ GRADES = st.lists(st.tuples(st.integers(0, 1), st.booleans()), min_size=6, max_s
 
 @given(rollouts=GRADES, tau=st.sampled_from((0.1, 0.2, 0.34, 0.5, 0.84, 1.0)))
 def test_lossless_and_exhaustive_agree_on_who_is_unfinished(rollouts, tau):
-    found = []
+    result = []
     for search in ("lossless", "exhaustive"):
         config = PismConfig(ratios=(0.0, 0.5), num_masks=6, tau=tau, search=search)
         ladder = Ladder(0, {"id": "a", "images": [1]}, config)
@@ -148,10 +148,10 @@ def test_lossless_and_exhaustive_agree_on_who_is_unfinished(rollouts, tau):
             for ratio, k in asked:
                 grade, ended = rollouts[k]
                 ladder.record_grade(ratio, k, grade, bool(grade or ended))
-        found.append(verdict(ladder.grades, config, True, ladder.answered))
-        assert found[-1].decided
-    assert found[0].stratum == found[1].stratum and found[0].failure_threshold == found[1].failure_threshold
-    assert (found[0].stratum == "unfinished") == (not any(grade or ended for grade, ended in rollouts))
+        result.append(verdict(ladder.grades, config, True, ladder.answered))
+        assert result[-1].decided
+    assert result[0].stratum == result[1].stratum and result[0].failure_threshold == result[1].failure_threshold
+    assert (result[0].stratum == "unfinished") == (not any(grade or ended for grade, ended in rollouts))
 
 
 def test_a_lossless_ladder_makes_all_masks_only_while_there_is_no_answer():
@@ -186,7 +186,7 @@ def test_a_record_without_an_image_has_no_stratum_whatever_ends_it():
 
 
 def old_folder(folder):
-    """The folder as an older version left it: its store has no finish states."""
+    """Return the folder as an older version left it: its store has no finish states."""
     with sqlite3.connect(folder / "rollouts.sqlite") as database:
         database.execute("ALTER TABLE rollouts DROP COLUMN finish")
     database.close()
@@ -199,7 +199,7 @@ def test_a_folder_of_an_older_version_is_read_and_continued(tmp_path):
     folder = old_folder(tmp_path / "run")
     sample = first.table["id"][0]
     with StoreReader(folder) as reader:
-        assert [one.finish for one in reader.rollouts(sample)] == [None] * 4
+        assert [rollout.finish for rollout in reader.rollouts(sample)] == [None] * 4
     scores = score("demo", "demo", folder, **settings)
     assert list(scores.table["pism_stratum"]) == ["unsolved"] * 4 + ["unfinished"] * 4, (
         "what is not known is not told apart"
@@ -207,8 +207,8 @@ def test_a_folder_of_an_older_version_is_read_and_continued(tmp_path):
     assert scores.run["counts"]["finish"]["unmasked"] == {"length": 16, "unknown": 16}
     assert scores.run["counts"]["rollouts_this_run"] == 16
     with Store(folder) as store:
-        assert [one.finish for one in store.rollouts(sample)] == [None] * 4
-    assert "50 % of an older version, not known" in printed(summary(scores))
+        assert [rollout.finish for rollout in store.rollouts(sample)] == [None] * 4
+    assert "50 % unknown (stored by an older version)" in printed(summary(scores))
 
 
 def test_the_results_of_an_older_version_are_shown_as_ever(cut, tmp_path):
@@ -222,32 +222,32 @@ def test_the_results_of_an_older_version_are_shown_as_ever(cut, tmp_path):
     (folder / "run.json").write_text(json.dumps(run))
     assert "at λ = 0:" not in printed(summary(Scores(folder)))
     assert "How completions ended" not in write_report(folder, tmp_path / "old.html").read_text()
-    attended = attend_run(folder, progress=False, device="cpu")
+    attended = score(output=folder, metric="cmab", progress=False, device="cpu")
     assert set(attended.table["unanswered"]) == {0} and "unfinished" not in attended.table["pism_stratum"]
 
 
 def test_the_warning_names_the_remedy_over_five_per_cent():
     assert cut_off({"stop": 95, "length": 5}, 16) is None
-    said = cut_off({"stop": 94, "length": 6, "unknown": 1000}, 16)
-    assert said == (
+    output = cut_off({"stop": 94, "length": 6, "unknown": 1000}, 16)
+    assert output == (
         "Cut off: 6 % of the rollouts at λ = 0 (6 of 100) were cut off at 16 new tokens, which says nothing about "
-        "their samples. Give more, into another --output: --max-new-tokens 64."
+        "their samples. Score with more tokens, into another --output: --max-new-tokens 64."
     )
     assert cut_off({}, 16) is None and no_answer({}) is None
     assert no_answer({"stop": 95, "empty": 5}) is None and no_answer({"length": 100}) is None
-    said = no_answer({"stop": 90, "reasoning_only": 6, "empty": 4})
-    assert "10 % of the rollouts at λ = 0 (10 of 100) ended without one" in said
-    assert "40 % empty, 60 % reasoning without an answer" in said
+    output = no_answer({"stop": 90, "reasoning_only": 6, "empty": 4})
+    assert "10 % of the rollouts at λ = 0 (10 of 100) ended without an answer" in output
+    assert "40 % empty, 60 % reasoning without an answer" in output
     assert shares_text({"stop": 999, "length": 1}) == "100 % ended by themselves, < 1 % cut off"
 
 
 def test_the_summary_shows_shares_warning_and_unfinished(cut):
-    said = printed(summary(cut))
+    output = printed(summary(cut))
     number = list(cut.table["pism_stratum"]).count("unfinished")
-    assert "at λ = 0: 100 % cut off" in said
-    assert f"unfinished {number} samples have no rollout at λ = 0 that came to an answer" in said
-    assert "! Cut off: 100 % of the rollouts at λ = 0" in said and "--max-new-tokens 8" in said
-    head = next(line for line in said.splitlines() if "ability" in line and "easy" in line)
+    assert "at λ = 0: 100 % cut off" in output
+    assert f"unfinished {number} samples have no rollout at λ = 0 with an answer" in output
+    assert "! Cut off: 100 % of the rollouts at λ = 0" in output and "--max-new-tokens 8" in output
+    head = next(line for line in output.splitlines() if "ability" in line and "easy" in line)
     assert head.index("unsolved") < head.index("unfinished") < head.index("all")
 
 
@@ -256,7 +256,7 @@ def test_relabelling_keeps_unfinished(cut):
     for tau in (0.05, 0.25):
         labels = cut.labels(tau=tau)
         assert [label.stratum == "unfinished" for label in labels] == unfinished
-        assert {label.failure_threshold for label, one in zip(labels, unfinished, strict=True) if one} == {None}
+        assert {label.failure_threshold for label, is_open in zip(labels, unfinished, strict=True) if is_open} == {None}
     (label,) = relabel(["unfinished"], [[0, 0]], [[4, 0]], (0.0, 0.5), 4, 1.0)
     assert (label.stratum, label.failure_threshold, label.decided) == ("unfinished", None, True)
 
@@ -281,12 +281,12 @@ def test_subsets_and_controls(cut, tmp_path):
 
     assert set(load_from_disk(folder / "subsets" / "unfinished")["pism_stratum"]) == {"unfinished"}
     control = load_from_disk(folder / "subsets" / "random-like-easy+medium+hard-seed0")
-    assert len(control) == sum(one != "unfinished" for one in cut.table["pism_stratum"])
+    assert len(control) == sum(name != "unfinished" for name in cut.table["pism_stratum"])
     assert "unfinished" not in set(control["pism_stratum"])
     table = pq.read_table(folder / "strata.parquet").to_pydict()
     assert table["pism_stratum"] == list(cut.table["pism_stratum"])
-    assert [one == "unfinished" for one in table["cmab_stratum"]] == [
-        one == "unfinished" for one in table["pism_stratum"]
+    assert [name == "unfinished" for name in table["cmab_stratum"]] == [
+        name == "unfinished" for name in table["pism_stratum"]
     ]
 
 
@@ -295,7 +295,7 @@ def test_the_report_counts_unfinished_apart(cut, tmp_path):
     number = list(cut.table["pism_stratum"]).count("unfinished")
     assert html.count('data-stratum="unfinished"') == number
     assert f"{number} more samples are unfinished" in html
-    assert f"{number} samples are unfinished: none of their rollouts at λ = 0 came to an answer" in html
+    assert f"{number} samples are unfinished: none of their rollouts at λ = 0 has an answer" in html
     assert "Cut off: 100 % of the rollouts" in html and "a larger --max-new-tokens" in html
     assert "How completions ended" in html and "no λ*: no answer at λ = 0" in html
     assert '<span class="small-print">(cut off)</span>' in html
@@ -305,44 +305,44 @@ def test_the_report_counts_unfinished_apart(cut, tmp_path):
 
 def test_explain_says_it(cut, tmp_path, monkeypatch):
     folder = shutil.copytree(cut.directory, tmp_path / "run")
-    said = []
+    output = []
     from matplotlib.figure import Figure
 
     save = Figure.savefig
 
     def keep(figure, *args, **more):
-        said.extend(text.get_text() for text in figure.findobj(lambda one: hasattr(one, "get_text")))
+        output.extend(text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text")))
         return save(figure, *args, **more)
 
     monkeypatch.setattr(Figure, "savefig", keep)
     row = list(cut.table["pism_stratum"]).index("unfinished")
     assert explain(folder, cut.table["id"][row], device="cpu").exists()
-    assert "unfinished: no completion at λ = 0 came to an answer" in said
-    assert any("(cut off)" in text for text in said)
+    assert "unfinished: no completion at λ = 0 has an answer" in output
+    assert any("(cut off)" in text for text in output)
 
 
 def test_comparisons_leave_unfinished_out_and_say_so(cut, tmp_path):
     whole = score("demo", "demo", tmp_path / "whole", max_new_tokens=16, **SMALL)
     number = list(cut.table["pism_stratum"]).count("unfinished")
-    for one, other, side in ((cut, whole, "first"), (whole, cut, "second")):
-        found = compare_scores(one.directory, other.directory)
-        assert len(found.samples) == 24 - number and found.unfinished == number and found.left_out == 0
-        assert sum(map(sum, found.counts)) == 24 - number
-        assert any(f"unfinished, {number} in the {side}: left out" in note for note in found.notes)
+    for first, second, side in ((cut, whole, "first"), (whole, cut, "second")):
+        result = compare_scores(first.directory, second.directory)
+        assert len(result.samples) == 24 - number and result.unfinished == number and result.left_out == 0
+        assert sum(map(sum, result.counts)) == 24 - number
+        assert any(f"unfinished, {number} in the {side}: left out" in note for note in result.notes)
     done = CliRunner().invoke(app, ["compare", str(cut.directory), str(whole.directory)])
     assert done.exit_code == 0 and "unfinished" in done.output
     assert "unfinished in one" in (whole.directory / "compare.html").read_text()
 
 
 def test_an_evaluation_says_what_was_cut_off(cut, tmp_path):
-    found = evaluate(
+    result = evaluate(
         "demo", "demo", tmp_path / "e", limit=24, max_new_tokens=2, strata=cut.directory, progress=False, device="cpu"
     )
-    assert found.finish == {"length": 24}
-    assert found.groups["stratum"]["unfinished"].samples == list(cut.table["stratum"]).count("unfinished")
+    assert result.finish == {"length": 24}
+    assert result.groups["stratum"]["unfinished"].samples == list(cut.table["pism_stratum"]).count("unfinished")
     assert json.loads((tmp_path / "e" / "evaluation.json").read_text())["finish"] == {"length": 24}
-    said = printed(accuracy_table(found))
-    assert "100 % cut off; without an answer counts as wrong" in said and "--max-new-tokens 8" in said
+    output = printed(accuracy_table(result))
+    assert "100 % cut off; answers that are missing count as wrong" in output and "--max-new-tokens 8" in output
     html = write_report(tmp_path / "e", tmp_path / "e.html").read_text()
     assert "Cut off: 100" in html and "without an answer" in html and "How completions ended" in html
     whole = evaluate("demo", "demo", tmp_path / "w", limit=8, max_new_tokens=16, progress=False, device="cpu")

@@ -19,36 +19,36 @@ def record(name, image=True):
 
 
 def drive(config, images, grade, size=64, refuse=()):
-    """Runs a search by batches; (batch, rollouts made, what is left, ladders finished) of some of them."""
+    """Run a search by batches; return (batch, rollouts made, rollouts left, ladders finished) of some of them."""
     forecast = Forecast(config, sum(images), len(images) - sum(images))
     finished = []
 
     def finish(ladder):
         finished.append(ladder)
-        if ladder.refused:
+        if ladder.rejected:
             forecast.drop(ladder)
 
     queue = Queue((Ladder(row, record(row, image), config) for row, image in enumerate(images)), finish)
-    seen = [(0, 0, forecast.left(), 0)]
+    history = [(0, 0, forecast.remaining(), 0)]
     batch = 0
     while asks := queue.take(size):
         batch += 1
         for ask in asks:
-            before = None if ask.ratio == BLIND_RATIO else ask.ladder.place
+            before = None if ask.ratio == BLIND_RATIO else ask.ladder.position
             graded = grade(ask.ladder.row, ask.ratio, ask.realization)
             ask.ladder.record_grade(ask.ratio, ask.realization, graded)
-            forecast.rolled(before, ask.ladder.place, graded)
+            forecast.record_rollout(before, ask.ladder.position, graded)
             if ask.ladder.row in refuse:
-                ask.ladder.refused = "no image"
+                ask.ladder.rejected = "no image"
         for ladder in {id(ask.ladder): ask.ladder for ask in asks}.values():
             queue.advance(ladder)
         if batch <= 12 or not batch % 8:
-            seen.append((batch, forecast.made, forecast.left(), len(finished)))
-    return [*seen, (batch, forecast.made, forecast.left(), len(finished))]
+            history.append((batch, forecast.made, forecast.remaining(), len(finished)))
+    return [*history, (batch, forecast.made, forecast.remaining(), len(finished))]
 
 
 def simulated(kind, samples, seed):
-    """Grades of samples whose rate of success depends on the sample and falls with the mask ratio."""
+    """Grade of samples whose rate of success depends on the sample and falls with the mask ratio."""
     rng = np.random.default_rng(seed)
     rates = {
         "easy": np.full(samples, 0.97),
@@ -76,10 +76,10 @@ def test_what_is_known_is_exact(options, images, total):
 
 
 def test_the_blind_level_is_known_beside_a_search_that_is_not():
-    seen = drive(PismConfig(blind=True), [True] * 40, simulated("spread", 40, 0))
+    history = drive(PismConfig(blind=True), [True] * 40, simulated("spread", 40, 0))
     plain = drive(PismConfig(), [True] * 40, lambda *_: 0)
-    assert seen[0][2].expected == pytest.approx(plain[0][2].expected + 40 * 10)
-    assert seen[-1][2].expected == 0
+    assert history[0][2].expected == pytest.approx(plain[0][2].expected + 40 * 10)
+    assert history[-1][2].expected == 0
 
 
 @pytest.mark.parametrize("kind", ["easy", "unsolved", "hard", "mixed", "spread"])
@@ -88,17 +88,17 @@ def test_the_blind_level_is_known_beside_a_search_that_is_not():
 def test_the_total_is_known_from_the_first_batches(kind, samples, tau):
     """Within a factor of 2.25 from the first batch on, 1.5 after ten, 1.25 in the second half, 1.1 near the end."""
     for seed in range(2):
-        seen = drive(PismConfig(tau=tau), [True] * samples, simulated(kind, samples, seed))
-        total = seen[-1][1]
-        for batch, made, left, _ in seen:
+        history = drive(PismConfig(tau=tau), [True] * samples, simulated(kind, samples, seed))
+        total = history[-1][1]
+        for batch, made, left, _ in history:
             ratio = (made + left.expected) / total
             limit = 2.25 if batch < 10 else 1.5 if made < total / 2 else 1.25 if made < 0.8 * total else 1.1
-            if not batch:  # nothing is known yet, and that is said
+            if not batch:  # nothing is known yet, and the bounds show it
                 assert left.low <= 1.2 * total and total <= 1.2 * left.high and left.high > 2 * left.low
                 continue
             assert 1 / limit < ratio < limit, (seed, batch, made, left, total)
             assert left.low <= left.expected <= left.high
-        assert seen[-1][2].expected == seen[-1][2].high == 0
+        assert history[-1][2].expected == history[-1][2].high == 0
 
 
 def recorded():
@@ -109,24 +109,24 @@ def recorded():
 @pytest.mark.parametrize("size", [16, 64])
 def test_of_recorded_ladders_too(size):
     samples, grade = recorded()
-    seen = drive(PismConfig(), [True] * samples, grade, size)
-    total = seen[-1][1]
-    for batch, made, left, finished in seen:
+    history = drive(PismConfig(), [True] * samples, grade, size)
+    total = history[-1][1]
+    for batch, made, left, finished in history:
         limit = 2.0 if batch < 10 else 1.5 if made < total / 3 else 1.15
         assert 1 / limit < (made + left.expected) / total < limit, (batch, made, left, total)
-        if not finished:  # the bar said nothing here
+        if not finished:  # the bar showed nothing here
             assert left.low < left.expected < left.high
-    assert seen[-1][2].expected == 0
+    assert history[-1][2].expected == 0
 
 
 @pytest.mark.parametrize("kind", ["mixed", "spread", "hard"])
 def test_bounds_hold_what_comes_and_close_in(kind):
     held, widths = [], []
     for seed in range(5):
-        seen = drive(PismConfig(), [True] * 200, simulated(kind, 200, seed))
-        total = seen[-1][1]
-        held += [made + left.low <= total <= made + left.high for _, made, left, _ in seen]
-        widths.append([(left.high - left.low) / total for _, _, left, _ in seen])
+        history = drive(PismConfig(), [True] * 200, simulated(kind, 200, seed))
+        total = history[-1][1]
+        held += [made + left.low <= total <= made + left.high for _, made, left, _ in history]
+        widths.append([(left.high - left.low) / total for _, _, left, _ in history])
     assert np.mean(held) > 0.6
     assert all(width[14] < 0.5 * width[0] for width in widths)
 
@@ -134,8 +134,8 @@ def test_bounds_hold_what_comes_and_close_in(kind):
 def test_ladders_that_finish_first_do_not_count_for_all():
     """When all unsolved samples have ended, with ten rollouts each, and hardly another: those take many times that."""
     rng = np.random.default_rng(0)
-    seen = drive(PismConfig(), [True] * 128, lambda row, ratio, k: int(row % 2 and rng.random() < 0.25), size=128)
-    (made, left, finished), total = next(one[1:] for one in seen if one[0] == 10), seen[-1][1]
+    history = drive(PismConfig(), [True] * 128, lambda row, ratio, k: int(row % 2 and rng.random() < 0.25), size=128)
+    (made, left, finished), total = next(entry[1:] for entry in history if entry[0] == 10), history[-1][1]
     assert 64 <= finished < 72
     assert 0.75 < (made + left.expected) / total < 1.25
     assert 128 * made / total < 128 * 0.6, "as the finished ones are, all would be done soon"
@@ -156,15 +156,15 @@ def test_a_resumed_run_counts_what_is_there_and_expects_the_same():
     for _ in range(9):
         for ladder in ladders:
             for ratio, k in ladder.ask():
-                before = ladder.place
+                before = ladder.position
                 ladder.record_grade(ratio, k, fixed(ladder.row, ratio, k))
                 graded[ladder.row].append((ratio, k, fixed(ladder.row, ratio, k)))
-                whole.rolled(before, ladder.place, fixed(ladder.row, ratio, k))
+                whole.record_rollout(before, ladder.position, fixed(ladder.row, ratio, k))
     resumed = Forecast(config, samples, 0)
     for row in range(samples):
         resumed.resume(Ladder(row, record(row), config, graded[row]), len(graded[row]))
     assert resumed.stored == whole.made and resumed.made == 0
-    assert resumed.left() == whole.left()
+    assert resumed.remaining() == whole.remaining()
 
 
 @pytest.mark.parametrize("options", [{}, {"search": "exhaustive"}, {"blind": True}])
@@ -175,14 +175,14 @@ def test_a_resumed_run_that_was_done_has_nothing_left(options):
     image += [(BLIND_RATIO, k, 0) for k in range(2)] if config.blind else []
     forecast.resume(Ladder(0, record(0), config, image), len(image))
     forecast.resume(Ladder(1, record(1, image=False), config, image[:2]), 2)
-    assert forecast.left().expected == 0 and forecast.stored == len(image) + 2
+    assert forecast.remaining().expected == 0 and forecast.stored == len(image) + 2
 
 
 def test_a_refused_sample_is_left_out():
     for options in ({}, {"search": "exhaustive"}, {"blind": True}):
         config = PismConfig(num_masks=4, ratios=(0.0, 0.5), **options)
-        seen = drive(config, [True] * 20 + [False], lambda *_: 1, size=7, refuse=(0, 3, 20))
-        assert seen[-1][2].expected == 0, options
+        history = drive(config, [True] * 20 + [False], lambda *_: 1, size=7, refuse=(0, 3, 20))
+        assert history[-1][2].expected == 0, options
 
 
 def test_the_walk_by_hand():

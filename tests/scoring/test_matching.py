@@ -21,7 +21,6 @@ from hardsample.report import explain as explaining
 from hardsample.report.explain import explain
 from hardsample.report.page import write_report
 from hardsample.report.parts.gather import gather
-from hardsample.scoring.add_cmab import attend_run
 from hardsample.scoring.matching import known_digests, rejected_samples, scored_records
 from hardsample.scoring.output import OutputError, Scores
 from hardsample.scoring.score import score
@@ -33,16 +32,16 @@ SETTINGS = {"ratios": (0.0, 0.3, 0.6), "num_masks": 2, "tau": 0.5, "progress": F
 
 
 def write(folder, name, order, **changes):
-    """A file of these questions without ids; `changes` are of the solution of the line of that number."""
+    """Return a file of these questions without ids; `changes` are of the solution of the line of that number."""
     questions = load_split("demo:pool", COUNT)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     lines = []
-    for place, row in enumerate(order):
+    for index, row in enumerate(order):
         record = questions[row]
         path = folder / "images" / f"{row}.png"
         path.write_bytes(record["images"][0]["bytes"])
         text = record["prompt"][0]["content"][1]["text"]
-        answer = changes.get(f"line{place}", record["solution"])
+        answer = changes.get(f"line{index}", record["solution"])
         about = {"problem": f"<image>{text}", "images": [f"images/{row}.png"], "answer": answer}
         lines.append(about | {"ability": record["ability"], "grader": record["grader"]})
     path = folder / name
@@ -65,7 +64,7 @@ def whole(tmp_path_factory):
 
 @pytest.fixture
 def moved(whole, tmp_path):
-    """A copy of data and scores whose file is then written in another order."""
+    """Return a copy of data and scores whose file is then written in another order."""
     folder = tmp_path / "copy"
     shutil.copytree(whole, folder)
     run = json.loads((folder / "run" / "run.json").read_text())
@@ -86,13 +85,15 @@ def strata_of(run):
 def test_the_table_holds_the_digest_of_each_sample(whole):
     records = load(whole / "data.jsonl").dataset
     table = Scores(whole / "run").table
-    assert dict(zip(table["id"], table["digest"], strict=True)) == {one["id"]: sample_digest(one) for one in records}
+    assert dict(zip(table["id"], table["digest"], strict=True)) == {
+        record["id"]: sample_digest(record) for record in records
+    }
     assert len(set(table["digest"])) == COUNT
 
 
 def test_scoring_does_not_resume_on_data_that_moved(moved):
     run = moved(SHORTER)
-    with pytest.raises(StoreError, match=r"12 of 17 records .* sample '5' is what sample '6' was.*`id` column"):
+    with pytest.raises(StoreError, match=r"12 of 17 records .* sample '5' was scored as sample '6'.*`id` column"):
         score(run.parent / "data.jsonl", "demo", run, **SETTINGS)
 
 
@@ -108,13 +109,13 @@ def test_scoring_sees_an_image_of_the_same_name_and_size(moved):
 
 def test_an_evaluation_groups_by_the_strata_of_the_same_samples(moved, tmp_path, caplog):
     run = moved(SHORTER)
-    found = evaluate(run.parent / "data.jsonl", "demo", tmp_path / "evaluated", strata=run, progress=False)
+    result = evaluate(run.parent / "data.jsonl", "demo", tmp_path / "evaluated", strata=run, progress=False)
     strata = strata_of(run)
     right = [strata[str(row)] for row in SHORTER]
-    assert right != [strata[str(place)] for place in range(len(SHORTER))], "ids alone would be wrong"
-    evaluated = Scores(found.directory)
+    assert right != [strata[str(index)] for index in range(len(SHORTER))], "ids alone would be wrong"
+    evaluated = Scores(result.directory)
     assert _groups_of(evaluated, load(run.parent / "data.jsonl").dataset, run)["stratum"] == right
-    assert "12 of 17 records are not where they were" in caplog.text
+    assert "12 of 17 records have moved since" in caplog.text
 
 
 def test_an_evaluation_of_other_records_is_refused(moved, tmp_path):
@@ -133,7 +134,7 @@ def test_subsets_hold_the_samples_that_were_scored(moved, caplog):
     for record, images in zip(subset.remove_columns("images"), raw, strict=True):
         assert sample_digest(record | {"images": images}) == original[record["id"]]
         assert record["pism_stratum"] == strata_of(run)[record["id"]]
-    assert "18 of 18 records are not where they were" in caplog.text
+    assert "18 of 18 records have moved since" in caplog.text
 
 
 def test_subsets_of_data_that_lacks_a_sample_are_refused_by_the_command(moved):
@@ -141,8 +142,11 @@ def test_subsets_of_data_that_lacks_a_sample_are_refused_by_the_command(moved):
     command = [sys.executable, "-m", "hardsample.cli.main", "export", str(run), "--subset", "easy+medium+hard+unsolved"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    said = " ".join(done.stderr.split())
-    assert f"1 of 18 samples that were scored are not in {run.parent}/data.jsonl" in said and "(the first: '5')" in said
+    errors = " ".join(done.stderr.split())
+    assert (
+        f"1 of 18 samples that were scored are not in {run.parent}/data.jsonl" in errors
+        and "(the first: '5')" in errors
+    )
     assert not (run / "subsets").exists()
 
 
@@ -166,7 +170,7 @@ def test_a_report_shows_the_samples_that_were_scored(moved, tmp_path):
         str(row): [f"images/{row}.png"] for row in SHORTER
     }
     page = write_report(run, tmp_path / "moved.html").read_text()
-    assert "its records were found by their content" in page and "1 samples are gone, such as &#39;5&#39;" in page
+    assert "records were found by their content" in page and "1 samples are missing, such as &#39;5&#39;" in page
     moved(range(COUNT), line3="another")
     page = write_report(run, tmp_path / "edited.html").read_text()
     assert "not shown" in page and "has changed (its solution, options or grader)" in page
@@ -174,23 +178,23 @@ def test_a_report_shows_the_samples_that_were_scored(moved, tmp_path):
 
 def test_attention_is_of_the_samples_that_were_scored(whole, moved, tmp_path):
     shutil.copytree(whole / "run", tmp_path / "run")
-    right = attend_run(tmp_path / "run", device="cpu", progress=False).table
-    found = attend_run(moved(REVERSED), device="cpu", progress=False).table
+    right = score(output=tmp_path / "run", metric="cmab", device="cpu", progress=False).table
+    result = score(output=moved(REVERSED), metric="cmab", device="cpu", progress=False).table
     assert any(right["attention_balance"])
     for name in ("id", "attention_balance", "digest"):
-        assert list(found[name]) == list(right[name])
+        assert list(result[name]) == list(right[name])
 
 
 def test_comparisons_pair_samples_by_content(whole, tmp_path):
     shorter = write(tmp_path, "shorter.jsonl", SHORTER)
     score(shorter, "demo", tmp_path / "run", **SETTINGS)
-    found = compare_scores(whole / "run", tmp_path / "run")
+    result = compare_scores(whole / "run", tmp_path / "run")
     strata, others = strata_of(whole / "run"), strata_of(tmp_path / "run")
-    assert [(one.id, one.first, one.second) for one in found.samples] == [
-        (str(row), strata[str(row)], others[str(place)]) for place, row in enumerate(SHORTER)
+    assert [(move.id, move.first, move.second) for move in result.samples] == [
+        (str(row), strata[str(row)], others[str(index)]) for index, row in enumerate(SHORTER)
     ]
-    assert (found.differing, found.left_out) == (0, 1)
-    assert any("found by their content" in note for note in found.notes)
+    assert (result.differing, result.left_out) == (0, 1)
+    assert any("found by their content" in note for note in result.notes)
 
     first = evaluate(whole / "data.jsonl", "demo", tmp_path / "first", progress=False)
     second = evaluate(shorter, "demo", tmp_path / "second", progress=False)
@@ -216,7 +220,7 @@ def test_an_experiment_finds_it_before_it_trains(moved):
 
 
 def make_old(run, data):
-    """What an older hardsample left: no column, and digests of the old kind."""
+    """Turn a folder into one of an older version: no digest column, and digests of the old kind."""
     table = pq.read_table(run / "scores.parquet").drop_columns(["digest"])
     pq.write_table(table, run / "scores.parquet")
     with sqlite3.connect(run / "rollouts.sqlite") as store:
@@ -230,13 +234,13 @@ def test_scores_of_an_older_version_are_used_with_a_warning_and_the_remedy_helps
     data = run.parent / "data.jsonl"
     make_old(run, data)
     assert len(source_records(Scores(run), ["3"], decode=False)) == 1
-    assert "holds no digests of its samples" in caplog.text and "`hardsample score` command once more" in caplog.text
+    assert "holds no digests of its samples" in caplog.text and "`hardsample score` command again" in caplog.text
     again = score(data, "demo", run, **SETTINGS)
     assert again.run["counts"]["rollouts_this_run"] == 0
-    assert known_digests(again) == {one["id"]: sample_digest(one) for one in load(data).dataset}
+    assert known_digests(again) == {record["id"]: sample_digest(record) for record in load(data).dataset}
     make_old(run, data)
     moved(SHORTER)
-    with pytest.raises(StoreError, match=r"12 of 17 records .* \(It was made by an older hardsample"):
+    with pytest.raises(StoreError, match=r"12 of 17 records .* \(It was made by an older version of hardsample"):
         score(data, "demo", run, **SETTINGS)
 
 
@@ -247,11 +251,11 @@ def test_a_folder_that_is_not_finished_is_said(moved, capsys, caplog):
     content = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(content | {"status": "running"}))
     stratify(run)
-    assert "run.json says 'running'" in caplog.text and "the 18 samples of the one before" in caplog.text
+    assert "status in run.json is 'running'" in caplog.text and "the 18 samples of the run before" in caplog.text
     assert "labels" in capsys.readouterr().out
     caplog.clear()
     explain(run, "0", device="cpu")
-    assert "run.json says 'running'" in caplog.text
+    assert "status in run.json is 'running'" in caplog.text
 
 
 def test_rejected_samples_are_known_by_id_or_number(moved):

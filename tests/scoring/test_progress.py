@@ -6,8 +6,8 @@ import pytest
 from hardsample.metrics.ladders import Ladder, Queue
 from hardsample.metrics.pism import PismConfig
 from hardsample.scoring.config import ScoringConfig
-from hardsample.scoring.forecast import Forecast, Left
-from hardsample.scoring.progress import CountProgress, Display, Pace, RunProgress, said_left, span
+from hardsample.scoring.forecast import Forecast, Remaining
+from hardsample.scoring.progress import CountProgress, Display, Pace, RunProgress, describe_time_left, format_seconds
 from hardsample.scoring.score import score
 
 
@@ -20,7 +20,7 @@ class Clock:
 
 
 def simulated_run(samples, seconds_of, batch=64, kind=0.5, seed=0, stored=0):
-    """A run on a clock of its own; (now, what is said to be left, made) of some batches, and what the log got."""
+    """Simulate a run on its own clock; return (now, time left, made) of some batches, and the lines of the log."""
     config, clock, lines = PismConfig(), Clock(), []
     rng = np.random.default_rng(seed)
     rates = rng.beta(0.6, 0.9, samples) if kind is None else np.full(samples, kind)
@@ -29,7 +29,7 @@ def simulated_run(samples, seconds_of, batch=64, kind=0.5, seed=0, stored=0):
         record = {"id": str(row), "images": [{}], "ability": None}
         forecast.resume(Ladder(row, record, config, [(0.0, k, 0) for k in range(10)]), 10)
     bar = RunProgress(forecast, samples + stored, Display("scoring", True, clock, False, lines.append), clock)
-    seen, batches = [], 0
+    history, batches = [], 0
 
     def finish(_):
         bar.finished += 1
@@ -40,42 +40,42 @@ def simulated_run(samples, seconds_of, batch=64, kind=0.5, seed=0, stored=0):
         while asks := queue.take(batch):
             clock.now += seconds_of(len(asks))
             for ask in asks:
-                before, grade = ask.ladder.place, int(rng.random() < rates[ask.ladder.row] * (1 - ask.ratio))
+                before, grade = ask.ladder.position, int(rng.random() < rates[ask.ladder.row] * (1 - ask.ratio))
                 ask.ladder.record_grade(ask.ratio, ask.realization, grade)
-                forecast.rolled(before, ask.ladder.place, grade)
+                forecast.record_rollout(before, ask.ladder.position, grade)
             for ladder in {id(ask.ladder): ask.ladder for ask in asks}.values():
                 queue.advance(ladder)
             bar.update(len(asks))
-            if len(seen) < 10 or not (batches := batches + 1) % 5:
-                seen.append((clock.now, bar._pace.seconds_left(forecast.left(), len(asks)), forecast.made))
-    return [*seen, (clock.now, bar._pace.seconds_left(forecast.left(), 1), forecast.made)], lines
+            if len(history) < 10 or not (batches := batches + 1) % 5:
+                history.append((clock.now, bar._pace.seconds_left(forecast.remaining(), len(asks)), forecast.made))
+    return [*history, (clock.now, bar._pace.seconds_left(forecast.remaining(), 1), forecast.made)], lines
 
 
 @pytest.mark.parametrize("kind", [0.02, 0.3, 0.95, None])
 def test_time_left_at_a_constant_rate(kind):
     """Wrong by less than the whole time in the first ten batches, than 35 % of it then, 15 % from the middle on."""
-    seen, _ = simulated_run(250, lambda size: 0.5 * size, kind=kind)
-    whole = seen[-1][0]
-    for batch, (now, (expected, low, high), _) in enumerate(seen):
+    history, _ = simulated_run(250, lambda size: 0.5 * size, kind=kind)
+    whole = history[-1][0]
+    for batch, (now, (expected, low, high), _) in enumerate(history):
         limit = 1.0 if batch < 10 else 0.35 if now < 0.5 * whole else 0.15
         assert abs(now + expected - whole) < limit * whole, (now, expected, whole)
         assert low <= expected <= high
-    assert seen[-1][1][0] == 0
+    assert history[-1][1][0] == 0
 
 
 def test_time_left_where_a_batch_takes_as_long_however_small():
     """As on a GPU: at the end a few long ladders run, one rollout after the other; rollouts / rate forgets them."""
-    seen, _ = simulated_run(81, lambda size: 20.0, kind=None)
-    whole = seen[-1][0]
-    late = [(whole - now, low, high) for now, (_, low, high), _ in seen if now > whole / 2][:-2]
+    history, _ = simulated_run(81, lambda size: 20.0, kind=None)
+    whole = history[-1][0]
+    late = [(whole - now, low, high) for now, (_, low, high), _ in history if now > whole / 2][:-2]
     assert all(low <= 1.1 * true and 0.6 * true < high < 3 * true for true, low, high in late), late
 
 
 def test_the_job_of_the_report():
     """81 samples, ten rollouts each, a batch of 64 every 96 s: 640 rollouts in the sixteenth minute."""
-    seen, lines = simulated_run(81, lambda size: 96.0 * size / 64, kind=0.0)
-    assert seen[9][2] == 640 and seen[9][0] == 960
-    expected, low, high = seen[9][1]
+    history, lines = simulated_run(81, lambda size: 96.0 * size / 64, kind=0.0)
+    assert history[9][2] == 640 and history[9][0] == 960
+    expected, low, high = history[9][1]
     assert 120 < low < 255 < high < 1200 and 240 < expected < 300  # 255 s, or 960 where 17 take as long as 64
     line = next(line for line in lines if "640/" in line)
     assert "rollouts, 64/81 samples, 0.67/s, 16 min so far, 3 min to 16 min left" in line, lines
@@ -83,8 +83,8 @@ def test_the_job_of_the_report():
 
 def test_rollouts_from_before_are_done_and_no_speed():
     fresh, _ = simulated_run(40, lambda size: 1.0, kind=0.3)
-    seen, lines = simulated_run(40, lambda size: 1.0, kind=0.3, stored=1000)
-    assert seen[0][1][0] < 2 * fresh[0][1][0], "ten thousand rollouts from before would promise it at once, or never"
+    history, lines = simulated_run(40, lambda size: 1.0, kind=0.3, stored=1000)
+    assert history[0][1][0] < 2 * fresh[0][1][0], "ten thousand rollouts from before would promise it at once, or never"
     assert "10,000 of them from before" in lines[-1] and lines[-1].startswith("scoring: 100%, ")
 
 
@@ -132,15 +132,15 @@ def test_making_the_line_does_not_slow_the_run():
 
 def test_the_rate_is_that_of_late():
     pace = Pace(0.0)
-    assert pace.rate() is None and pace.seconds_left(Left(10, 10, 10, 1), 1) is None
+    assert pace.rate() is None and pace.seconds_left(Remaining(10, 10, 10, 1), 1) is None
     for second in range(1, 101):
         pace.note(float(second), second)
     assert pace.rate() == pytest.approx(1.0)
     for second in range(101, 301):
         pace.note(float(second), 100 + (second - 100) * 5)
     assert pace.rate() == pytest.approx(5.0, rel=0.02)
-    assert pace.seconds_left(Left(50, 50, 50, 1), 1)[0] == pytest.approx(10.0, rel=0.05)
-    low, high = pace.seconds_left(Left(50, 50, 50, 30), 5)[1:]
+    assert pace.seconds_left(Remaining(50, 50, 50, 1), 1)[0] == pytest.approx(10.0, rel=0.05)
+    low, high = pace.seconds_left(Remaining(50, 50, 50, 30), 5)[1:]
     assert low == pytest.approx(10.0, rel=0.05) and high == pytest.approx(30.0, rel=0.1)  # 5 at a time: 1 s each
 
 
@@ -155,10 +155,10 @@ def test_counted_work():
 
 
 def test_spans_in_words():
-    words = [span(seconds) for seconds in (0.2, 59, 89, 90, 3599, 3600, 7250, 86399, 90000)]
+    words = [format_seconds(seconds) for seconds in (0.2, 59, 89, 90, 3599, 3600, 7250, 86399, 90000)]
     assert words == ["0 s", "59 s", "89 s", "2 min", "60 min", "1 h", "2 h 1 min", "24 h", "1 d 1 h"]
-    assert said_left(300, 280, 330) == "5 min left"
-    assert said_left(300, 180, 540) == "3 min to 9 min left"
+    assert describe_time_left(300, 280, 330) == "5 min left"
+    assert describe_time_left(300, 180, 540) == "3 min to 9 min left"
 
 
 def test_scoring_says_rollouts_and_samples(tmp_path, capsys):

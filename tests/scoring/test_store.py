@@ -79,15 +79,15 @@ def test_changed_and_missing_samples_are_refused(tmp_path):
 def test_two_processes_do_not_share_a_folder(tmp_path):
     code = f"from hardsample.scoring.store import Store\nStore({str(tmp_path)!r})"
     with Store(tmp_path):
-        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert other.returncode == 1
-    assert "another process is scoring into" in other.stderr
+        second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert second.returncode == 1
+    assert "another process is scoring into" in second.stderr
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_a_file_that_is_no_store_is_refused(tmp_path):
     (tmp_path / ROLLOUTS_FILE).write_text("no database, and long enough to be read as a header of one " * 20)
-    with pytest.raises(StoreError, match="is no store of hardsample"):
+    with pytest.raises(StoreError, match="is not a store of hardsample"):
         Store(tmp_path)
 
 
@@ -102,7 +102,7 @@ def test_attention_balances_come_back_by_definition_and_sample(tmp_path):
         store.commit_attention("released", [Attention("a", 0.0, 0, 0.25, [])])
     with Store(tmp_path) as store:
         assert store.attention("paper", "a") == rows
-        assert [one.balance for one in store.attention("released", "a")] == [0.25]
+        assert [row.balance for row in store.attention("released", "a")] == [0.25]
         with pytest.raises(sqlite3.IntegrityError):
             store.commit_attention("paper", [Attention("c", 0.0, 0, 1.0, []), rows[0]])
         assert store.attention("paper", "c") == []

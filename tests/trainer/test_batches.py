@@ -74,7 +74,7 @@ def text_model_folder():
 
 
 def by_length(completions, **_):
-    return [float(len(str(one)) % 3) for one in completions]
+    return [float(len(str(completion)) % 3) for completion in completions]
 
 
 def make(trainer, folder, data, config=DifficultyAwareGRPOConfig, **options):
@@ -183,7 +183,7 @@ def test_rows_are_known_by_trls_order(tmp_path, texts):
 
 ON = {
     "policy": {"policy": "signal"},
-    "slice": {"monitor_size": 4, "monitor_steps": 1},
+    "monitoring set": {"monitor_size": 4, "monitor_steps": 1},
     "reuse": {"policy": "signal"} | REUSE,
     "two generations a step": {
         "policy": "signal",
@@ -258,7 +258,7 @@ def test_a_batch_of_another_size_is_no_evidence(tmp_path, texts, caplog):
     trainer = make(Half, tmp_path, texts, policy="signal", max_steps=2)
     with caplog.at_level(logging.WARNING):
         trainer.train()
-    assert "a batch of 4 completions is not the one that was drawn (8)" in caplog.text
+    assert "a batch of 4 completions does not match the 8 that were drawn" in caplog.text
     assert trainer.difficulty.counters["rollouts"] == 0 and (trainer.difficulty.evidence.last_step < 0).all()
 
 

@@ -1,4 +1,4 @@
-"""What is saved comes back to the bit, and what is missing or damaged is said."""
+"""What is saved comes back to the bit, and what is missing or damaged is an error."""
 
 import json
 
@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from hardsample.trainer import checkpoints
-from hardsample.trainer.selection.states import StateError
+from hardsample.trainer.selection.states import StateError, split_arrays
 
 CPU = torch.device("cpu")
 ARRAYS = {
-    "evidence.successes": np.array([0.0, np.nan, np.inf, -0.0], dtype=np.float32),
-    "stream.kind0_weights": np.arange(6, dtype=np.float32).reshape(2, 3).T[:, 1],  # neither contiguous nor owned
+    "successes": np.array([0.0, np.nan, np.inf, -0.0], dtype=np.float32),
+    "weights": np.arange(6, dtype=np.float32).reshape(2, 3).T[:, 1],  # neither contiguous nor owned
     "levels": np.arange(12, dtype=np.uint8).reshape(3, 4)[::-1, ::2],
     "touched": np.empty(0, dtype=np.int64),
     "flags": np.array([True, False]),
@@ -45,21 +45,31 @@ def assert_same_part(one, other):
 
 
 def test_what_all_ranks_share_comes_back(tmp_path):
-    header = {"version": 1, "counters": {"rollouts": 3}, "name": "λ*", "refreshed": None}
-    checkpoints.save_shared(tmp_path / "a/difficulty", ARRAYS, header)
-    arrays, found = checkpoints.load_shared(tmp_path / "a/difficulty")
-    assert found == header and arrays.keys() == ARRAYS.keys()
-    for name, array in ARRAYS.items():
-        assert arrays[name].dtype == array.dtype
-        np.testing.assert_array_equal(arrays[name], array)
+    parts = [{"step": 1, "weights": ARRAYS["weights"]}, {"step": 2, "weights": ARRAYS["levels"]}]
+    state = {"version": 1, "counters": {"rollouts": 3}, "name": "λ*", "refreshed": None, "flags": ARRAYS["flags"]}
+    state |= {"evidence": {"size": 4, "levels": {"ratios": [0.0], **ARRAYS}}, "stream": {"samplers": parts}}
+    checkpoints.save_shared(tmp_path / "a/difficulty", state)
+    loaded = checkpoints.load_shared(tmp_path / "a/difficulty")
+    (arrays, rest), (loaded_arrays, loaded_rest) = split_arrays(state), split_arrays(loaded)
+    assert loaded_rest == rest and loaded["stream"]["samplers"][1]["step"] == 2
+    assert loaded_arrays.keys() == arrays.keys() and "stream.samplers.1.weights" in arrays
+    for path, array in arrays.items():
+        assert loaded_arrays[path].dtype == array.dtype
+        np.testing.assert_array_equal(loaded_arrays[path], array)
 
 
 def test_an_older_state_in_the_folder_is_replaced(tmp_path):
-    checkpoints.save_shared(tmp_path, ARRAYS, {"a": 1})
-    checkpoints.save_shared(tmp_path, {"b": np.ones(1)}, {"b": 2})
-    arrays, header = checkpoints.load_shared(tmp_path)
-    assert list(arrays) == ["b"] and header == {"b": 2}
+    checkpoints.save_shared(tmp_path, {"a": 1, **ARRAYS})
+    checkpoints.save_shared(tmp_path, {"b": 2, "c": np.ones(1)})
+    assert checkpoints.load_shared(tmp_path) == {"b": 2, "c": np.ones(1)}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["state.json", "state.safetensors"]
+
+
+def test_arrays_that_belong_nowhere_are_an_error(tmp_path):
+    checkpoints.save_shared(tmp_path, {"evidence": {"successes": np.ones(1)}})
+    (tmp_path / "state.json").write_text('{"other": {}}')
+    with pytest.raises(StateError, match=r"'evidence\.successes' belongs to a part that the saved state lacks"):
+        checkpoints.load_shared(tmp_path)
 
 
 @pytest.mark.parametrize("buffer", [None, [], [part(0)], [part(1), part(2), {}]])
@@ -80,9 +90,9 @@ def test_a_rank_s_own_comes_back(tmp_path, buffer):
 def test_tensors_that_share_memory_and_ask_for_gradients(tmp_path):
     whole = torch.arange(6.0, requires_grad=True)
     checkpoints.save_rank(tmp_path, 0, [{"whole": whole}, {"half": whole[::2], "same": whole}], {})
-    one, other = checkpoints.load_buffer(tmp_path, 0, CPU)
-    assert one["whole"].tolist() == other["same"].tolist() == list(range(6)) and other["half"].tolist() == [0, 2, 4]
-    assert not one["whole"].requires_grad
+    first, second = checkpoints.load_buffer(tmp_path, 0, CPU)
+    assert first["whole"].tolist() == second["same"].tolist() == list(range(6))
+    assert second["half"].tolist() == [0, 2, 4] and not first["whole"].requires_grad
 
 
 def test_ranks_do_not_meet(tmp_path):
@@ -108,8 +118,8 @@ def broken(path, damage):
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "empty", "foreign"])
 @pytest.mark.parametrize("name", ["state.json", "state.safetensors", "rank0.json", "rank0.safetensors"])
-def test_missing_and_damaged_files_are_said(tmp_path, name, damage):
-    checkpoints.save_shared(tmp_path, {"a": np.arange(100)}, {"version": 1, "names": ["one", "two"]})
+def test_missing_and_damaged_files_are_named(tmp_path, name, damage):
+    checkpoints.save_shared(tmp_path, {"a": np.arange(100), "version": 1, "names": ["first", "second"]})
     checkpoints.save_rank(tmp_path, 0, [part(0)], {"step": 1})
     broken(tmp_path / name, damage)
     read = (
@@ -121,7 +131,7 @@ def test_missing_and_damaged_files_are_said(tmp_path, name, damage):
 
 @pytest.mark.parametrize("content", ["[]", "3", "null", '"text"'])
 def test_json_of_another_kind_is_damaged(tmp_path, content):
-    checkpoints.save_shared(tmp_path, {}, {})
+    checkpoints.save_shared(tmp_path, {})
     (tmp_path / "state.json").write_text(content)
     with pytest.raises(StateError, match=r"state\.json cannot be read"):
         checkpoints.load_shared(tmp_path)
@@ -142,16 +152,15 @@ def test_an_interrupted_save_leaves_no_half_file(tmp_path, monkeypatch):
         path.write_bytes(b"half")
         raise OSError("no space left on device")
 
-    checkpoints.save_shared(tmp_path, {"a": np.ones(1)}, {"good": True})
+    checkpoints.save_shared(tmp_path, {"a": np.ones(1), "good": True})
     with monkeypatch.context() as patched:
         patched.setattr(checkpoints, "save_arrays", full)
         patched.setattr(checkpoints, "save_file", full)
         with pytest.raises(OSError, match="no space"):
-            checkpoints.save_shared(tmp_path, {"a": np.zeros(1)}, {"good": False})
+            checkpoints.save_shared(tmp_path, {"a": np.zeros(1), "good": False})
         with pytest.raises(OSError, match="no space"):
             checkpoints.save_rank(tmp_path, 0, [part(0)], {})
-    arrays, header = checkpoints.load_shared(tmp_path)
-    assert arrays["a"].tolist() == [1.0] and header == {"good": True}
+    assert checkpoints.load_shared(tmp_path) == {"a": np.ones(1), "good": True}
     with pytest.raises(StateError, match=r"rank0\.json is missing"):
         checkpoints.load_json(tmp_path, 0)
 

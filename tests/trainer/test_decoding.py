@@ -155,7 +155,7 @@ def test_a_header_that_cannot_be_read_is_named_before_training(tmp_path):
     data = Dataset.from_dict({"id": ["a", "b"], "prompt": prompts, "images": images}).cast_column(
         "images", List(Image())
     )
-    with pytest.raises(ImageError, match=r"record 1 \(id 'b'\) of the dataset: .*in no format that Pillow reads"):
+    with pytest.raises(ImageError, match=r"record 1 \(id 'b'\) of the dataset: .*not in a format that Pillow reads"):
         trainer_of(data, tmp_path)
     trainer_of(data, tmp_path, config=GRPOConfig)  # TRL's own trainer does not look either
     with pytest.raises(ImageError, match=r"row 1 of the dataset: "):

@@ -11,8 +11,8 @@ from hardsample.trainer.config import DifficultyOptions
 from hardsample.trainer.difficulty import Difficulty, Shape
 from hardsample.trainer.selection.evidence import Evidence, EvidenceConfig
 from hardsample.trainer.selection.policies import Context, PolicyConfig, weigh
-from hardsample.trainer.selection.states import StateError
-from hardsample.trainer.selection.strata import EASY, HARD, MEDIUM, NAMES, NULL, UNSOLVED
+from hardsample.trainer.selection.states import StateError, join_arrays, split_arrays
+from hardsample.trainer.selection.strata import EASY, HARD, MEDIUM, NAMES, UNSCORED, UNSOLVED
 from hardsample.trainer.selection.stream import PromptStream, StockOrder
 
 TOTAL = 100
@@ -23,10 +23,10 @@ LAMBDAS = {EASY: np.nan, MEDIUM: 0.5, HARD: 0.2, UNSOLVED: 0.0}
 def make(strata, *, prompts=4, kinds=None, seed=0, exploration=0.0, half_life_steps=100.0, scores=None, **settings):
     """A training on samples of the given strata, so scored."""
     options = {name: settings.pop(name) for name in list(settings) if name in DifficultyOptions.__dataclass_fields__}
-    policy = PolicyConfig(exploration=exploration, **settings)
+    policy = PolicyConfig(**({"policy": "strata", "exploration": exploration} | settings))
     size, strata = len(strata), np.asarray(strata)
     evidence = Evidence(size, EvidenceConfig(half_life_steps=half_life_steps), fingerprint="f")
-    scored = np.flatnonzero(strata != NULL)
+    scored = np.flatnonzero(strata != UNSCORED)
     evidence.levels.seed(scored, np.array([LAMBDAS[code] for code in strata[scored]]), np.full(len(scored), True))
     order = StockOrder(size, prompts, True, seed) if policy.stock_order else None
     stream = PromptStream(size, seed, exploration, kinds, order, "f")
@@ -96,7 +96,7 @@ def test_unsolved_and_easy_ones_are_seen_by_exploration_only():
     assert drawn == [set(range(12, 18)), set(range(18))]
 
 
-def test_others_are_weighed_anew_at_restratify_steps_only():
+def test_others_are_reweighted_at_restratify_steps_only():
     difficulty = make([EASY] * 8 + [HARD] * 8, policy="curriculum", restratify_steps=10)
     difficulty.next_prompts(0, TOTAL)
     before = weights(difficulty)
@@ -117,15 +117,15 @@ def test_others_are_weighed_anew_at_restratify_steps_only():
 
 
 def test_old_evidence_fades_where_it_is_looked_for():
-    difficulty = make([NULL] * 8, half_life_steps=1.0, restratify_steps=5, unscored_weight=1.0, unsolved_weight=0.0)
+    difficulty = make([UNSCORED] * 8, half_life_steps=1.0, restratify_steps=5, unscored_weight=1.0, unsolved_weight=0.0)
     rows = difficulty.next_prompts(0, TOTAL).rows
     difficulty.observe(failed(4), 0)
     assert (difficulty.strata.codes[rows] == UNSOLVED).all()
     difficulty.next_prompts(1, TOTAL)
     assert (weights(difficulty)[rows] == 0).all()
     found = difficulty.restratify(6, TOTAL)  # (½) / (1 + 8 / 2⁶) is above τ
-    assert (difficulty.strata.codes == NULL).all() and (weights(difficulty) == 1).all()
-    assert found.moves == {"null->unsolved": 4, "unsolved->null": 4}
+    assert (difficulty.strata.codes == UNSCORED).all() and (weights(difficulty) == 1).all()
+    assert found.moves == {"unscored->unsolved": 4, "unsolved->unscored": 4}
     assert difficulty.restratify(11, TOTAL).moves == {}, "moves are told once"
 
 
@@ -204,10 +204,10 @@ def test_as_many_probes_as_asked_for_on_average(share):
 
 
 def test_samples_without_a_score_are_not_probed():
-    difficulty = make([NULL] * 6 + [MEDIUM] * 2, prompts=8, probe_fraction=0.5)
+    difficulty = make([UNSCORED] * 6 + [MEDIUM] * 2, prompts=8, probe_fraction=0.5)
     difficulty.next_prompts(0, TOTAL)
     assert sorted(difficulty.choose_probes()[0]) == [6, 7]
-    alone = make([NULL] * 8, probe_fraction=1.0)
+    alone = make([UNSCORED] * 8, probe_fraction=1.0)
     alone.next_prompts(0, TOTAL)
     assert len(alone.choose_probes()[0]) == 0
     assert alone.observe_probes(*alone.choose_probes(), np.empty(0), 0) is None
@@ -222,7 +222,7 @@ def test_a_sample_that_repeats_in_a_batch_is_probed_once():
 # --- notes
 
 
-def test_empty_strata_are_said_and_all_is_weighed_when_what_is_said_changes():
+def test_empty_strata_make_a_note_and_all_is_reweighted_when_it_changes():
     difficulty = make([HARD] * 6 + [UNSOLVED] * 10)
     first = difficulty.next_prompts(0, TOTAL).rows
     assert difficulty.note is None and set(first) <= set(range(6))
@@ -236,7 +236,7 @@ def test_empty_strata_are_said_and_all_is_weighed_when_what_is_said_changes():
     assert difficulty.note == note, "nothing was observed, nothing has changed"
 
 
-def test_when_the_strata_have_enough_again_nothing_is_said():
+def test_when_the_strata_have_enough_again_there_is_no_note():
     difficulty = make([MEDIUM] * 3 + [UNSOLVED] * 9)
     difficulty.next_prompts(0, TOTAL)
     assert "unsolved was opened" in difficulty.note
@@ -282,7 +282,7 @@ def test_counters():
 
 
 def test_a_group_without_any_reward_leaves_its_sample_alone():
-    difficulty = make([NULL] * 4)
+    difficulty = make([UNSCORED] * 4)
     rows = difficulty.next_prompts(0, TOTAL).rows
     difficulty.observe(np.where(np.arange(4)[:, None] == 2, 1.0, np.full((4, G), np.nan)), 0)
     assert np.flatnonzero(difficulty.evidence.last_step == 0).tolist() == [rows[2]]
@@ -299,9 +299,9 @@ def test_metrics_say_what_was_drawn_before_it_moved():
     assert 0 <= metrics["frac_zero_std_uniform"] <= 1
 
 
-def test_expected_share_without_signal_under_uniform_draws():
-    difficulty = make([NULL] * 6, prompts=2, half_life_steps=np.inf)
-    assert difficulty.expected_without_signal(0) is None
+def test_expected_share_of_zero_variance_groups_under_uniform_draws():
+    difficulty = make([UNSCORED] * 6, prompts=2, half_life_steps=np.inf)
+    assert difficulty.expected_frac_zero_std(0) is None
     batch = difficulty.next_prompts(0, TOTAL)
     metrics = difficulty.metrics(difficulty.observe(np.full((2, G), np.nan), 0), 0)
     assert "frac_zero_std_uniform" not in metrics
@@ -309,7 +309,7 @@ def test_expected_share_without_signal_under_uniform_draws():
     rng = np.random.default_rng(0)
     rates = rng.beta([[8.5], [2.5]], [[0.5], [6.5]], (2, 200_000))
     expected = (rates**G + (1 - rates) ** G).mean()
-    assert difficulty.expected_without_signal(0) == pytest.approx(expected, abs=0.003)
+    assert difficulty.expected_frac_zero_std(0) == pytest.approx(expected, abs=0.003)
 
 
 def test_the_monitoring_set_is_drawn_once_and_for_all():
@@ -334,17 +334,17 @@ def test_the_uniform_policy_observes_and_draws_in_trl_s_order():
 # --- states
 
 
-def saved(difficulty):
-    """A state as a checkpoint keeps it: copies of the arrays, the header as JSON."""
-    arrays, header = difficulty.state()
-    return {name: array.copy() for name, array in arrays.items()}, json.loads(json.dumps(header))
+def saved(part):
+    """A state as a checkpoint keeps it: copies of the arrays, the rest as JSON."""
+    arrays, rest = split_arrays(part.state_dict())
+    return join_arrays({path: array.copy() for path, array in arrays.items()}, json.loads(json.dumps(rest)))
 
 
-def assert_same_state(one, other):
-    (arrays, header), (others, other_header) = saved(one), saved(other)
-    assert header == other_header and arrays.keys() == others.keys()
-    for name, array in arrays.items():
-        np.testing.assert_array_equal(array, others[name], err_msg=name)
+def assert_same_state(first, second):
+    (arrays, rest), (other_arrays, other_rest) = split_arrays(saved(first)), split_arrays(saved(second))
+    assert rest == other_rest and arrays.keys() == other_arrays.keys()
+    for path, array in arrays.items():
+        np.testing.assert_array_equal(array, other_arrays[path], err_msg=path)
 
 
 RUNS = {
@@ -355,7 +355,7 @@ RUNS = {
     "target": {"policy": "target"},
     "uniform": {"policy": "uniform"},
 }
-ACTS = st.sampled_from(["step", "generation", "probe", "balance", "slice", "save", "save"])
+ACTS = st.sampled_from(["step", "generation", "probe", "balance", "monitor", "save", "save"])
 
 
 def act(difficulty, what, step, number):
@@ -379,7 +379,7 @@ def act(difficulty, what, step, number):
         )
     if what == "balance":
         difficulty.observe_balance(rng.integers(size, size=3), rng.choice([np.nan, 0.3, 2.0], 3), step)
-    return difficulty.monitor_due(step) if what == "slice" else None
+    return difficulty.monitor_due(step) if what == "monitor" else None
 
 
 @settings(deadline=None, max_examples=60)
@@ -393,7 +393,7 @@ def act(difficulty, what, step, number):
 )
 def test_a_copy_restored_at_any_point_is_the_same_training(run, acts, mixed, restratify, prompts, seed):
     strata = np.random.default_rng(seed).integers(0, 5, 13)
-    kinds = strata != NULL if mixed and run != "uniform" else None
+    kinds = strata != UNSCORED if mixed and run != "uniform" else None
     prompts = min(prompts, 13) if run == "uniform" else prompts
     given = {"kinds": kinds, "prompts": prompts, "seed": seed, "restratify_steps": restratify, "half_life_steps": 5.0}
     given |= {"monitor_size": 4, "monitor_steps": 2, "probe_fraction": 0.5, **RUNS[run]}
@@ -402,7 +402,7 @@ def test_a_copy_restored_at_any_point_is_the_same_training(run, acts, mixed, res
         if what == "save":
             state = saved(whole)
             copy = make(strata, **given)
-            copy.load_state(*state)
+            copy.load_state_dict(state)
             np.testing.assert_array_equal(weights(copy), weights(whole))
         elif what == "step":
             step += 1
@@ -464,40 +464,40 @@ def test_the_strata_are_right_whenever_they_are_looked_at():
 def test_a_copy_says_what_was_widened_before_it_was_saved():
     whole, copy = make([UNSOLVED] * 8), make([UNSOLVED] * 8)
     whole.next_prompts(0, TOTAL)
-    copy.load_state(*saved(whole))
+    copy.load_state_dict(saved(whole))
     for one in (whole, copy):
         one.next_prompts(1, TOTAL)
     assert whole.note == copy.note and "unsolved was opened" in copy.note
 
 
 def test_states_that_do_not_belong_here_are_refused():
-    arrays, header = saved(make([MEDIUM] * 8))
+    state = saved(make([MEDIUM] * 8))
     for wrong, message in (
         (make([MEDIUM] * 8, policy="signal"), "policy 'strata', this run has 'signal'"),
         (make([MEDIUM] * 9), "size 8, must be 9"),
         (make([MEDIUM] * 8, kinds=np.arange(8) < 2), "kinds of rows"),
     ):
         with pytest.raises(StateError, match=message):
-            wrong.load_state(arrays, header)
+            wrong.load_state_dict(state)
 
 
 @pytest.mark.parametrize("name", ["evidence", "strata", "stream", "counters", "refreshed", "weights_note", "policy"])
-def test_a_header_without_a_part_is_refused(name):
-    arrays, header = saved(make([MEDIUM] * 8))
-    del header[name]
+def test_a_state_without_a_part_is_refused(name):
+    state = saved(make([MEDIUM] * 8))
+    del state[name]
     with pytest.raises(StateError, match=f"missing: {name}"):
-        make([MEDIUM] * 8).load_state(arrays, header)
+        make([MEDIUM] * 8).load_state_dict(state)
 
 
-@pytest.mark.parametrize("name", sorted(saved(make([MEDIUM] * 8))[0]))
-def test_a_state_without_an_array_is_refused(name):
-    arrays, header = saved(make([MEDIUM] * 8))
-    del arrays[name]
+@pytest.mark.parametrize("path", sorted(split_arrays(make([MEDIUM] * 8).state_dict())[0]))
+def test_a_state_without_an_array_is_refused(path):
+    arrays, rest = split_arrays(saved(make([MEDIUM] * 8)))
+    del arrays[path]
     with pytest.raises(StateError):
-        make([MEDIUM] * 8).load_state(arrays, header)
+        make([MEDIUM] * 8).load_state_dict(join_arrays(arrays, rest))
 
 
 def test_a_state_of_another_version_is_refused():
-    arrays, header = saved(make([MEDIUM] * 8))
-    with pytest.raises(StateError, match="version 99, must be 1"):
-        make([MEDIUM] * 8).load_state(arrays, header | {"version": 99})
+    state = saved(make([MEDIUM] * 8))
+    with pytest.raises(StateError, match="version 99, must be 2"):
+        make([MEDIUM] * 8).load_state_dict(state | {"version": 99})

@@ -13,7 +13,7 @@ from hardsample.metrics.beta import beta_cdf
 from hardsample.scoring.output import SCHEMA
 from hardsample.trainer.selection.evidence import Evidence, EvidenceConfig, outcomes
 from hardsample.trainer.selection.levels import Levels
-from hardsample.trainer.selection.states import StateError
+from hardsample.trainer.selection.states import StateError, join_arrays, split_arrays
 
 LEVELS = 10
 
@@ -280,47 +280,71 @@ def worked():
     return evidence
 
 
-def test_a_state_goes_on_bit_for_bit():
+def saved(part):
+    """A state as a checkpoint keeps it: copies of the arrays, the rest as JSON."""
+    arrays, rest = split_arrays(part.state_dict())
+    return join_arrays({path: array.copy() for path, array in arrays.items()}, json.loads(json.dumps(rest)))
+
+
+def test_a_resumed_state_is_the_same_bit_for_bit():
     original = worked()
-    arrays, header = original.state()
-    arrays, header = {name: array.copy() for name, array in arrays.items()}, json.loads(json.dumps(header))
     resumed = Evidence(3, fingerprint="data-1")
-    resumed.load_state(arrays | {"foreign": np.zeros(1)}, header)
+    resumed.load_state_dict(saved(original) | {"foreign": np.zeros(1)})
     for evidence in (original, resumed):
         evidence.observe([0, 2], [[1.0, 1.0], [0.0, 1.0]], 17)
         evidence.levels.observe([0, 1], [4, 1], [1, 0], [2, 2])
-    for name, array in original.state()[0].items():
-        np.testing.assert_array_equal(array, resumed.state()[0][name])
+    arrays, resumed_arrays = (split_arrays(evidence.state_dict())[0] for evidence in (original, resumed))
+    assert len(arrays) == 8
+    for path, array in arrays.items():
+        np.testing.assert_array_equal(array, resumed_arrays[path])
+
+
+def test_levels_can_be_saved_alone():
+    original, resumed = worked().levels, Evidence(3).levels
+    resumed.load_state_dict(saved(original))
+    for name in resumed.ARRAYS:
+        np.testing.assert_array_equal(getattr(resumed, name), getattr(original, name))
+    with pytest.raises(StateError, match="the saved levels has ratios"):
+        Evidence(3, ratios=(0.0, 0.5)).levels.load_state_dict(saved(original))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 0}, "version 0, must be 1: resume with the hardsample that saved it"),
+        ({"version": 0}, "version 0, must be 1: resume with the version of hardsample that saved it"),
         ({"size": 4}, "size 4, must be 3: resume on the dataset"),
         ({"fingerprint": "data-2"}, "fingerprint 'data-2', must be 'data-1': resume on the dataset"),
-        ({"ratios": [0.0, 0.5]}, r"ratios \[0.0, 0.5\], must be .*: resume with the scores"),
+        ({"levels": {"ratios": [0.0, 0.5]}}, r"ratios \[0.0, 0.5\], must be .*: resume with the scores"),
+        ({"levels": None}, "the saved evidence lacks its levels"),
     ],
 )
 def test_a_foreign_state_is_refused(change, message):
-    arrays, header = worked().state()
     with pytest.raises(StateError, match=message):
-        Evidence(3, fingerprint="data-1").load_state(arrays, header | change)
+        Evidence(3, fingerprint="data-1").load_state_dict(saved(worked()) | change)
 
 
 def test_a_damaged_state_is_refused_and_changes_nothing():
-    arrays, header = worked().state()
+    state = saved(worked())
+    levels = state["levels"]
     fresh = Evidence(3, fingerprint="data-1")
-    without = {name: array for name, array in arrays.items() if name != "balance"}
+    without = {name: value for name, value in state.items() if name != "balance"}
     for broken, message in (
         (without, "lacks the array 'balance'"),
-        (arrays | {"level": arrays["level"][:2]}, r"'level' is int8 \(2,\), must be int8 \(3,\)"),
-        (arrays | {"failures": arrays["failures"].astype(np.float64)}, "'failures' is float64"),
-        (arrays | {"level": arrays["level"].astype(np.int16)}, "'level' is int16"),
+        (state | {"levels": levels | {"level": levels["level"][:2]}}, r"'level' is int8 \(2,\), must be int8 \(3,\)"),
+        (state | {"failures": state["failures"].astype(np.float64)}, "'failures' is float64"),
+        (state | {"levels": levels | {"level": levels["level"].astype(np.int16)}}, "'level' is int16"),
     ):
         with pytest.raises(StateError, match=message):
-            fresh.load_state(broken, header)
+            fresh.load_state_dict(broken)
     assert not fresh.successes.any() and (fresh.last_step == -1).all()
+
+
+def test_an_array_of_a_part_that_is_missing_is_refused():
+    arrays, rest = split_arrays(worked().state_dict())
+    assert sorted(arrays)[:2] == ["balance", "failures"] and "levels.level" in arrays
+    del rest["levels"]
+    with pytest.raises(StateError, match=r"'levels\.\w+' belongs to a part that the saved state lacks"):
+        join_arrays(arrays, rest)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from hardsample.scoring.score import score
 from hardsample.trainer import DifficultyAwareGRPOConfig, DifficultyAwareGRPOTrainer
 from hardsample.trainer.data.decoding import RgbImage
 from hardsample.trainer.data.rows import ScoresError
-from hardsample.trainer.selection.states import StateError
+from hardsample.trainer.selection.states import StateError, split_arrays
 
 TIMES = ("step_time", "train_runtime", "per_second", "total_flos", "train_loss", "eval_runtime")
 SMALL = {
@@ -84,7 +84,7 @@ def tiny_text_model():
 
 def by_length(completions, **_):
     """A reward that differs between completions, of any model."""
-    return [float(len(str(one)) % 3) for one in completions]
+    return [float(len(str(completion)) % 3) for completion in completions]
 
 
 def run(trainer, folder, data, *, resume=None, text=False, config=DifficultyAwareGRPOConfig, then=None, **options):
@@ -128,11 +128,11 @@ def assert_same(one, other, ours=True):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def assert_same_state(one, other):
-    first, second = one.difficulty.state(), other.difficulty.state()
-    assert first[1] == second[1]
-    for name, array in first[0].items():
-        assert np.array_equal(array, second[0][name], equal_nan=array.dtype.kind == "f"), name
+def assert_same_state(first, second):
+    (arrays, rest), (other_arrays, other_rest) = (split_arrays(run.difficulty.state_dict()) for run in (first, second))
+    assert rest == other_rest and arrays.keys() == other_arrays.keys()
+    for path, array in arrays.items():
+        assert np.array_equal(array, other_arrays[path], equal_nan=array.dtype.kind == "f"), path
 
 
 STEPS_OF = [
@@ -225,7 +225,7 @@ def test_every_choice_uses_the_step_before(tmp_path, images, scores):
     assert seen[1][1] == 2  # both prompts of the first generation
 
 
-def test_a_image_is_decoded_once_a_generation_and_no_other_is(tmp_path, images, monkeypatch):
+def test_an_image_is_decoded_once_a_generation_and_no_other_is(tmp_path, images, monkeypatch):
     decoded, drawn = [], []
     decode = RgbImage.decode_example
     monkeypatch.setattr(
@@ -361,7 +361,7 @@ def test_gradient_checkpointing_with_balance(tmp_path, images):
 def strict(prompts, completions, completion_ids, trainer_state, log_extra, log_metric, id):
     """A reward function that takes exactly what the dataset has."""
     log_metric("seen", 1.0)
-    return [float(len(str(one)) % 2) for one in completions]
+    return [float(len(str(completion)) % 2) for completion in completions]
 
 
 def test_a_reward_of_strict_signature_sees_no_column_of_ours(tmp_path, texts):
@@ -372,7 +372,7 @@ def test_a_reward_of_strict_signature_sees_no_column_of_ours(tmp_path, texts):
 
 
 async def later(completions, **_):
-    return [float(len(str(one)) % 2) for one in completions]
+    return [float(len(str(completion)) % 2) for completion in completions]
 
 
 def nothing(completions, **_):
@@ -483,7 +483,7 @@ def test_a_policy_never_mixes_rows_with_and_without_images(tmp_path, images):
         generate = trainer._generate_and_score_completions
 
         def spy(inputs):
-            drawn.append({bool(one["images"]) for one in inputs})
+            drawn.append({bool(sample["images"]) for sample in inputs})
             return generate(inputs)
 
         trainer._generate_and_score_completions = spy
@@ -548,11 +548,13 @@ def test_callbacks_hear_of_restratifying(tmp_path, images, scores):
     assert callback.heard == [(2, 40), (4, 40)]
 
 
-def test_trained_twice_starts_anew(tmp_path, texts, capsys):
-    trainer = run(DifficultyAwareGRPOTrainer, tmp_path, texts, text=True, policy="signal")
-    trainer.train()
+def test_a_second_training_starts_from_the_beginning(tmp_path, texts, caplog, capsys):
+    with caplog.at_level(logging.INFO, logger="hardsample.trainer.grpo"):
+        trainer = run(DifficultyAwareGRPOTrainer, tmp_path, texts, text=True, policy="signal")
+        trainer.train()
     assert trainer.difficulty.counters["rollouts"] == 4 * 8
-    assert "Policy signal: 32 rollouts" in capsys.readouterr().out
+    assert "Policy signal: 32 rollouts" in trainer.summary() and caplog.text.count("Policy signal: 32 rollouts") == 2
+    assert "Policy signal" not in capsys.readouterr().out
 
 
 def test_states_of_other_runs_are_refused(tmp_path, texts):
@@ -572,7 +574,7 @@ def test_states_of_other_runs_are_refused(tmp_path, texts):
     state = checkpoint / "difficulty/state.json"
     header = json.loads(state.read_text())
     state.write_text(json.dumps({**header, "version": 0}))
-    with pytest.raises(StateError, match="version 0, must be 1"):
+    with pytest.raises(StateError, match="version 0, must be 2"):
         run(DifficultyAwareGRPOTrainer, tmp_path / "b", texts, **again)
     state.write_text("{")
     with pytest.raises(StateError, match=r"state\.json cannot be read"):
@@ -590,7 +592,7 @@ def test_a_stock_checkpoint_is_trained_on_with_new_evidence(tmp_path, texts, cap
         ours = run(
             DifficultyAwareGRPOTrainer, tmp_path / "b", texts, resume=str(tmp_path / "a/checkpoint-2"), **options
         )
-    assert "saved by another trainer" in caplog.text
+    assert "another trainer saved it" in caplog.text
     assert_same(stock, ours, ours=False)  # between generations, in the first epoch, stock is exact too
 
 
@@ -616,7 +618,7 @@ def test_scores_that_do_not_fit(tmp_path, texts, images, scores):
     with pytest.raises(ScoresError, match="no column 'id'"):
         run(DifficultyAwareGRPOTrainer, tmp_path, images.remove_columns("id"), scores=scores)
     twice = images.map(lambda record: {"id": "same"})
-    with pytest.raises(ScoresError, match="id 'same' stands more than once"):
+    with pytest.raises(ScoresError, match="id 'same' is repeated"):
         run(DifficultyAwareGRPOTrainer, tmp_path, twice, scores=scores)
     with pytest.raises(ValueError, match="attention_balance cannot be read from this model"):
         run(DifficultyAwareGRPOTrainer, tmp_path, texts, text=True, attention_balance=True)

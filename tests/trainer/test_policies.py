@@ -14,7 +14,7 @@ from hardsample.trainer.selection import strata as strata_module
 from hardsample.trainer.selection.evidence import Evidence, EvidenceConfig
 from hardsample.trainer.selection.policies import POLICIES, Context, PolicyConfig, View, Weights, weigh, widen
 from hardsample.trainer.selection.sampler import PromptSampler, generator
-from hardsample.trainer.selection.strata import EASY, HARD, MEDIUM, NAMES, NULL, UNSOLVED, Strata
+from hardsample.trainer.selection.strata import EASY, HARD, MEDIUM, NAMES, UNSCORED, UNSOLVED, Strata
 
 
 def look(strata, alpha=0.5, beta=0.5):
@@ -40,22 +40,22 @@ def values(view, context):
 
 def test_uniform():
     assert values(look([0, 1, 2, 3, 4]), context("uniform")).tolist() == [1] * 5
-    assert PolicyConfig(policy="uniform").stock_order and not PolicyConfig().stock_order
+    assert PolicyConfig().stock_order and not PolicyConfig(policy="strata").stock_order
 
 
 def test_strata_weights():
-    view = look([EASY, MEDIUM, HARD, UNSOLVED, NULL, HARD])
+    view = look([EASY, MEDIUM, HARD, UNSOLVED, UNSCORED, HARD])
     assert values(view, context()).tolist() == [0, 1, 1, 0, 1, 1]
     assert values(view, context(easy_weight=0.5, hard_weight=3, unscored_weight=0)).tolist() == [0.5, 1, 3, 0, 0, 3]
 
 
 def test_signal_is_the_chance_of_spread():
     alpha, beta = np.array([0.5, 0.5, 4.5, 20.5]), np.array([0.5, 8.5, 4.5, 0.5])
-    mean = values(look([NULL] * 4, alpha, beta), context("signal"))
+    mean = values(look([UNSCORED] * 4, alpha, beta), context("signal"))
     assert mean[2] > mean[0] > mean[1] > mean[3] > 0
-    sharp = values(look([NULL] * 4, alpha, beta), context("signal", signal_sharpness=3.0))
+    sharp = values(look([UNSCORED] * 4, alpha, beta), context("signal", signal_sharpness=3.0))
     np.testing.assert_allclose(sharp, mean**3)
-    view = look([NULL] * 40_000, np.repeat(alpha, 10_000), np.repeat(beta, 10_000))
+    view = look([UNSCORED] * 40_000, np.repeat(alpha, 10_000), np.repeat(beta, 10_000))
     drawn = values(view, context("signal", rng=np.random.default_rng(0)))
     np.testing.assert_allclose(drawn.reshape(4, -1).mean(axis=1), mean, atol=0.01)
     assert PolicyConfig(policy="signal", signal_estimate="thompson").pooled
@@ -64,11 +64,11 @@ def test_signal_is_the_chance_of_spread():
 
 def test_target_moves():
     rate = np.linspace(0.01, 0.99, 99)
-    view = look([NULL] * 99, 1000 * rate, 1000 * (1 - rate))
+    view = look([UNSCORED] * 99, 1000 * rate, 1000 * (1 - rate))
     for step, aim in ((0, 0.7), (50, 0.55), (100, 0.4), (900, 0.4)):
         found = values(view, context("target", step=step))
         assert rate[found.argmax()] == pytest.approx(aim, abs=0.011)
-    known, unknown, far = values(look([NULL] * 3, [700, 0.5, 10], [300, 0.5, 990]), context("target"))
+    known, unknown, far = values(look([UNSCORED] * 3, [700, 0.5, 10], [300, 0.5, 990]), context("target"))
     assert known > unknown > far > 0
 
 
@@ -76,7 +76,7 @@ def test_target_is_the_expectation_over_the_posterior():
     rng = np.random.default_rng(0)
     rate = rng.beta(30, 20, 200_000)
     expected = np.exp(-((rate - 0.7) ** 2) / (2 * 0.15**2)).mean()
-    assert values(look([NULL], 30, 20), context("target"))[0] == pytest.approx(expected, rel=0.01)
+    assert values(look([UNSCORED], 30, 20), context("target"))[0] == pytest.approx(expected, rel=0.01)
 
 
 def test_curriculum_goes_from_easy_to_hard_and_releases_the_unsolved():
@@ -91,7 +91,7 @@ def test_curriculum_goes_from_easy_to_hard_and_releases_the_unsolved():
 
 
 def test_curriculum_places_samples_without_a_stratum_by_their_success_rate():
-    view = look([NULL, NULL, NULL], [90, 50, 12], [10, 50, 88])
+    view = look([UNSCORED, UNSCORED, UNSCORED], [90, 50, 12], [10, 50, 88])
     assert [values(view, context("curriculum", step=step)).argmax() for step in (0, 50, 100)] == [0, 1, 2]
     halved = values(view, context("curriculum", unscored_weight=0.5))
     np.testing.assert_allclose(halved, values(view, context("curriculum")) / 2)
@@ -102,15 +102,15 @@ def test_widening_opens_the_nearest_strata_first():
     assert widen(weights, (50, 30, 30, 50, 4), 64) == (pytest.approx(weights), None)
     table, note = widen(weights, (50, 30, 30, 50, 0), 64)
     assert table.tolist() == [4 / 50, 1, 1, 0, 1], "four samples were missing: the easy weigh as much as four"
-    assert note.startswith("medium+hard+null has weight and holds 60 samples, fewer than the 64") and "easy" in note
+    assert note.startswith("medium+hard+unscored has weight and holds 60 samples, fewer than the 64") and "easy" in note
     table, note = widen(weights, (2, 0, 0, 50, 0), 64)
     assert table.tolist() == [1, 1, 1, 1, 1] and "easy+unsolved was opened" in note
     table, note = widen((1.0, 0.0, 0.0, 0.0, 0.0), (0, 0, 9, 9, 9), 8)
     assert table.tolist() == [1, 0, 8 / 9, 0, 0] and "easy has weight and holds no samples" in note
     table, _ = widen((0.0, 0.0, 0.0, 0.0, 2.0), (5, 5, 5, 5, 1), 8)
-    assert table.tolist() == [2 * 2 / 5, 2, 0, 0, 2], "from null alone: medium first, then the easier neighbour"
+    assert table.tolist() == [2 * 2 / 5, 2, 0, 0, 2], "from unscored alone: medium first, then the easier neighbour"
     table, _ = widen((0.0, 1.0, 1.0, 0.0, 0.0), (0, 0, 0, 0, 100), 8)
-    assert table[NULL] == 8 / 100, "null last, but before nothing"
+    assert table[UNSCORED] == 8 / 100, "unscored last, but before nothing"
     assert widen(weights, (0, 1, 0, 0, 0), 8)[1] is None, "nothing left to open: the sampler repeats samples"
 
 
@@ -133,7 +133,7 @@ def test_widening_keeps_what_was_wanted_and_reaches_a_batch_where_it_can(weights
 
 CASES = {
     "all unsolved": lambda evidence: evidence.observe(np.arange(40), np.zeros((40, 16)), 1),
-    "all null": lambda evidence: None,
+    "all unscored": lambda evidence: None,
     "all solved": lambda evidence: evidence.observe(np.arange(40), np.ones((40, 16)), 1),
     "one stratum each": lambda evidence: evidence.levels.seed(
         np.arange(40), np.resize([0.0, 0.2, 0.5, np.nan], 40), np.arange(40) % 5 > 0
@@ -179,7 +179,7 @@ def test_a_few_wanted_samples_are_not_drowned():
     thresholds[:12] = 0.2
     evidence.levels.seed(np.arange(10_000), thresholds, np.full(10_000, True))
     strata = Strata(evidence)
-    found = weigh(evidence, strata, Context(PolicyConfig(), 0, 100, 8, 64, tuple(strata.counts)))
+    found = weigh(evidence, strata, Context(PolicyConfig(policy="strata"), 0, 100, 8, 64, tuple(strata.counts)))
     sampler = PromptSampler(10_000, seed=0, exploration=0.0)
     sampler.set_weights(found.values)
     hard = [int((sampler.next_batch(64).rows < 12).sum()) for _ in range(50)]
@@ -241,7 +241,7 @@ def test_exploration_keeps_every_sample_alive():
 
 
 def test_the_generator_of_thompson_is_the_step_s():
-    view = look([NULL] * 5, 3, 4)
+    view = look([UNSCORED] * 5, 3, 4)
     first, again, other = (values(view, context("signal", rng=generator(0, step))) for step in (3, 3, 4))
     np.testing.assert_array_equal(first, again)
     assert (first != other).all()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from trl.trainer.utils import RepeatSampler
 
 from hardsample.trainer.selection.sampler import POOL, PromptSampler, draw_uniform, generator, prompt_order
-from hardsample.trainer.selection.states import StateError
+from hardsample.trainer.selection.states import StateError, join_arrays, split_arrays
 from hardsample.trainer.selection.sumtree import FAN_OUT, SumTree
 
 SIZES = (1, 2, FAN_OUT - 1, FAN_OUT, FAN_OUT + 1, FAN_OUT**2, FAN_OUT**2 + 1, 10_000)
@@ -175,10 +175,9 @@ def test_resuming_is_exact(before, size, exploration):
     whole = work(PromptSampler(300, 11, exploration), 0, 10)
     first = PromptSampler(300, 11, exploration, "data-1")
     start = work(first, 0, before)
-    arrays, header = first.state()
-    arrays, header = {name: array.copy() for name, array in arrays.items()}, json.loads(json.dumps(header))
+    arrays, rest = split_arrays(first.state_dict())
     second = PromptSampler(300, 0, exploration, "data-1")
-    second.load_state(arrays, header)
+    second.load_state_dict(join_arrays({"weights": arrays["weights"].copy()}, json.loads(json.dumps(rest))))
     np.testing.assert_array_equal(np.array(whole), np.array(start + work(second, before, 10)))
     for mine, theirs in zip(first.tree.levels, second.tree.levels, strict=True):
         assert mine.shape == theirs.shape
@@ -186,7 +185,7 @@ def test_resuming_is_exact(before, size, exploration):
 
 def test_a_foreign_state_is_refused():
     sampler = PromptSampler(10, 0, 0.1, "data-1")
-    arrays, header = sampler.state()
+    state = sampler.state_dict()
     for change, message in (
         ({"version": 2}, "the saved sampler has version 2"),
         ({"fingerprint": "data-2"}, "has fingerprint 'data-2'"),
@@ -194,9 +193,9 @@ def test_a_foreign_state_is_refused():
         ({"step": None}, "lacks its seed or step"),
     ):
         with pytest.raises(StateError, match=message):
-            sampler.load_state(arrays, header | change)
+            sampler.load_state_dict(state | change)
     with pytest.raises(StateError, match="lacks the array 'weights'"):
-        sampler.load_state({}, header)
+        sampler.load_state_dict({name: value for name, value in state.items() if name != "weights"})
 
 
 def test_batches_are_full_when_weights_run_out():

@@ -1,4 +1,4 @@
-"""Which score a row of a training dataset has, and which rows are left out."""
+"""Which score a row of a training dataset has, and which rows are skipped."""
 
 import json
 
@@ -71,13 +71,13 @@ def trainer_of(data, folder, scores):
     )
 
 
-def test_a_rejected_sample_is_left_out_and_it_is_said(scored, tmp_path, caplog):
+def test_a_rejected_sample_is_skipped_with_a_warning(scored, tmp_path, caplog):
     data = load(scored / "data18.jsonl").dataset
     assert str(TORN) in data["id"][:], "its header is whole, so that loading does not reject it"
     trainer = trainer_of(data, tmp_path, scored / "run")
     assert str(TORN) not in trainer.train_dataset["id"][:] and len(trainer.train_dataset) == COUNT - 1
-    assert f"1 of 18 samples are left out, for scoring rejected them (the first: '{TORN}'" in caplog.text
-    assert trainer.difficulty.counts()["null"] == 0
+    assert f"1 of 18 samples are skipped: scoring rejected them (the first: '{TORN}'" in caplog.text
+    assert trainer.difficulty.counts()["unscored"] == 0
 
 
 def test_samples_that_were_not_scored_are_counted(scored, caplog):
@@ -139,7 +139,7 @@ def test_without_solutions_prompts_and_images_are_compared(scored, caplog):
         as_scored(wrong, str(scored / "run"))
 
 
-def test_another_template_throughout_is_said_and_trained_on(scored, caplog):
+def test_another_template_throughout_is_a_warning_and_trained_on(scored, caplog):
     data = load(scored / "data18.jsonl").dataset
     system = {"role": "system", "content": [{"type": "text", "text": "Think first."}]}
     other = data.map(lambda row: {"prompt": [system, *row["prompt"]]})
@@ -150,7 +150,7 @@ def test_another_template_throughout_is_said_and_trained_on(scored, caplog):
         as_scored(one, str(scored / "run"))
 
 
-def test_rows_that_cannot_be_compared_are_said_once(scored, caplog):
+def test_rows_that_cannot_be_compared_are_one_warning(scored, caplog):
     data = Dataset.from_dict({"id": ["0", "1"], "prompt": [[], []], "solution": ["1", "2"]})
     assert as_scored(data, str(scored / "run"))[1] == ["0", "1"]
     assert caplog.text.count("2 of 2 samples cannot be compared") == 1

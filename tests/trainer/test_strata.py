@@ -12,8 +12,8 @@ from hardsample.metrics.strata import Bounds, stratum
 from hardsample.scoring.output import SCHEMA
 from hardsample.trainer.selection import strata as module
 from hardsample.trainer.selection.evidence import Evidence, EvidenceConfig
-from hardsample.trainer.selection.states import StateError
-from hardsample.trainer.selection.strata import EASY, HARD, MEDIUM, NAMES, NULL, UNSOLVED, Strata, stratify
+from hardsample.trainer.selection.states import StateError, join_arrays, split_arrays
+from hardsample.trainer.selection.strata import EASY, HARD, MEDIUM, NAMES, UNSCORED, UNSOLVED, Strata, stratify
 
 RATIOS = tuple(step / 10 for step in range(10))
 
@@ -37,7 +37,7 @@ def test_the_rule_as_the_specification_words_it(alpha, beta, level, settings):
     elif mean > 0.9:
         expected = "easy"
     elif level == -1:
-        expected = "null"
+        expected = "unscored"
     else:
         threshold = RATIOS[level] if level < len(RATIOS) else None
         expected = stratum(threshold, level == 0, Bounds(hard_max, easy_min))
@@ -52,7 +52,7 @@ def test_before_training_the_strata_are_the_scores():
         for wins, tries in ((1, 1), (1, 10), (10, 10)):
             records.append((stratum(RATIOS[level], False), RATIOS[level], wins, tries))
     strata = Strata(seeded(*records))
-    assert [NAMES[code] for code in strata.codes] == [one[0] or "null" for one in records]
+    assert [NAMES[code] for code in strata.codes] == [record[0] or "unscored" for record in records]
     assert strata.counts.sum() == len(records) and not strata.moves.any()
 
 
@@ -61,13 +61,13 @@ def test_samples_move_with_the_evidence():
         ("hard", 0.2, 1, 2), ("unsolved", 0.0, 0, 10), ("hard", 0.3, 1, 2), ("medium", 0.5, 1, 2), (None, None, 0, 0)
     )
     strata = Strata(evidence)
-    assert strata.codes.tolist() == [HARD, UNSOLVED, HARD, MEDIUM, NULL]
+    assert strata.codes.tolist() == [HARD, UNSOLVED, HARD, MEDIUM, UNSCORED]
     evidence.observe([0, 1, 3, 4], [[1] * 32, [1] * 4 + [0] * 28, [0] * 32, [1] * 32], 1)
     evidence.levels.observe([2, 2], [3, 4], [8, 8], [8, 8])
     moved = strata.refresh(1, np.array([4, 0, 1, 2, 3, 0]))
     assert strata.codes.tolist() == [EASY, HARD, MEDIUM, UNSOLVED, EASY], "solved, entered, probed up, lost, solved"
     expected = np.zeros((5, 5), dtype=int)
-    for before, after in ((HARD, EASY), (UNSOLVED, HARD), (HARD, MEDIUM), (MEDIUM, UNSOLVED), (NULL, EASY)):
+    for before, after in ((HARD, EASY), (UNSOLVED, HARD), (HARD, MEDIUM), (MEDIUM, UNSOLVED), (UNSCORED, EASY)):
         expected[before, after] = 1
     np.testing.assert_array_equal(moved, expected)
     np.testing.assert_array_equal(strata.moves, expected)
@@ -103,11 +103,11 @@ def test_a_state_is_resumed_or_refused():
     strata = Strata(evidence)
     evidence.observe([1], [[1] * 16], 1)
     strata.refresh(1)
-    arrays, header = strata.state()
-    arrays, header = {name: array.copy() for name, array in arrays.items()}, json.loads(json.dumps(header))
+    arrays, rest = split_arrays(strata.state_dict())
+    state = join_arrays({path: array.copy() for path, array in arrays.items()}, json.loads(json.dumps(rest)))
     resumed = Strata(Evidence(3, fingerprint="data-1"))
-    resumed.load_state(arrays, header)
+    resumed.load_state_dict(state)
     for name in ("codes", "moves", "counts"):
         np.testing.assert_array_equal(getattr(strata, name), getattr(resumed, name))
     with pytest.raises(StateError, match="the saved strata has version 9"):
-        resumed.load_state(arrays, header | {"version": 9})
+        resumed.load_state_dict(state | {"version": 9})

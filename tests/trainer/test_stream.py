@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from trl.trainer.utils import RepeatSampler
 
 from hardsample.trainer.selection.sampler import PromptSampler, prompt_order
-from hardsample.trainer.selection.states import StateError
+from hardsample.trainer.selection.states import StateError, join_arrays, split_arrays
 from hardsample.trainer.selection.stream import PromptStream, StockOrder
 
 
-def saved(stream):
-    """A state as a checkpoint keeps it: copies of the arrays, the header as JSON."""
-    arrays, header = stream.state()
-    return {name: array.copy() for name, array in arrays.items()}, json.loads(json.dumps(header))
+def saved(part):
+    """A state as a checkpoint keeps it: copies of the arrays, the rest as JSON."""
+    arrays, rest = split_arrays(part.state_dict())
+    return join_arrays({path: array.copy() for path, array in arrays.items()}, json.loads(json.dumps(rest)))
 
 
 def rows_of(stream, batches, size):
@@ -74,7 +74,7 @@ def test_a_stock_stream_continues_where_it_was_saved_in_any_epoch():
         rows_of(one, cut, 2)
         state = saved(one)
         rest = stream()
-        rest.load_state(*state)
+        rest.load_state_dict(state)
         assert rows_of(rest, 12 - cut, 2) == whole[cut:]
         skipped = stream()
         skipped.skip(cut)
@@ -219,17 +219,18 @@ def test_a_loaded_stream_continues_exactly(two, thompson, before, after, seed):
     go(whole, changes[:before])
     state = saved(whole)
     rest = stream()
-    rest.load_state(*state)
+    rest.load_state_dict(state)
     assert go(rest, changes[before:]) == go(whole, changes[before:])
-    assert saved(rest)[1] == saved(whole)[1]
+    assert split_arrays(saved(rest))[1] == split_arrays(saved(whole))[1]
 
 
 def test_a_state_does_not_change_with_the_stream_it_was_loaded_into():
-    one, other = PromptStream(12, 0, 0.1, KINDS), PromptStream(12, 0, 0.1, KINDS)
-    arrays, header = saved(one)
+    first, second = PromptStream(12, 0, 0.1, KINDS), PromptStream(12, 0, 0.1, KINDS)
+    state = saved(first)
+    arrays, _ = split_arrays(state)
     kept = {name: array.copy() for name, array in arrays.items()}
-    other.load_state(arrays, header)
-    other.set_weights(np.arange(12.0))
+    second.load_state_dict(state)
+    second.set_weights(np.arange(12.0))
     for name, array in arrays.items():
         np.testing.assert_array_equal(array, kept[name])
 
@@ -238,28 +239,23 @@ def test_a_state_does_not_change_with_the_stream_it_was_loaded_into():
 def test_a_state_of_another_number_of_kinds_is_refused(one, other):
     state = saved(PromptStream(12, 0, 0.1, one))
     with pytest.raises(StateError, match=r"kinds of rows .*resume on the dataset that it was saved with"):
-        PromptStream(12, 0, 0.1, other).load_state(*state)
+        PromptStream(12, 0, 0.1, other).load_state_dict(state)
 
 
 def test_a_state_of_other_data_is_refused():
     state = saved(PromptStream(12, 0, 0.1, KINDS, fingerprint="a"))
     with pytest.raises(StateError, match="fingerprint 'a', must be 'b'"):
-        PromptStream(12, 0, 0.1, KINDS, fingerprint="b").load_state(*state)
+        PromptStream(12, 0, 0.1, KINDS, fingerprint="b").load_state_dict(state)
     with pytest.raises(StateError, match="size 3, must be 4"):
-        PromptStream(12, 0, 0.1, np.arange(12) % 3 == 0, fingerprint="a").load_state(*state)
+        PromptStream(12, 0, 0.1, np.arange(12) % 3 == 0, fingerprint="a").load_state_dict(state)
 
 
-@pytest.mark.parametrize("damage", ["batch", "kinds", "arrays", "step"])
+@pytest.mark.parametrize("damage", ["batch", "samplers", "weights", "step"])
 def test_a_damaged_state_is_refused(damage):
-    arrays, header = saved(PromptStream(12, 0, 0.1, KINDS))
-    if damage == "arrays":
-        del arrays["kind1_weights"]
-    elif damage == "step":
-        del header["kinds"][1]["step"]
-    else:
-        del header[damage]
+    state = saved(PromptStream(12, 0, 0.1, KINDS))
+    del (state if damage in state else state["samplers"][1])[damage]
     with pytest.raises(StateError):
-        PromptStream(12, 0, 0.1, KINDS).load_state(arrays, header)
+        PromptStream(12, 0, 0.1, KINDS).load_state_dict(state)
 
 
 def test_skipping_is_as_if_the_batches_had_been_drawn():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import run_module
 from datasets import Image, List
 from safetensors.numpy import load_file
 
@@ -33,8 +34,8 @@ def environment():
     return os.environ | {"COLUMNS": "120", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
 
 
-def hardsample_train(*arguments):
-    return subprocess.run(command(*arguments), capture_output=True, text=True, env=environment(), check=False)
+def hardsample_train(*arguments, **more):
+    return run_module("hardsample.cli.main", "train", *arguments, env=environment(), **more)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def last_weights(folder):
     return load_file(folder / "model.safetensors")
 
 
-def test_a_killed_training_goes_on_and_ends_as_an_uninterrupted_one(tmp_path, scores):
+def test_a_killed_training_resumes_and_ends_as_an_uninterrupted_one(tmp_path, scores):
     options = [*SMALL.split(), "--config", EXAMPLE, "--scores", scores, "--max_steps", "6"]
     whole = hardsample_train(*options, "--output_dir", tmp_path / "a")
     assert whole.returncode == 0, whole.stderr
@@ -84,9 +85,7 @@ def test_a_killed_training_goes_on_and_ends_as_an_uninterrupted_one(tmp_path, sc
     ],
 )
 def test_bad_options_end_with_a_message(tmp_path, arguments, code, message):
-    done = subprocess.run(
-        command(*arguments), capture_output=True, text=True, env=environment(), check=False, cwd=tmp_path
-    )
+    done = hardsample_train(*arguments, cwd=tmp_path)
     assert done.returncode == code, done.stderr
     assert message in done.stderr.replace("\n", " ") and "Traceback" not in done.stderr
 
@@ -124,7 +123,7 @@ def test_names_may_have_dashes_or_underscores(tmp_path):
     assert parse(["--config", str(path), "--resume", "true"]).training.resume
 
 
-def test_a_folder_is_not_gone_on_with_by_another_training(tmp_path):
+def test_another_training_does_not_resume_in_a_folder(tmp_path):
     options = parse(["--config", str(EXAMPLE), "--output_dir", str(tmp_path)])
     _check_run(options, tmp_path, resumes=False)
     _check_run(options, tmp_path, resumes=True)
@@ -191,6 +190,7 @@ from transformers import LlamaForCausalLM
 from hardsample.demo import model_path
 from hardsample.engines.transformers import load_processor
 from hardsample.trainer import DifficultyAwareGRPOConfig, DifficultyAwareGRPOTrainer
+from hardsample.trainer.selection.states import split_arrays
 
 torch.set_num_threads(1)
 folder, out, resume, model_folder = sys.argv[1:5]
@@ -220,7 +220,7 @@ drawn = []
 choose = trainer.difficulty.next_prompts
 trainer.difficulty.next_prompts = lambda *a: drawn.append(choose(*a).rows.tolist()) or trainer.difficulty.last
 trainer.train(resume_from_checkpoint=None if resume == "none" else resume)
-arrays, header = trainer.difficulty.state()
+arrays, header = split_arrays(trainer.difficulty.state_dict())
 rank = trainer.accelerator.process_index
 digest = {name: str(value.double().sum().item()) for name, value in trainer.model.state_dict().items()}
 with open(f"{out}-{rank}.json", "w") as file:

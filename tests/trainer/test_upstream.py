@@ -1,5 +1,6 @@
 """What else TRL's trainer can do, two steps of each on a tiny model: it still can, by a policy and as TRL's own."""
 
+import inspect
 import logging
 import tempfile
 from functools import lru_cache
@@ -97,11 +98,11 @@ def text_model_folder():
 
 
 def by_length(completions, **_):
-    return [float(len(str(one)) % 3) for one in completions]
+    return [float(len(str(completion)) % 3) for completion in completions]
 
 
 def by_words(completions, **_):
-    return [float("red" in str(one)) for one in completions]
+    return [float("red" in str(completion)) for completion in completions]
 
 
 def run(trainer, folder, data, *, config=DifficultyAwareGRPOConfig, resume=None, then=None, **options):
@@ -149,6 +150,36 @@ def both(folder, data, **options):
     ours = run(DifficultyAwareGRPOTrainer, folder / "signal", data, policy="signal", **options)
     assert ours.state.global_step == stock.state.global_step
     return ours
+
+
+# --- the signature
+
+
+def test_parameters_are_trls_in_name_order_and_default():
+    stock = dict(inspect.signature(GRPOTrainer.__init__).parameters)
+    ours = dict(inspect.signature(DifficultyAwareGRPOTrainer.__init__).parameters)
+    rest = ours.pop("kwargs")
+    assert rest.kind is inspect.Parameter.VAR_KEYWORD
+    assert [(own.name, own.kind, own.default) for own in ours.values()] == [
+        (theirs.name, theirs.kind, theirs.default) for theirs in stock.values()
+    ], "TRL has changed its parameters: name the new ones in DifficultyAwareGRPOTrainer.__init__ too"
+
+
+def test_every_parameter_reaches_trl_and_so_do_those_of_a_later_one(monkeypatch):
+    given = {}
+
+    class ReachedError(Exception):
+        pass
+
+    def init(self, **arguments):
+        given.update(arguments)
+        raise ReachedError
+
+    names = [name for name in inspect.signature(GRPOTrainer.__init__).parameters if name not in ("self", "args")]
+    monkeypatch.setattr(GRPOTrainer, "__init__", init)
+    with pytest.raises(ReachedError):
+        DifficultyAwareGRPOTrainer(**{name: name for name in names}, args=None, parameter_of_a_later_trl=1)
+    assert given == {name: name for name in names} | {"args": None, "parameter_of_a_later_trl": 1}
 
 
 # --- who generates
@@ -260,7 +291,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("what", OTHERS)
-def test_what_cannot_be_rolled_out_apart_is_refused(tmp_path, images, what, scores_folder):
+def test_what_cannot_be_generated_separately_is_refused(tmp_path, images, what, scores_folder):
     options = OTHERS[what] | {"processing_class": tool_tokenizer()}
     with pytest.raises(ValueError, match=r"probe_fraction is 0\.5, but rollouts of tools, environments or a rollout"):
         run(DifficultyAwareGRPOTrainer, tmp_path, images, probe_fraction=0.5, scores=scores_folder, **options)
@@ -319,7 +350,7 @@ def test_options(tmp_path, texts, what):
     assert ours.difficulty.stream.batch == generations
 
 
-def test_a_batch_size_to_be_found_is_refused_by_trl(tmp_path):
+def test_auto_find_batch_size_is_refused_by_trl(tmp_path):
     with pytest.raises(ValueError, match="auto_find_batch_size is not supported by GRPO"):
         DifficultyAwareGRPOConfig(output_dir=str(tmp_path), auto_find_batch_size=True, **SMALL)
 
@@ -394,7 +425,7 @@ class Keeps(TrainerCallback):
 
 @pytest.mark.parametrize("trainer", [DifficultyAwareGRPOTrainer, GRPOTrainer])
 def test_the_best_model_is_really_loaded(tmp_path, images, trainer):
-    """Of a vision-language model whose file has other names than it: GRPOTrainer keeps the last weights, unsaid."""
+    """Of a vision-language model whose file has other names than it: GRPOTrainer keeps the last weights."""
     keeps = Keeps()
     made = run(
         trainer,

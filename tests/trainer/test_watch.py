@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from hardsample.trainer.watch import KL_LIMIT, LOSS_FACTOR, NO_SIGNAL, WINDOW, Watch
+from hardsample.trainer.watch import KL_LIMIT, LOSS_FACTOR, WINDOW, ZERO_VARIANCE, Watch
 
 NAN, INF = math.nan, math.inf
 
@@ -25,23 +25,23 @@ def raised(entries):
     return [alarm.name for alarm in watch.raised]
 
 
-def test_no_signal_is_said_once_when_a_whole_window_had_none():
+def test_zero_variance_alarms_once_after_a_whole_window():
     watch = Watch()
     found = names(watch, [{"frac_reward_zero_std": 1.0}] * (3 * WINDOW))
-    assert found == [[]] * (WINDOW - 1) + [["no_signal"]] + [[]] * (2 * WINDOW)
-    assert watch.raised[0].text.startswith("100% of the groups had no signal over the last 10 logs")
+    assert found == [[]] * (WINDOW - 1) + [["zero_variance"]] + [[]] * (2 * WINDOW)
+    assert watch.raised[0].text.startswith("100% of the groups had zero variance over the last 10 logs")
 
 
-def test_no_signal_is_a_mean_above_its_limit():
-    assert raised([{"frac_reward_zero_std": NO_SIGNAL}] * 50) == []
+def test_zero_variance_is_a_mean_above_its_limit():
+    assert raised([{"frac_reward_zero_std": ZERO_VARIANCE}] * 50) == []
     assert raised([{"frac_reward_zero_std": value} for value in [1.0] * 9 + [0.4] + [1.0] * 8]) == []
-    assert raised([{"frac_reward_zero_std": value} for value in [0.0] * 5 + [1.0] * 10]) == ["no_signal"]
+    assert raised([{"frac_reward_zero_std": value} for value in [0.0] * 5 + [1.0] * 10]) == ["zero_variance"]
 
 
 def test_our_own_count_of_zero_std_groups_is_preferred():
     ours = {"difficulty/frac_zero_std": 0.5, "frac_reward_zero_std": 1.0}
     assert raised([ours] * 20) == []
-    assert raised([ours | {"difficulty/frac_zero_std": NAN}] * 20) == ["no_signal"], "TRL's where ours is no number"
+    assert raised([ours | {"difficulty/frac_zero_std": NAN}] * 20) == ["zero_variance"], "TRL's where ours is no number"
 
 
 @pytest.mark.parametrize("name", ["loss", "grad_norm"])
@@ -80,7 +80,7 @@ def test_one_wild_loss_does_not_become_usual():
 def test_kl_away_from_the_reference(value):
     watch = Watch()
     assert names(watch, [{"kl": KL_LIMIT}, {"kl": value}, {"kl": value}]) == [[], ["kl"], []]
-    assert "nats a token" in watch.raised[0].text
+    assert "nats per token" in watch.raised[0].text
 
 
 def test_several_things_may_go_wrong_at_once():
@@ -120,7 +120,7 @@ COLLAPSES = {
 
 
 @pytest.mark.parametrize("case", COLLAPSES)
-def test_a_collapse_is_said_once_and_soon(case):
+def test_a_collapse_alarms_once_and_soon(case):
     high, low, noise = COLLAPSES[case]
     start = min(high, 0.0) - (10.0 if high < 0 else 0.0)
     for seed in range(10):

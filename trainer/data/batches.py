@@ -1,48 +1,51 @@
-"""A `GRPOTrainer` whose batches are known by row, whoever gives them.
+"""A `GRPOTrainer` that knows the dataset row of every sample in its batches.
 
-With nothing of ours switched on, loader, sampler and batches are TRL's own, and the rows follow from TRL's order. Else
-the loader carries row numbers, which become samples just before `_prepare_inputs`: by then all rollouts before have
-been rewarded, and what a subclass or a wrapper does in `_prepare_inputs` is done to samples.
+With no option of ours switched on, loader, sampler and batches are TRL's own, and the rows follow from TRL's order.
+Else the loader carries row numbers, which become samples just before `_prepare_inputs`: by then all earlier rollouts
+have been rewarded, and what a subclass or a wrapper does in `_prepare_inputs` is done to samples.
 """
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
+from accelerate.logging import get_logger
 from trl import GRPOTrainer
 
 from hardsample.trainer.data.rows import Places, RowNumbers, read_rows
+from hardsample.trainer.difficulty import Difficulty
 from hardsample.trainer.selection.sampler import prompt_order
+from hardsample.trainer.selection.sumtree import Rows
+from hardsample.trainer.setup import Setup
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _ORDER_HOOKS = ("get_train_dataloader", "_get_train_sampler", "_get_dataloader")
 """Where a subclass can change which samples are trained on."""
 
 
 class RowBatches(GRPOTrainer):
-    """See the module; a subclass chooses the rows in `_choose`, and gives `difficulty` and `_setup`."""
+    """See the module. A subclass chooses the rows in `_choose`, and sets `difficulty` and `_setup`."""
 
-    # Of the class, since a trainer may be made without __init__; Any, since a hook asks for None once, where it begins.
+    # Of the class, since a trainer may be made without __init__.
     train_dataset: Any
-    difficulty: Any = None
-    _setup: Any = None
+    difficulty: Difficulty | None = None
+    _setup: Setup | None = None
     _resumes = False
     _in_stock_order = False
     """Whether TRL's own loader gives the batches, in TRL's own order."""
     _chosen = False
     """Whether rows are chosen for a generation that has not begun."""
-    _rows: Any = None
+    _rows: Rows | None = None
     """Of the prompts of the generation under way, on all ranks; None before the first."""
     _read_samples: dict[int, dict[str, Any]] | None = None
     """By row, of this rank's share of them; None if they have not been read."""
 
     def _choose(self) -> None:
-        """Chooses the rows of the next generation."""
+        """Choose the rows of the next generation."""
         raise NotImplementedError
 
     def _begin(self, resumes: bool) -> None:
-        """Begins a training.
+        """Begin a training.
 
         Args:
             resumes: whether it resumes a checkpoint.
@@ -50,10 +53,10 @@ class RowBatches(GRPOTrainer):
         self._resumes = resumes
         self._chosen, self._rows, self._read_samples = False, None, None
         self._in_stock_order = self._stock_loader() and self._own_order()
-        if self._stock_loader() and not self._in_stock_order and self.accelerator.is_main_process:
+        if self._stock_loader() and not self._in_stock_order:
             logger.warning(
-                "Samples are trained on in an order of your own (%s is overridden, or train_dataset is another than "
-                "the trainer was made with): no evidence of them is gathered.",
+                "Samples are trained on in an order of your own (%s is overridden, or train_dataset was replaced): no "
+                "evidence of them is gathered.",
                 " or ".join(_ORDER_HOOKS),
             )
 
@@ -76,9 +79,9 @@ class RowBatches(GRPOTrainer):
         return Places(generations * prompts * self.num_generations * repeats)
 
     def _stock_loader(self) -> bool:
-        """Whether TRL's own loader gives the batches: nothing of ours is switched on.
+        """Return whether TRL's own loader gives the batches: no option of ours is switched on.
 
-        Not on resuming: TRL's order begins anew there, and ours is that of the uninterrupted run.
+        Not on resuming: there TRL's order starts from the beginning, and ours is that of the uninterrupted run.
         """
         if self._setup is None:
             return True
@@ -86,21 +89,21 @@ class RowBatches(GRPOTrainer):
         return idle and not (self._resumes and self._own_order())
 
     def _own_order(self) -> bool:
-        """Whether the samples come as this class has them come, and not as a subclass or a wrapper does."""
+        """Return whether this class decides the order of the samples, and not a subclass or a wrapper."""
         same = all(_function(self, name) is getattr(RowBatches, name) for name in _ORDER_HOOKS)
-        return same and self.train_dataset is self._setup.given
+        return same and self._setup is not None and self.train_dataset is self._setup.given
 
     def _prepare_context_parallel_inputs(self, model: Any, inputs: Any) -> Any:
         # what Trainer calls last before `_prepare_inputs`
         return super()._prepare_context_parallel_inputs(model, self._samples(inputs))
 
     def _samples(self, batch: Any) -> Any:
-        """Puts samples in the place of row numbers, of a new choice if it is time for one; leaves other batches be."""
+        """Replace row numbers by samples, after a new choice if a generation is due; return other batches unchanged."""
         if self.difficulty is None or not (isinstance(batch, list) and batch and isinstance(batch[0], int)):
             return batch
         if self._generation_due() and not self._chosen:
             self._choose()
-        if self._rows is None:  # in the middle of a generation whose checkpoint does not say them: nobody reads them
+        if self._rows is None:  # amid a generation whose checkpoint does not say which rows: they are not read
             return batch
         rows = prompt_order(self._rows, self.num_generations)
         share = len(rows) // self.accelerator.num_processes
@@ -111,10 +114,11 @@ class RowBatches(GRPOTrainer):
         return read_rows(self._read_samples, mine)
 
     def _read(self, rows: Sequence[int]) -> list[dict[str, Any]]:
+        assert self._setup is not None, "rows are read where there are some"
         return read_rows(self._setup.data, rows, self.args.dataloader_num_workers)
 
     def _phase(self) -> int:
-        """How many micro-steps ago the buffer was generated; 0: it is time for a new one."""
+        """Return how many micro-steps ago the buffer was generated; 0 if a new generation is due."""
         return self._step % (self.args.steps_per_generation * self.num_iterations)
 
     def _generation_due(self) -> bool:
@@ -122,6 +126,6 @@ class RowBatches(GRPOTrainer):
 
 
 def _function(trainer: Any, name: str) -> Any:
-    """What a call of a trainer's method runs; a wrapper that an instance holds is one too."""
+    """Return the function that a call of a trainer's method runs, which may be a wrapper set on the instance."""
     method = getattr(trainer, name)
     return getattr(method, "__func__", method)

@@ -1,7 +1,7 @@
 """Images of a training dataset, decoded by the code that scoring decodes them with.
 
-`datasets` hands images out as their files hold them: transparent, 16-bit, of floats. What a processor makes of those is
-not what was scored, so a trainer's dataset gets images as scoring saw them: upright, on white, 8-bit RGB.
+`datasets` returns images as their files hold them: transparent, 16-bit, of floats. What a processor makes of those is
+not what was scored, so a trainer's dataset returns images as scoring saw them: upright, on white, 8-bit RGB.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class RgbImage(Feature):
 
         Args:
             value: its bytes and path.
-            token_per_repo_id: as for `datasets.Image`, which opens what lies neither here nor on this machine.
+            token_per_repo_id: as for `datasets.Image`, which opens what is neither in the dataset nor on this machine.
 
         Raises:
             UnreadableImageError: it cannot be decoded.
@@ -60,7 +60,7 @@ class RgbImage(Feature):
 
 
 def undecoded(data: Dataset, column: str) -> Dataset:
-    """Give a dataset whose images come as bytes and path."""
+    """Return a dataset whose images come as bytes and path."""
     feature = data.features[column]
     kind = List(Feature(decode=False)) if isinstance(feature, List) else Feature(decode=False)
     inner = feature.feature if isinstance(feature, List) else feature
@@ -68,7 +68,7 @@ def undecoded(data: Dataset, column: str) -> Dataset:
 
 
 def check_headers(data: Any) -> None:
-    """Read the header of every image before a training begins; of data that `load` gave, it was read there.
+    """Read the header of every image before a training begins; `load` has done so for data that it returned.
 
     Args:
         data: the training dataset.
@@ -88,16 +88,16 @@ def check_headers(data: Any) -> None:
 
 
 def name_of(data: Dataset, row: int) -> str:
-    """Call a row by its number, that of its record if it is known, and its id."""
-    told = data.select_columns([name for name in ("id", "record_number") if name in data.column_names])
-    record = told.with_format(None)[row] if told.column_names else {}
+    """Name a row by its number (that of its record, if known) and its id."""
+    naming = data.select_columns([name for name in ("id", "record_number") if name in data.column_names])
+    record = naming.with_format(None)[row] if naming.column_names else {}
     number = record.get("record_number", row)
     return f"record {number} (id {record['id']!r}) of the dataset" if "id" in record else f"row {row} of the dataset"
 
 
 @contextmanager
 def samples_named(*datasets: Any) -> Iterator[None]:
-    """Say which sample an image is of that cannot be decoded while a block runs.
+    """Name the sample of an image that cannot be decoded while the block runs.
 
     Args:
         datasets: where it may be from.
@@ -116,7 +116,7 @@ def samples_named(*datasets: Any) -> Iterator[None]:
 
 
 def names_samples(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a trainer's method say which sample an image is of that it cannot decode."""
+    """Make a trainer's method name the sample of an image that it cannot decode."""
 
     @wraps(method)
     def named(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -131,7 +131,7 @@ def _sample_with(data: Dataset, ref: dict[str, Any]) -> str | None:
 
 
 def _stored(data: Dataset) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    """The images of each row, as bytes and path."""
+    """Yield each row and its images, as bytes and path."""
     column = next((name for name in COLUMNS if name in data.column_names), None)
     if column is None:
         return
@@ -142,5 +142,5 @@ def _stored(data: Dataset) -> Iterator[tuple[int, list[dict[str, Any]]]]:
 
 
 def _lies_here(ref: dict[str, Any]) -> bool:
-    """Whether an image is in the dataset or on this machine, not in an archive or at an address."""
+    """Return whether an image is in the dataset or on this machine, not in an archive or at a URL."""
     return ref["bytes"] is not None or "://" not in str(ref["path"]) or Path(ref["path"]).exists()

@@ -1,4 +1,4 @@
-"""Overlong prompts are left out before a training: TRL has no `max_prompt_length` any more."""
+"""Leave out overlong prompts before a training: TRL no longer has `max_prompt_length`."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ BATCH = 16
 
 
 def keep_short(data: Dataset, processor: Any, limit: int) -> tuple[Dataset, list[dict[str, Any]]]:
-    """Leaves out samples whose prompt, image tokens included, is longer than a limit.
+    """Leave out samples whose prompt, image tokens included, is longer than a limit.
 
     Args:
         data: with `id`, `prompt` and `images`.
@@ -41,12 +41,12 @@ def keep_short(data: Dataset, processor: Any, limit: int) -> tuple[Dataset, list
 
 
 def _lengths(records: list[dict[str, Any]], processor: Any) -> list[int]:
-    """Tokens of each prompt as the trainer will feed it, one by one where a batch would mix what cannot be mixed."""
+    """Return the length of each prompt in tokens; each is tokenized alone, since not all can share a batch."""
     lengths = []
     for record in records:
         prompt = prepare_multimodal_messages(record["prompt"], images=record["images"])
-        found = processor.apply_chat_template(
+        tokenized = processor.apply_chat_template(
             conversation=[prompt], add_generation_prompt=True, tokenize=True, return_dict=True
         )
-        lengths.append(len(found["input_ids"][0]))
+        lengths.append(len(tokenized["input_ids"][0]))
     return lengths

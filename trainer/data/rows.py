@@ -1,5 +1,5 @@
-"""The training dataset seen by row number: loaders carry numbers only, rows are read when they are about to be rolled
-out. So no image is decoded that is not used, and none twice for the completions of one group.
+"""The training dataset by row number: loaders carry numbers only, and rows are read when they are about to be rolled
+out. So only images that are used are decoded, and once for all completions of a group.
 """
 
 import json
@@ -31,7 +31,7 @@ _PRINTS = 1024
 
 
 class RowNumbers(torch.utils.data.Dataset):
-    """Stands for a dataset in a loader: item i is i."""
+    """Stands in for a dataset in a loader: item i is i."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -44,10 +44,10 @@ class RowNumbers(torch.utils.data.Dataset):
 
 
 class Places(Sampler[int]):
-    """As many places as an epoch has rollouts; the rows that fill them are chosen when they are generated.
+    """As many indices as an epoch has rollouts; the rows behind them are chosen when they are generated.
 
     Args:
-        length: places of an epoch, the same for all epochs.
+        length: rollouts of an epoch, the same for all epochs.
     """
 
     def __init__(self, length: int) -> None:
@@ -61,15 +61,15 @@ class Places(Sampler[int]):
 
 
 def read_rows(data: Any, rows: Sequence[int], threads: int = 0) -> list[dict[str, Any]]:
-    """Reads rows, each once, and gives each place a record of its own.
+    """Read rows, each only once, and return a separate record for each entry.
 
     Args:
         data: dataset with random access.
-        rows: row numbers; one may stand more than once.
-        threads: that read side by side; 0 or 1: none.
+        rows: row numbers; a row may be repeated.
+        threads: that read in parallel; 0 or 1: none.
 
     Returns:
-        One record a place. Places of one row share images, and nothing else that could be changed.
+        One record for each entry of `rows`. Records of the same row share images, and nothing else that is mutable.
     """
     unique = list(dict.fromkeys(int(row) for row in rows))
     if threads > 1 and len(unique) > 1:
@@ -79,12 +79,12 @@ def read_rows(data: Any, rows: Sequence[int], threads: int = 0) -> list[dict[str
         records = data.__getitems__(unique)
     else:
         records = [data[row] for row in unique]
-    found = dict(zip(unique, records, strict=True))
-    return [_own(found[int(row)]) for row in rows]
+    record_of = dict(zip(unique, records, strict=True))
+    return [_own(record_of[int(row)]) for row in rows]
 
 
 def has_images(data: Any) -> Bool[np.ndarray, "rows"] | None:
-    """Says of each row whether it has an image; None if the rows are all alike, or it cannot be told cheaply.
+    """Return for each row whether it has an image; None if all rows are alike, or if finding out is costly.
 
     Args:
         data: the training dataset.
@@ -96,17 +96,17 @@ def has_images(data: Any) -> Bool[np.ndarray, "rows"] | None:
         return None
     column = data.data.column(name)  # of the table behind any selection: no image's bytes are read
     if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        found = pc.greater(pc.fill_null(pc.list_value_length(column), 0), 0)
+        present = pc.greater(pc.fill_null(pc.list_value_length(column), 0), 0)
     else:
-        found = pc.is_valid(column)
-    values = found.to_numpy().astype(bool)
+        present = pc.is_valid(column)
+    values = present.to_numpy().astype(bool)
     if data._indices is not None:
         values = values[data._indices.column(0).to_numpy()]
     return None if values.all() or not values.any() else values
 
 
 def fingerprint(data: Any) -> str:
-    """A digest by which a checkpoint knows its dataset again: size, columns, and the texts of up to 1,024 rows.
+    """Return a digest by which a checkpoint recognizes its dataset: size, columns, the texts of up to 1,024 rows.
 
     Ids alone would not do: they may be line numbers.
 
@@ -127,7 +127,7 @@ def fingerprint(data: Any) -> str:
 
 
 def rows_of_scores(data: Any, scores: Scores, samples: Sequence[str | None] | None = None) -> tuple[Rows, pa.Table]:
-    """Finds the dataset row of each score.
+    """Find the dataset row of each score.
 
     Args:
         data: the training dataset.
@@ -135,10 +135,10 @@ def rows_of_scores(data: Any, scores: Scores, samples: Sequence[str | None] | No
         samples: id of the scored sample of each row, see `as_scored`; default the column `id`.
 
     Returns:
-        (rows, table): the rows that have a score, and their scores, in one order.
+        (rows, table): the rows that have a score, and their scores, in the same order.
 
     Raises:
-        ScoresError: the dataset has no column `id`, an id stands twice, or none has a score.
+        ScoresError: the dataset has no column `id`, an id is repeated, or none has a score.
     """
     if not isinstance(data, Dataset) or "id" not in data.column_names:
         raise ScoresError(
@@ -148,24 +148,25 @@ def rows_of_scores(data: Any, scores: Scores, samples: Sequence[str | None] | No
     ids = text_ids(data)
     if pc.count_distinct(ids, mode="all").as_py() < len(ids):
         counted = pc.value_counts(ids)
-        twice = next(one["values"].as_py() for one in counted if one["counts"].as_py() > 1)
-        raise ScoresError(f"id {twice!r} stands more than once in the training dataset: make the ids unique")
+        repeated = next(entry["values"].as_py() for entry in counted if entry["counts"].as_py() > 1)
+        raise ScoresError(f"id {repeated!r} is repeated in the training dataset: make the ids unique")
     table = scores.table.with_format("arrow")[:]
     names = ids if samples is None else pa.array(samples, pa.string())
-    place = pc.index_in(names, value_set=table["id"].combine_chunks() if table.num_rows else pa.array([], pa.string()))
-    rows = np.flatnonzero(pc.is_valid(place).to_numpy(zero_copy_only=False))
+    scored_ids = table["id"].combine_chunks() if table.num_rows else pa.array([], pa.string())
+    position = pc.index_in(names, value_set=scored_ids)
+    rows = np.flatnonzero(pc.is_valid(position).to_numpy(zero_copy_only=False))
     if not len(rows):
         raise ScoresError(
             f"none of the {len(ids)} samples has a score in {scores.directory}: give the scores of this dataset (its "
             f"first id is {ids[0].as_py()!r}, theirs {table['id'][0].as_py() if table.num_rows else None!r})"
         )
-    return rows.astype(np.int64), table.take(place.take(pa.array(rows)))
+    return rows.astype(np.int64), table.take(position.take(pa.array(rows)))
 
 
 def masks_of(
     records: Sequence[Mapping[str, Any]], ratios: Sequence[float], realization: int, seed: int
 ) -> list[MaskDraw]:
-    """The masks of the images of some records, in order; a record's images share its ratio.
+    """Return the masks of the images of some records, in order; a record's images share its ratio.
 
     Args:
         records: with `id`, and `images` or `image`.
@@ -181,15 +182,15 @@ def masks_of(
 
 
 def with_images(data: Any, ours: bool = True) -> Any:
-    """Lets the images of a dataset be read as scoring reads them: upright, on white, 8-bit RGB.
+    """Return a dataset whose images are read as scoring reads them: upright, on white, 8-bit RGB.
 
     Args:
-        data: a dataset, a dict of datasets, or anything else, which is given back as it is.
-        ours: also where `datasets` decodes them itself; else only where they lie as bytes and path, as
-            `hardsample.data.loading.load` gives them, which TRL could not read.
+        data: a dataset, a dict of datasets, or anything else, which is returned unchanged.
+        ours: also where `datasets` decodes them itself; else only where they are stored as bytes and path, as
+            `hardsample.data.loading.load` returns them, which TRL could not read.
     """
     if isinstance(data, dict):
-        return type(data)({name: with_images(one, ours) for name, one in data.items()})
+        return type(data)({name: with_images(part, ours) for name, part in data.items()})
     if not isinstance(data, Dataset | IterableDataset) or data.features is None:
         return data
     kinds: dict[str, Any] = {"images": List(RgbImage()), "image": RgbImage()}
@@ -204,39 +205,39 @@ def with_images(data: Any, ours: bool = True) -> Any:
 
 
 def images_of(record: Mapping[str, Any]) -> list[Any]:
-    """The images of a record, of either of TRL's columns."""
+    """Return the images of a record, from either of TRL's columns."""
     if "images" in record:
         return list(record["images"] or [])
     return [record["image"]] if record.get("image") is not None else []
 
 
-def with_masks(records: Sequence[dict[str, Any]], masks: Sequence[MaskDraw], kind: str) -> list[dict[str, Any]]:
-    """Masks the images of some records in their own pixels (`source` space).
+def with_masks(records: Sequence[dict[str, Any]], masks: Sequence[MaskDraw], mask_kind: str) -> list[dict[str, Any]]:
+    """Mask the images of some records in their own pixels (`source` space).
 
     Args:
         records: with `images` or `image`, of PIL images.
         masks: one for each image, in order.
-        kind: `pixel`, `patch` or `rectangle`.
+        mask_kind: `pixel`, `patch` or `rectangle`.
 
     Returns:
         New records.
     """
     images = [to_rgb(image) for record in records for image in images_of(record)]
     tensors = [torch.from_numpy(np.array(image)) for image in images]
-    masked = iter([Image.fromarray(one.numpy()) for one in mask_images(tensors, masks, kind=kind)])
-    found = []
+    masked = iter([Image.fromarray(image.numpy()) for image in mask_images(tensors, masks, kind=mask_kind)])
+    new_records = []
     for record in records:
         if "images" in record:
-            found.append({**record, "images": [next(masked) for _ in images_of(record)]})
+            new_records.append({**record, "images": [next(masked) for _ in images_of(record)]})
         else:
-            found.append({**record, "image": next(masked) if images_of(record) else None})
-    return found
+            new_records.append({**record, "image": next(masked) if images_of(record) else None})
+    return new_records
 
 
 def _own(value: Any) -> Any:
-    """A copy of the containers in a record; what is in them, images among it, is shared."""
+    """Copy the containers in a record; their contents, images included, are shared."""
     if isinstance(value, dict):
-        return {key: _own(one) for key, one in value.items()}
+        return {key: _own(child) for key, child in value.items()}
     if isinstance(value, list):
-        return [_own(one) for one in value]
+        return [_own(child) for child in value]
     return value

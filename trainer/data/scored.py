@@ -1,7 +1,7 @@
-"""Which scored sample each row of a training dataset is, by id and by digest; rows that scoring rejected are left out.
+"""Match the rows of a training dataset with scored samples, by id and by digest; skip those that scoring rejected.
 
 A digest is made of what `hardsample.load_dataset` would make of the row. Where a dataset lacks columns for that, the
-parts that it has are compared, and it is said once what was not.
+parts that it has are compared, and a warning says which were not.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from hardsample.trainer.data.decoding import COLUMNS, undecoded
 logger = logging.getLogger(__name__)
 
 LOADED = ("prompt", "images", "solution", "grader", "options", "box_format")
-"""Columns by which a dataset is known to be one that `load` gave."""
+"""Columns by which a dataset is recognized as one that `load` returned."""
 GOLD = ("solution", "answer", "answers", "reward_model", "ground_truth")
 """Columns one of which holds the answer in a dataset of another format."""
 
@@ -36,19 +36,19 @@ class ScoresError(HardsampleError, ValueError):
 
 
 def as_scored(data: Any, folder: str | None) -> tuple[Any, list[str | None] | None]:
-    """Leave out the rows that scoring rejected, and find the scored sample of each of the others.
+    """Skip the rows that scoring rejected, and find the scored sample of each of the others.
 
     Args:
         data: the training dataset.
         folder: of the scores; None without any.
 
     Returns:
-        (data, samples): the rows that are left, and the id of the scored sample of each, None of one that was not
+        (data, samples): the remaining rows, and the id of the scored sample of each, None for a row that was not
         scored; no samples where there are no scores, or no column `id`.
 
     Raises:
         OutputError: there are no scores in the folder.
-        ScoresError: a row is not what was scored under its id, or none is left.
+        ScoresError: a row is not what was scored under its id, or no row is left.
     """
     if not folder or not isinstance(data, Dataset) or "id" not in data.column_names:
         return data, None
@@ -67,13 +67,13 @@ def as_scored(data: Any, folder: str | None) -> tuple[Any, list[str | None] | No
         if joined.note:
             logger.warning("%s.", joined.note)
         samples = joined.samples
-        names = samples if joined.note else ids  # where lines moved, an id says nothing of a record that is new
+        names = samples if joined.note else ids  # where lines moved, the id of a new record says nothing
     rejected = rejected_samples(scores)
     keep = [row for row, name in enumerate(names) if name not in rejected]
     if len(keep) < len(data):
         first = next(own for own, name in zip(ids, names, strict=True) if name in rejected)
         logger.warning(
-            "%d of %d samples are left out, for scoring rejected them (the first: %r; why: %s).",
+            "%d of %d samples are skipped: scoring rejected them (the first: %r; see %s for the reasons).",
             len(data) - len(keep),
             len(data),
             first,
@@ -90,12 +90,12 @@ def as_scored(data: Any, folder: str | None) -> tuple[Any, list[str | None] | No
 
 
 def text_ids(data: Dataset) -> pa.Array:
-    """The column `id` as text."""
+    """Return the column `id` as text."""
     return data.select_columns(["id"]).with_format("arrow")[:]["id"].combine_chunks().cast(pa.string())
 
 
 def row_digests(data: Dataset, grader: str | None, options_template: str) -> list[str]:
-    """Digest each row as scoring would; "" of one of which scoring could make nothing.
+    """Digest each row as scoring would; "" for a row that scoring could not read.
 
     Args:
         data: with columns that `hardsample.data.loading.load` reads.
@@ -122,8 +122,7 @@ def row_digests(data: Dataset, grader: str | None, options_template: str) -> lis
         )
     if ungraded:
         logger.warning(
-            "%d of %d samples have no solution that could be compared with what was scored: only their prompts and "
-            "images were.",
+            "%d of %d samples have no solution to compare with what was scored: only their prompts and images were.",
             ungraded,
             len(data),
         )
@@ -142,18 +141,18 @@ def _digest(row: Mapping[str, Any], number: int, grader: str | None, options_tem
 
 
 def _alike(known: Mapping[str, str], ids: Sequence[str | None], digests: Sequence[str], folder: str) -> list[str]:
-    """Digests without their prompts where these are another template throughout: images and answers are what counts."""
+    """Drop the prompts from the digests if all of them differ (another template): images and answers decide."""
     pairs = [
         (known[name], digest)
         for name, digest in zip(ids, digests, strict=True)
         if digest and name is not None and name in known
     ]
     prompts = {digest.partition("-")[0] for digest in known.values()}
-    other = pairs and all(
+    other_template = pairs and all(
         changed_parts(scored, digest) == [PARTS[0]] and digest.partition("-")[0] not in prompts
         for scored, digest in pairs
     )
-    if not other:
+    if not other_template:
         return list(digests)
     logger.warning(
         "The prompts of all %d samples differ from those that were scored in %s (images and solutions are the same): "

@@ -1,6 +1,6 @@
-"""Where an experiment keeps what, and what its options are once TRL has read them.
+"""The files of an experiment, and its options as TRL reads them.
 
-OUTPUT/experiment.json     what this experiment is of
+OUTPUT/experiment.json     data, model and settings that may not change
 OUTPUT/scores/             of the training data (or where `scores` says)
 OUTPUT/trainings/KEY/      one stage: stage.json, log.txt, model/, done.json, test-…/ (its evaluation)
 OUTPUT/cells/…/cell.json   one recipe with one seed: its stages and its result
@@ -23,7 +23,7 @@ from hardsample.trainer.experiment.config import ExperimentConfig, ExperimentErr
 
 
 def evaluation_options(config: ExperimentConfig) -> dict[str, Any]:
-    """What `evaluate` is called with."""
+    """Return the options that `evaluate` is called with."""
     return {
         "data": config.test,
         "limit": config.test_limit,
@@ -33,7 +33,7 @@ def evaluation_options(config: ExperimentConfig) -> dict[str, Any]:
 
 
 def evaluation_name(config: ExperimentConfig) -> str:
-    """The folder of an evaluation: another test is another folder."""
+    """Return the name of an evaluation's folder, which depends on the test."""
     digest = blake2b(json.dumps(evaluation_options(config), sort_keys=True).encode(), digest_size=4).hexdigest()
     return f"test-{digest}"
 
@@ -43,7 +43,7 @@ def training_folder(config: ExperimentConfig, key: str) -> Path:
 
 
 def made_options(name: str, kind: Any, options: dict[str, Any], config: ExperimentConfig) -> Any:
-    """Options as TRL understands them."""
+    """Make a TRL config of some options."""
     given = {"use_cpu": default_device() == "cpu", "report_to": "none"} | options
     try:
         return kind(output_dir=str(config.folder), **given)
@@ -56,7 +56,7 @@ def grpo_options(config: ExperimentConfig) -> DifficultyAwareGRPOConfig:
 
 
 def prompts_a_step(config: ExperimentConfig) -> dict[str, int]:
-    """Samples that one optimizer step takes, by method."""
+    """Return how many samples an optimizer step takes, by method."""
     grpo, sft = grpo_options(config), made_options("sft", SFTConfig, config.sft, config)
     each = grpo.per_device_train_batch_size * grpo.gradient_accumulation_steps
     return {
@@ -71,7 +71,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise OutputError(f"{path} cannot be read ({error}): delete it, and it is made again") from error
+        raise OutputError(f"{path} cannot be read ({error}): delete it to make it again") from error
 
 
 def write_json(path: Path, content: Any) -> None:

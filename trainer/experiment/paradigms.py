@@ -30,7 +30,7 @@ TERCILES = "quantile:0.16667,0.33333,0.66667,0.83333"
 
 
 class RecipeError(HardsampleError, ValueError):
-    """A recipe cannot be read, or names samples that there are none of."""
+    """A recipe cannot be parsed, or names samples that do not exist."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Part:
     spec: str
     """`all`, or strata such as `medium+hard`."""
     random: bool = False
-    """Whether not those, but as many drawn at random from all in the four strata, anew for each seed."""
+    """Whether to draw as many at random from all in the four strata instead, differently for each seed."""
 
     def __str__(self) -> str:
         return f"random({self.spec})" if self.random else self.spec
@@ -89,7 +89,7 @@ _STAGE = re.compile(r"(sft|grpo)\s+(?:(random)\(\s*([a-z+]+)\s*\)|([a-z+]+))")
 
 
 def parse_recipe(text: str) -> Recipe:
-    """Reads a recipe: a name of the paper's twelve, or stages such as `sft medium, grpo random(hard)`.
+    """Parse a recipe: a name of the paper's twelve, or stages such as `sft medium, grpo random(hard)`.
 
     Args:
         text: a name of `PAPER`, or stages, separated by commas: a method and the samples.
@@ -99,13 +99,13 @@ def parse_recipe(text: str) -> Recipe:
     """
     stages = []
     for part in _PAPER.get(text, text).split(","):
-        found = _STAGE.fullmatch(part.strip())
-        if found is None:
+        match = _STAGE.fullmatch(part.strip())
+        if match is None:
             raise RecipeError(
                 f"there is no recipe {text!r}: name one of {', '.join(_PAPER)}, or write stages such as "
                 "'sft medium, grpo random(hard)'"
             )
-        method, random, drawn, plain = found.groups()
+        method, random, drawn, plain = match.groups()
         spec = drawn or plain
         if spec != ALL:
             try:
@@ -123,7 +123,7 @@ PAPER = {name: parse_recipe(name) for name in _PAPER}
 
 
 def rows_of(part: Part, ids: Sequence[str], strata: Sequence[str | None], seed: int) -> list[int]:
-    """Finds the samples of a part.
+    """Find the samples of a part.
 
     Args:
         part: see `Part`.
@@ -140,9 +140,9 @@ def rows_of(part: Part, ids: Sequence[str], strata: Sequence[str | None], seed: 
 
 
 def tercile_bounds(thresholds: Sequence[float | None], ratios: Sequence[float]) -> Bounds:
-    """Finds the bounds on λ* that part the solved samples most evenly: for models whose strata are too small.
+    """Find the bounds on λ* that divide the solved samples most evenly, for models whose strata are too small.
 
-    λ* takes few values, so exact thirds seldom exist: of all pairs of bounds on the grid of ratios the one is taken
+    λ* takes few values, so exact thirds seldom exist: of all pairs of bounds on the grid of ratios, take the pair
     whose smallest stratum is largest, then whose largest is smallest.
 
     Args:
@@ -155,7 +155,7 @@ def tercile_bounds(thresholds: Sequence[float | None], ratios: Sequence[float]) 
     steps = [ratio for ratio in ratios if ratio > 0]
     if len(steps) < 3:
         raise RecipeError(f"{len(steps)} mask ratios above 0, three strata need at least three: score with more")
-    values = [ratio_units(1.0 if one is None else one) for one in thresholds]
+    values = [ratio_units(1.0 if threshold is None else threshold) for threshold in thresholds]
 
     def sizes(hard_max: float, easy_min: float) -> tuple[int, int]:
         hard = sum(value <= ratio_units(hard_max) for value in values)
@@ -163,7 +163,7 @@ def tercile_bounds(thresholds: Sequence[float | None], ratios: Sequence[float]) 
         counts = hard, len(values) - hard - easy, easy
         return min(counts), -max(counts)
 
-    pairs = [(low, high) for place, low in enumerate(steps) for high in steps[place + 2 :]]
+    pairs = [(low, high) for index, low in enumerate(steps) for high in steps[index + 2 :]]
     return Bounds(*max(pairs, key=lambda pair: sizes(*pair)))
 
 
@@ -174,7 +174,7 @@ def tercile_strata(
     balances: Sequence[float | None],
     ratios: Sequence[float],
 ) -> tuple[list[str | None], str]:
-    """Labels the solved samples anew by thirds; what is unsolved or unfinished stays so.
+    """Relabel the solved samples by thirds; unsolved and unfinished ones keep their labels.
 
     Args:
         metric: `pism` or `cmab`.
@@ -188,12 +188,12 @@ def tercile_strata(
     """
     solved = [name in SOLVED for name in strata]
     if metric == "cmab":
-        found = parse_bounds(TERCILES, [one for one, keep in zip(balances, solved, strict=True) if keep])
-        return _balance_labels(strata, balances, found), (
-            f"ρ̄ hard {found.hard_min:.3g}-{found.hard_max:.3g}, easy below {found.easy_below:.3g} or above "
-            f"{found.easy_above:.3g}"
+        thirds = parse_bounds(TERCILES, [balance for balance, keep in zip(balances, solved, strict=True) if keep])
+        return _balance_labels(strata, balances, thirds), (
+            f"ρ̄ hard {thirds.hard_min:.3g}-{thirds.hard_max:.3g}, easy below {thirds.easy_below:.3g} or above "
+            f"{thirds.easy_above:.3g}"
         )
-    bounds = tercile_bounds([one for one, keep in zip(thresholds, solved, strict=True) if keep], ratios)
+    bounds = tercile_bounds([threshold for threshold, keep in zip(thresholds, solved, strict=True) if keep], ratios)
     labels = [
         stratum(threshold, False, bounds) if keep else name
         for name, threshold, keep in zip(strata, thresholds, solved, strict=True)

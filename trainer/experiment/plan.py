@@ -1,6 +1,6 @@
-"""From an experiment and its strata to trainings: what is trained on what, from which model, and what is shared.
+"""From an experiment and its strata to trainings: on which samples, from which model, and what cells share.
 
-A training is known by all that it follows from: the model it starts from, method, samples, options and seed. So two
+A training's key is a digest of all that determines it: the model it starts from, method, samples, options, seed. So two
 recipes that begin with the same fine-tuning share it, and a recipe that uses no strata is trained once for both
 metrics. Pure.
 """
@@ -24,13 +24,13 @@ NEEDED = ("medium", "hard")
 
 @dataclass(frozen=True)
 class Strata:
-    """What the scores say by one metric."""
+    """The strata of the scored samples by one metric."""
 
     metric: str
     ids: tuple[str, ...]
     strata: tuple[str | None, ...]
     note: str = ""
-    """Why these are not the strata by the usual bounds."""
+    """Why these are not the strata by the usual bounds; empty if they are."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Where the cell lies, relative to the folder of cells."""
-        safe = "".join(one if one.isalnum() or one in "+-_" else "_" for one in self.recipe)
+        """The cell's folder, relative to the folder of cells."""
+        safe = "".join(character if character.isalnum() or character in "+-_" else "_" for character in self.recipe)
         return f"{self.budget}-{self.variant}/{self.metric or 'any'}-{safe}/seed{self.seed}"
 
 
@@ -90,7 +90,7 @@ def strata_of(
     ratios: Sequence[float],
     least: int,
 ) -> Strata:
-    """Takes a metric's strata, or thirds of the solved samples where medium or hard is too small to train on.
+    """Return a metric's strata, or thirds of the solved samples where medium or hard is too small to train on.
 
     Args:
         metric: `pism` or `cmab`.
@@ -110,7 +110,7 @@ def strata_of(
 
 
 def make_plan(config: ExperimentConfig, strata: Sequence[Strata], prompts: Mapping[str, int], group: int) -> Plan:
-    """Lays out every training.
+    """Plan every training.
 
     Args:
         config: the experiment.
@@ -126,8 +126,8 @@ def make_plan(config: ExperimentConfig, strata: Sequence[Strata], prompts: Mappi
         about = (metric.metric if recipe.uses_strata else None, budget, variant, recipe.name, seed)
         if about not in cells:
             made, problem = _chain(config, metric, budget, variant, recipe, seed, prompts, group)
-            trainings |= {one.key: one for one in made}
-            cells[about] = Cell(*about, tuple(one.key for one in made), problem)
+            trainings |= {training.key: training for training in made}
+            cells[about] = Cell(*about, tuple(training.key for training in made), problem)
     return Plan(trainings, tuple(cells.values()))
 
 
@@ -141,8 +141,8 @@ def _chain(
     prompts: Mapping[str, int],
     group: int,
 ) -> tuple[list[Training], str]:
-    """The trainings of one cell, or why there are none."""
-    made: list[Training] = []
+    """Return the trainings of a cell, or why it has none."""
+    trainings: list[Training] = []
     parent = BASE
     changes = config.variants[variant]
     for stage in recipe.stages:
@@ -170,17 +170,18 @@ def _chain(
         }
         key = f"{stage.method}-{_digest(about)}"
         rollouts = steps * prompts["grpo"] * group if grpo else 0
-        made.append(Training(key, parent, stage.method, str(stage.part), seed, rows, rewards, options, steps, rollouts))
+        about_stage = (key, parent, stage.method, str(stage.part), seed)
+        trainings.append(Training(*about_stage, rows, rewards, options, steps, rollouts))
         parent = key
-    return made, ""
+    return trainings, ""
 
 
 def _shared(config: ExperimentConfig, grpo: bool) -> dict[str, Any]:
-    """What every training of an experiment follows from besides its own options."""
-    found = {name: getattr(config, name) for name in ("model", "data", "freeze", "model_config", "grader")}
+    """Return what determines every training of an experiment, besides its own options."""
+    shared = {name: getattr(config, name) for name in ("model", "data", "freeze", "model_config", "grader")}
     if not grpo:
-        found |= {name: getattr(config, name) for name in ("max_sft_length", "reasoning_column")}
-    return found
+        shared |= {name: getattr(config, name) for name in ("max_sft_length", "reasoning_column")}
+    return shared
 
 
 def _digest(value: Any) -> str:

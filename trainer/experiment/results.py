@@ -1,13 +1,13 @@
 """From the cells of an experiment to its table: means with intervals over seeds, differences paired by seed. Pure.
 
-One comparison is primary: it was named before anything was run, and its p-value stands as it is. All others are
+One comparison is primary: it was named before anything was run, and its p-value is not corrected. All others are
 corrected for their number by Holm. A cell that diverged is named and not averaged in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hardsample.metrics.intervals import Interval, holm, mean_interval, p_value
 
@@ -78,10 +78,10 @@ class Difference:
 
 
 def make_rows(outcomes: Sequence[Outcome]) -> list[Row]:
-    """Sums cells up over seeds, in the order of their first."""
+    """Average cells over seeds, in the order of their first seed."""
     groups: dict[tuple[Setting, str], list[Outcome]] = {}
-    for one in outcomes:
-        groups.setdefault(((one.budget, one.variant, one.metric), one.recipe), []).append(one)
+    for outcome in outcomes:
+        groups.setdefault(((outcome.budget, outcome.variant, outcome.metric), outcome.recipe), []).append(outcome)
     return [_row(setting, recipe, cells) for (setting, recipe), cells in groups.items()]
 
 
@@ -93,7 +93,7 @@ def _row(setting: Setting, recipe: str, cells: Sequence[Outcome]) -> Row:
         if cell.problem:
             problems.setdefault(cell.problem, []).append(cell.seed)
     notes += [f"seeds {', '.join(map(str, seeds))}: {text}" for text, seeds in problems.items()]
-    quiet = sum("no_signal" in cell.alarms for cell in good)
+    quiet = sum("zero_variance" in cell.alarms for cell in good)
     notes += [f"hardly any signal in {quiet} of {len(good)}"] if quiet else []
     made = [cell for cell in cells if cell.accuracy is not None]
 
@@ -115,7 +115,7 @@ def _row(setting: Setting, recipe: str, cells: Sequence[Outcome]) -> Row:
 
 
 def compare_rows(rows: Sequence[Row], recipe: str, against: str) -> list[Difference]:
-    """Compares every row with the reference of its setting, and variants of a recipe with the first variant.
+    """Compare every row with the reference of its setting, and variants of a recipe with the first variant.
 
     Args:
         rows: of the table, the first setting first.
@@ -137,19 +137,18 @@ def compare_rows(rows: Sequence[Row], recipe: str, against: str) -> list[Differe
         first = by.get(((budget, variants[0], metric), row.recipe))
         if variant != variants[0] and first is not None:
             pairs.append((row, first))
-    found = [one for one in (_difference(row, other) for row, other in pairs) if one is not None]
-    chosen = next((one for one in found if one.row.recipe == recipe and one.against.recipe == against), None)
-    rest = [one for one in found if one is not chosen]
-    tested = [one for one in rest if one.p is not None]
-    corrected = dict(zip(map(id, tested), holm([one.p for one in tested if one.p is not None]), strict=True))
-    others = [Difference(one.row, one.against, one.difference, one.p, corrected.get(id(one))) for one in rest]
-    if chosen is None:
-        return others
-    return [Difference(chosen.row, chosen.against, chosen.difference, chosen.p, primary=True), *others]
+    compared = [_difference(row, other) for row, other in pairs]
+    differences = [difference for difference in compared if difference is not None]
+    primary = next((d for d in differences if d.row.recipe == recipe and d.against.recipe == against), None)
+    others = [difference for difference in differences if difference is not primary]
+    p_values = {index: other.p for index, other in enumerate(others) if other.p is not None}
+    corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    rest = [replace(other, corrected=corrected.get(index)) for index, other in enumerate(others)]
+    return rest if primary is None else [replace(primary, primary=True), *rest]
 
 
 def _reference(rows: Sequence[Row], setting: Setting, against: str) -> Row | None:
-    """The reference for a row that no metric has: that of the first metric."""
+    """Return the reference for a row that does not depend on the metric: that of the first metric."""
     budget, variant, metric = setting
     if metric is not None:
         return None
@@ -167,7 +166,7 @@ def _difference(row: Row, other: Row) -> Difference | None:
 def markdown(
     title: str, rows: Sequence[Row], differences: Sequence[Difference], base: float | None, notes: Sequence[str]
 ) -> str:
-    """The results page.
+    """Format the results page.
 
     Args:
         title: its heading.
@@ -205,43 +204,43 @@ def markdown(
             "| | minus | difference, points | seeds | p | p by Holm |",
             "|---|---|---|---|---|---|",
         ]
-    for one in differences:
+    for pair in differences:
         lines.append(
-            f"| {'**primary** ' if one.primary else ''}{name_of(one.row, rows)} | {name_of(one.against, rows)} | "
-            f"{shown(one.difference, signed=True)} | {one.difference.samples} | {_p(one.p)} | "
-            f"{'' if one.primary else _p(one.corrected)} |"
+            f"| {'**primary** ' if pair.primary else ''}{name_of(pair.row, rows)} | {name_of(pair.against, rows)} | "
+            f"{shown(pair.difference, signed=True)} | {pair.difference.samples} | {_p(pair.p)} | "
+            f"{'' if pair.primary else _p(pair.corrected)} |"
         )
     lines += [""] + [f"- {note}" for note in notes] if notes else []
     return "\n".join(lines) + "\n"
 
 
 def name_of(row: Row, rows: Sequence[Row]) -> str:
-    """A row in a few words: the recipe, and of its setting what differs between the rows.
+    """Name a row: its recipe, and what of its setting differs between the rows.
 
     Args:
-        row: one of them.
+        row: of the table.
         rows: of the table.
     """
-    varies = [len({one.setting[place] for one in rows if one.setting[place]}) > 1 for place in range(3)]
+    varies = [len({other.setting[index] for other in rows if other.setting[index]}) > 1 for index in range(3)]
     parts = [part for part, differs in zip(row.setting, varies, strict=True) if differs and part]
     return f"{row.recipe} ({', '.join(parts)})" if parts else row.recipe
 
 
-def shown(one: Interval, signed: bool = False) -> str:
-    """A mean in per cent and half of its interval."""
-    value = f"{100 * one.value:+.1f}" if signed else f"{100 * one.value:.1f}"
-    return value if one.samples < 2 else f"{value} ± {50 * (one.high - one.low):.1f}"
+def shown(interval: Interval, signed: bool = False) -> str:
+    """Format a mean and half of its interval in per cent."""
+    value = f"{100 * interval.value:+.1f}" if signed else f"{100 * interval.value:.1f}"
+    return value if interval.samples < 2 else f"{value} ± {50 * (interval.high - interval.low):.1f}"
 
 
 def as_json(rows: Sequence[Row], differences: Sequence[Difference]) -> Mapping[str, object]:
-    """The results for programs."""
+    """Return the results as JSON holds them."""
 
-    def interval(one: Interval | None) -> dict[str, float | int | None] | None:
-        if one is None:
+    def numbers(interval: Interval | None) -> dict[str, float | int | None] | None:
+        if interval is None:
             return None
-        alone = one.samples < 2
-        bounds = {"low": None if alone else one.low, "high": None if alone else one.high}
-        return {"mean": one.value, **bounds, "seeds": one.samples}
+        alone = interval.samples < 2
+        bounds = {"low": None if alone else interval.low, "high": None if alone else interval.high}
+        return {"mean": interval.value, **bounds, "seeds": interval.samples}
 
     def about(row: Row) -> dict[str, object]:
         budget, variant, metric = row.setting
@@ -251,7 +250,7 @@ def as_json(rows: Sequence[Row], differences: Sequence[Difference]) -> Mapping[s
         "rows": [
             about(row)
             | {
-                "accuracy": interval(row.accuracy),
+                "accuracy": numbers(row.accuracy),
                 "by_seed": {str(seed): value for seed, value in row.values.items()},
                 "samples": list(row.samples),
                 "rollouts": row.rollouts,
@@ -263,14 +262,14 @@ def as_json(rows: Sequence[Row], differences: Sequence[Difference]) -> Mapping[s
         ],
         "comparisons": [
             {
-                "row": about(one.row),
-                "against": about(one.against),
-                "difference": interval(one.difference),
-                "p": one.p,
-                "p_holm": one.corrected,
-                "primary": one.primary,
+                "row": about(pair.row),
+                "against": about(pair.against),
+                "difference": numbers(pair.difference),
+                "p": pair.p,
+                "p_holm": pair.corrected,
+                "primary": pair.primary,
             }
-            for one in differences
+            for pair in differences
         ],
     }
 

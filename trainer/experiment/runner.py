@@ -51,15 +51,15 @@ PASSED_ON = (
     "reasoning_column",
     "trust_remote_code",
 )
-"""Fields that a training's process reads as they are."""
+"""Fields that are passed on to a training's process unchanged."""
 
 
 def run_experiment(config: ExperimentConfig, jobs: int = 1, progress: bool = True) -> Results:
-    """Runs what is not there yet, and sums up.
+    """Run what is not done yet, and summarize the results.
 
     Args:
         config: see `read_experiment`.
-        jobs: trainings side by side; each takes that share of the processor cores, or one of several GPUs.
+        jobs: trainings in parallel; each takes that share of the processor cores, or one of several GPUs.
         progress: show a bar over all steps.
 
     Raises:
@@ -94,20 +94,20 @@ def _run(config: ExperimentConfig, jobs: int, progress: bool) -> Results:
             mininterval=0.2 if sys.stderr.isatty() else 10.0,  # a log file wants few lines
         )
 
-        def moved(steps: int, running: list[str]) -> None:
+        def on_progress(steps: int, running: list[str]) -> None:
             bar.set_postfix_str(", ".join(running)[:60], refresh=False)
             bar.update(steps)
 
         with bar:
             # the untrained model first: what is wrong with the test data is found before hours of training
             base = [job for job in todo if job.key == BASE]
-            failed = run_jobs(base, 1, moved, _gpus())
+            failed = run_jobs(base, 1, on_progress, _gpus())
             if failed:
                 log = training_folder(config, BASE) / LOG_FILE
                 raise ExperimentError(
                     f"{config.model} cannot be evaluated on {config.test}: {failed[BASE]} (see {log})"
                 )
-            failed = run_jobs([job for job in todo if job.key != BASE], jobs, moved, _gpus())
+            failed = run_jobs([job for job in todo if job.key != BASE], jobs, on_progress, _gpus())
     for training in plan.trainings.values():
         if not config.keep_models and training.key not in failed:
             shutil.rmtree(training_folder(config, training.key) / MODEL, ignore_errors=True)
@@ -115,7 +115,7 @@ def _run(config: ExperimentConfig, jobs: int, progress: bool) -> Results:
 
 
 def check_options(config: ExperimentConfig) -> None:
-    """Finds mistakes in the options of TRL and in the rewards before hours are spent on scores.
+    """Find mistakes in the options of TRL and in the rewards before hours are spent on scores.
 
     Args:
         config: the experiment.
@@ -127,8 +127,8 @@ def check_options(config: ExperimentConfig) -> None:
     prompts_a_step(config)
     for name, variant in config.variants.items():
         made_options(f"variants.{name}.grpo", DifficultyAwareGRPOConfig, config.grpo | variant.grpo, config)
-        for one in variant.reward_funcs or config.reward_funcs:
-            reward(one)
+        for reward_func in variant.reward_funcs or config.reward_funcs:
+            reward(reward_func)
     try:
         evaluation_config(**{name: value for name, value in evaluation_options(config).items() if name != "data"})
     except (TypeError, ValueError) as error:
@@ -140,11 +140,11 @@ def check_options(config: ExperimentConfig) -> None:
 
 
 def check_folder(config: ExperimentConfig, remember: bool = True) -> None:
-    """Remembers what the folder's experiment is of, or checks that it is the same.
+    """Check that the folder's experiment is this one, and write what it is if there is none.
 
     Args:
         config: the experiment.
-        remember: False only checks.
+        remember: write it; False only checks.
 
     Raises:
         ExperimentError: the folder holds another.
@@ -165,7 +165,7 @@ def check_folder(config: ExperimentConfig, remember: bool = True) -> None:
 
 
 def has_scores(config: ExperimentConfig) -> bool:
-    """Says whether the training data has been scored to the end, by every metric.
+    """Return whether the training data has been scored to the end, by every metric.
 
     Args:
         config: the experiment.
@@ -187,7 +187,7 @@ def has_scores(config: ExperimentConfig) -> bool:
 
 
 def scoring_config(config: ExperimentConfig) -> ScoringConfig:
-    """The settings that the training data is scored with.
+    """Return the settings that the training data is scored with.
 
     Args:
         config: the experiment.
@@ -199,7 +199,7 @@ def scoring_config(config: ExperimentConfig) -> ScoringConfig:
 
 
 def score_first(config: ExperimentConfig) -> None:
-    """Scores the training data if that has not been done, in a process of its own, which gives its memory back.
+    """Score the training data unless that is done, in a separate process, so that its memory is freed.
 
     Args:
         config: the experiment.
@@ -210,7 +210,7 @@ def score_first(config: ExperimentConfig) -> None:
     if has_scores(config):
         return
     options = _scoring_options(config)
-    scoring_config(config)  # a mistake is said here
+    scoring_config(config)  # raises on a mistake
     folder = config.folder / "trainings" / "scoring"
     folder.mkdir(parents=True, exist_ok=True)
     about = {"method": "score", "data": config.data, "model": config.model, "output": str(config.scores_folder)}
@@ -226,7 +226,7 @@ def score_first(config: ExperimentConfig) -> None:
 
 def _scoring_options(config: ExperimentConfig) -> dict[str, Any]:
     options: dict[str, Any] = {
-        "metric": ["pism", *(one for one in config.metrics if one != "pism")],
+        "metric": ["pism", *(metric for metric in config.metrics if metric != "pism")],
         "limit": config.limit,
     }
     for name in ("image_root", "grader", "trust_remote_code"):
@@ -235,7 +235,7 @@ def _scoring_options(config: ExperimentConfig) -> dict[str, Any]:
 
 
 def laid_out(config: ExperimentConfig) -> tuple[Plan, list[Strata]]:
-    """The plan of all trainings, from finished scores.
+    """Plan all trainings from finished scores.
 
     Args:
         config: the experiment.
@@ -244,7 +244,7 @@ def laid_out(config: ExperimentConfig) -> tuple[Plan, list[Strata]]:
         The plan, and the strata of each metric.
 
     Raises:
-        ExperimentError: the scores are of more samples than `limit` lets in.
+        ExperimentError: there are scores of more samples than `limit` allows.
     """
     scores = Scores(config.scores_folder)
     table = scores.table
@@ -254,38 +254,38 @@ def laid_out(config: ExperimentConfig) -> tuple[Plan, list[Strata]]:
             "limit that they were scored with, or other scores"
         )
     ids, balances = list(table["id"]), list(table["attention_balance"])
-    found = []
+    strata = []
     for metric in config.metrics:
         labels = list(table["pism_stratum"] if metric == "pism" else table["cmab_stratum"])
         thresholds, ratios = list(table["failure_threshold"]), scores.config().ratios
-        found.append(strata_of(metric, ids, labels, thresholds, balances, ratios, config.min_stratum))
-    return make_plan(config, found, prompts_a_step(config), grpo_options(config).num_generations), found
+        strata.append(strata_of(metric, ids, labels, thresholds, balances, ratios, config.min_stratum))
+    return make_plan(config, strata, prompts_a_step(config), grpo_options(config).num_generations), strata
 
 
 def check_data(config: ExperimentConfig, samples: Sequence[str]) -> None:
-    """Finds data that is not what was scored before hours are spent on training.
+    """Find data that is not what was scored before hours are spent on training.
 
     Args:
         config: the experiment.
         samples: ids of the scored samples.
 
     Raises:
-        OutputError: a scored sample is gone.
+        OutputError: a scored sample is missing.
         ChangedError: a record is not what was scored under its id.
     """
     scores = Scores(config.scores_folder)
-    found = load(
+    loaded = load(
         config.data,
         image_root=config.image_root,
         grader=config.grader,
         limit=config.limit,
         options_template=scores.options_template,
     )
-    scored_records(scores, found.dataset, samples, config.data)
+    scored_records(scores, loaded.dataset, samples, config.data)
 
 
 def _to_do(config: ExperimentConfig, plan: Plan, ids: Sequence[str]) -> list[Job]:
-    """Writes what each training's process needs to know, of those that are not done."""
+    """Write stage.json of each training that is not done."""
     jobs: list[Job] = []
     wanted: set[str] = set()  # whose models others continue from
     for key, training in reversed(plan.trainings.items()):

@@ -24,14 +24,14 @@ from transformers import TrainerCallback
 from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
 
 from hardsample.data.loading import load
-from hardsample.engines.transformers import load_model, load_processor
+from hardsample.engines.transformers import load_model, load_processor, resolved_model
 from hardsample.errors import ConfigError
 from hardsample.evaluation.evaluate import evaluate
 from hardsample.files import DONE_FILE, EVALUATION_FILE, PROGRESS_FILE, ROLLOUTS_FILE, SECONDS_FILE, STAGE_FILE
 from hardsample.scoring.config import ScoringConfig
 from hardsample.scoring.matching import scored_records
 from hardsample.scoring.output import Scores
-from hardsample.scoring.score import demo_model, score
+from hardsample.scoring.score import score
 from hardsample.trainer.config import DifficultyAwareGRPOConfig
 from hardsample.trainer.data.decoding import samples_named
 from hardsample.trainer.data.rows import with_images
@@ -45,10 +45,10 @@ LOCK_SECONDS = 60
 
 
 class Progress(TrainerCallback):
-    """Writes the number of the last step where the experiment's bar reads it, and the seconds spent so far.
+    """Writes the number of the last step, which the experiment's progress bar reads, and the seconds spent so far.
 
     Args:
-        folder: of the training. Time before a kill counts, also that of steps which are then made again.
+        folder: of the training. Time before a kill counts, including that of steps which are repeated after it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -61,13 +61,13 @@ class Progress(TrainerCallback):
         return self.before + time.monotonic() - self.began
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Hears of each step."""
+        """Called after each step."""
         (self.folder / PROGRESS_FILE).write_text(str(state.global_step))
         (self.folder / SECONDS_FILE).write_text(f"{self.seconds:.1f}")
 
 
 def run(folder: Path) -> None:
-    """Makes what stage.json asks for and is not there yet.
+    """Run what stage.json asks for and is not done yet.
 
     Args:
         folder: of the training.
@@ -89,7 +89,7 @@ def run(folder: Path) -> None:
 
 
 def train(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Trains a model and writes it.
+    """Train a model and save it.
 
     Args:
         folder: of the training.
@@ -127,6 +127,8 @@ def train(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     trainer.add_callback(progress)
     with samples_named(data):
         trainer.train(resume_from_checkpoint=last_checkpoint(made))
+    if wanted["method"] == "grpo":
+        print(trainer.summary(), flush=True)  # into log.txt
     _save(trainer, processor, folder / MODEL, merge=peft is not None)
     logs = trainer.state.log_history
     counters = trainer.difficulty.counters if wanted["method"] == "grpo" and trainer.difficulty else {}
@@ -140,12 +142,12 @@ def train(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
         "alarms": {alarm.name: alarm.text for alarm in _alarms(logs)},
         "targets": targets,
         "rewards": [entry["reward"] for entry in logs if "reward" in entry],
-        "no_signal": [entry["frac_reward_zero_std"] for entry in logs if "frac_reward_zero_std" in entry],
+        "frac_zero_std": [entry["frac_reward_zero_std"] for entry in logs if "frac_reward_zero_std" in entry],
     }
 
 
 def _load(wanted: Mapping[str, Any], options: ModelConfig) -> tuple[Any, Any]:
-    name = demo_model(wanted["model"])
+    name = resolved_model(wanted["model"])
     trust = wanted["trust_remote_code"]
     network = load_model(name, None, options.dtype or "float32", options.attn_implementation, trust_remote_code=trust)
     frozen = 0
@@ -185,22 +187,22 @@ def _sft(
 
 
 def right_completions(scores: Path, samples: set[str]) -> dict[str, list[str]]:
-    """The completions at λ = 0 of a scoring run that were graded right, by sample.
+    """Return the completions at λ = 0 of a scoring run that were graded right, by sample.
 
     Args:
-        scores: folder of the run; it is read only, so that trainings side by side may.
+        scores: folder of the run; it is opened read-only, so that parallel trainings may read it.
         samples: whose.
     """
-    found: dict[str, list[str]] = defaultdict(list)
+    right: dict[str, list[str]] = defaultdict(list)
     database = sqlite3.connect(f"{(scores / ROLLOUTS_FILE).resolve().as_uri()}?mode=ro", uri=True)
     try:
         query = "SELECT sample, completion FROM rollouts WHERE ratio = 0 AND grade = 1 ORDER BY sample, realization"
         for sample, completion in database.execute(query):
             if sample in samples:
-                found[sample].append(completion)
+                right[sample].append(completion)
     finally:
         database.close()
-    return found
+    return right
 
 
 def _alarms(logs: list[dict[str, Any]]) -> list[Any]:
@@ -211,7 +213,7 @@ def _alarms(logs: list[dict[str, Any]]) -> list[Any]:
 
 
 def _save(trainer: Any, processor: Any, target: Path, merge: bool) -> None:
-    """Writes the model whole or not at all; adapters are merged, so that the next stage and the engine can load it."""
+    """Save the model whole or not at all; merge adapters, so that the next stage and the engine can load it."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     model = model.merge_and_unload() if merge else model
     new = target.with_suffix(".new")
@@ -235,7 +237,7 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _end_with_parent() -> None:
-    """Ends this process when its standard input does: a killed experiment leaves no training behind."""
+    """End this process when its standard input ends, so that a killed experiment leaves no training behind."""
 
     def wait() -> None:
         while os.read(0, 1):  # past sys.stdin, whose lock would be held at the end of this process

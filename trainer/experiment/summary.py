@@ -1,4 +1,4 @@
-"""What an experiment is going to take, and what it found."""
+"""The expected cost of an experiment, and its results."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from hardsample.trainer.experiment.results import Difference, Outcome, Row, as_j
 
 @dataclass(frozen=True)
 class Results:
-    """What an experiment found."""
+    """The results of an experiment."""
 
     folder: Path
     rows: list[Row]
@@ -37,16 +37,16 @@ class Results:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one training of a plan takes."""
+    """The cost of a training."""
 
     training: Training
     done: bool
     seconds: float | None
-    """Expected; None if there is nothing to tell it from."""
+    """Expected; None if there is nothing to estimate it from."""
 
 
 def costs(config: ExperimentConfig, plan: Plan) -> list[Cost]:
-    """What each training takes: seconds by those of the same method that are done, else by the pace of scoring.
+    """Estimate the cost of each training: by those of the same method that are done, else by the pace of scoring.
 
     Args:
         config: the experiment.
@@ -55,9 +55,9 @@ def costs(config: ExperimentConfig, plan: Plan) -> list[Cost]:
     done = {key: read_json(training_folder(config, key) / DONE_FILE) for key in plan.trainings}
     pace: dict[str, float] = {}
     for method in ("sft", "grpo"):
-        made = [(found, plan.trainings[key].steps) for key, found in done.items() if found and key.startswith(method)]
+        made = [(entry, plan.trainings[key].steps) for key, entry in done.items() if entry and key.startswith(method)]
         if made:
-            pace[method] = sum(one["seconds"] for one, _ in made) / sum(steps for _, steps in made)
+            pace[method] = sum(entry["seconds"] for entry, _ in made) / sum(steps for _, steps in made)
     if "grpo" not in pace:
         run = read_json(config.scores_folder / RUN_FILE) or {}
         made_rollouts = run.get("counts", {}).get("rollouts_this_run", 0)
@@ -69,13 +69,15 @@ def costs(config: ExperimentConfig, plan: Plan) -> list[Cost]:
             )  # a rollout is also run forward and backward
             pace.setdefault("sft", 2 * each * prompts_a_step(config)["sft"])
     return [
-        Cost(one, done[key] is not None, pace[one.method] * one.steps if one.method in pace else None)
-        for key, one in plan.trainings.items()
+        Cost(
+            training, done[key] is not None, pace[training.method] * training.steps if training.method in pace else None
+        )
+        for key, training in plan.trainings.items()
     ]
 
 
 def summed_up(config: ExperimentConfig, plan: Plan, strata: Sequence[Strata], failed: dict[str, str]) -> Results:
-    """Writes each cell's result, results.json and results.md from what is there.
+    """Write each cell's result, results.json and results.md from what is done.
 
     Args:
         config: the experiment.
@@ -87,9 +89,9 @@ def summed_up(config: ExperimentConfig, plan: Plan, strata: Sequence[Strata], fa
     rows = make_rows(outcomes)
     assert config.primary is not None  # set by the config itself
     differences = compare_rows(rows, config.primary.recipe, config.primary.against)
-    found = read_json(config.folder / "trainings" / BASE / evaluation_name(config) / EVALUATION_FILE)
-    base = found["overall"]["accuracy"] if found else None
-    notes = [text for one in strata for text in (one.note, _sizes(one)) if text]
+    evaluation = read_json(config.folder / "trainings" / BASE / evaluation_name(config) / EVALUATION_FILE)
+    base = evaluation["overall"]["accuracy"] if evaluation else None
+    notes = [text for by_metric in strata for text in (by_metric.note, _sizes(by_metric)) if text]
     run = read_json(config.scores_folder / RUN_FILE) or {}
     if run.get("model", config.model) != config.model:
         notes.append(f"the strata are those of {run['model']}, not of {config.model}: score it, unless that is wanted")
@@ -112,35 +114,35 @@ def _outcome(config: ExperimentConfig, plan: Plan, cell: Cell, failed: dict[str,
     folder.mkdir(parents=True, exist_ok=True)
     problem = cell.problem or next((failed[key] for key in cell.trainings if key in failed), "")
     made = [read_json(training_folder(config, key) / DONE_FILE) for key in cell.trainings]
-    found = None
+    evaluation = None
     if cell.trainings and not problem:
-        found = read_json(training_folder(config, cell.trainings[-1]) / evaluation_name(config) / EVALUATION_FILE)
-    outcome = Outcome(*about, problem=problem or ("" if found else "not run yet"))
-    if found and all(made):
-        ready = [one for one in made if one]
+        evaluation = read_json(training_folder(config, cell.trainings[-1]) / evaluation_name(config) / EVALUATION_FILE)
+    outcome = Outcome(*about, problem=problem or ("" if evaluation else "not run yet"))
+    if evaluation and all(made):
+        stages = [stage for stage in made if stage]
         outcome = Outcome(
             *about,
-            accuracy=found["overall"]["accuracy"],
-            rollouts=sum(one["rollouts"] for one in ready),
-            tokens=sum(one["tokens"] for one in ready),
-            seconds=sum(one["seconds"] for one in ready),
-            samples=tuple(one["samples"] for one in ready),
-            alarms=tuple(dict.fromkeys(name for one in ready for name in one["alarms"])),
+            accuracy=evaluation["overall"]["accuracy"],
+            rollouts=sum(stage["rollouts"] for stage in stages),
+            tokens=sum(stage["tokens"] for stage in stages),
+            seconds=sum(stage["seconds"] for stage in stages),
+            samples=tuple(stage["samples"] for stage in stages),
+            alarms=tuple(dict.fromkeys(name for stage in stages for name in stage["alarms"])),
         )
     write_json(folder / CELL_FILE, asdict(outcome) | {"trainings": list(cell.trainings)})
     return outcome
 
 
 def _sizes(strata: Strata) -> str:
-    """How many samples each stratum has, in words."""
-    counts = Counter(one or "none" for one in strata.strata)
+    """Describe how many samples each stratum has."""
+    counts = Counter(label or "none" for label in strata.strata)
     return f"strata by {strata.metric}: " + ", ".join(
         f"{name} {counts[name]:,}" for name in (*LABELS, "none") if name in counts
     )
 
 
 def _targets(config: ExperimentConfig, plan: Plan) -> str:
-    """What all fine-tunings together imitate, in words."""
+    """Describe what all fine-tunings together imitate."""
     counts: dict[str, int] = {}
     for key, training in plan.trainings.items():
         made = read_json(training_folder(config, key) / DONE_FILE) if training.method == "sft" else None

@@ -1,6 +1,6 @@
 """What supervised fine-tuning imitates: the record's reasoning, else the model's own right answer, else the bare one.
 
-Pure, but for the grader. Which of the three a sample has is counted, since it decides what the fine-tuning means.
+Pure, but for the grader. The kinds are counted, since they decide what the fine-tuning means.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ REASONING, OWN, BARE = "reasoning", "own rollout", "bare answer"
 def completion_dataset(
     data: Dataset, rollouts: Mapping[str, Sequence[str]], seed: int, column: str | None = None
 ) -> tuple[Dataset, dict[str, int]]:
-    """Makes the prompt-completion dataset that TRL's `SFTTrainer` trains on.
+    """Make the prompt-completion dataset that TRL's `SFTTrainer` trains on.
 
     Args:
         data: with the canonical columns.
@@ -44,7 +44,7 @@ def completion_dataset(
             counts[kind] += 1
     completions = [[{"role": "assistant", "content": [{"type": "text", "text": text}]}] for text in texts]
     made = data.select_columns(["prompt", "images"]).add_column("completion", completions)
-    if not any(len(one) for one in data.with_format("arrow")["images"][:].to_pylist()):
+    if not any(len(images) for images in data.with_format("arrow")["images"][:].to_pylist()):
         made = made.remove_columns("images")
     return made, dict(counts)
 
@@ -57,7 +57,7 @@ def target(
     seed: int,
     grader: Grader,
 ) -> tuple[str, str]:
-    """Chooses the text that one sample's fine-tuning imitates.
+    """Choose the text that a sample's fine-tuning imitates.
 
     Args:
         sample: its id.

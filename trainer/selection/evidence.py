@@ -1,8 +1,8 @@
-"""What training has shown of each sample so far: discounted successes, attention balance, and λ* (see levels.py).
+"""The evidence about each sample so far: discounted successes, attention balance, and λ* (see levels.py).
 
 Arrays over the whole dataset, 38 bytes a sample with λ*, no object a sample. A count is worth half after
 `half_life_steps`; the discount is applied when a sample is touched or looked at, from the step its counts are of, so
-that a step costs only the samples it touches. Nothing here draws a random number: all ranks, observing the same, hold
+that a step costs only the samples it touches. Nothing here draws a random number: ranks that observe the same hold
 the same.
 """
 
@@ -20,11 +20,17 @@ from hardsample.metrics.beta import PRIOR
 from hardsample.metrics.pism import PismConfig
 from hardsample.metrics.strata import STRATA, UNFINISHED, Bounds
 from hardsample.trainer.selection.levels import STORED_WEIGHT, Levels, Rows, check_rows
-from hardsample.trainer.selection.states import take_over
+from hardsample.trainer.selection.states import StateDict, load_into, split_arrays
 
 BALANCE_RATE = 0.25
 """Weight of a new attention balance in the moving average."""
 STATE_VERSION = 1
+
+
+def _as_in_scoring(name: str) -> Any:
+    """Declare a field with the default and the help text that it has in scoring."""
+    scoring = PismConfig.__dataclass_fields__[name]
+    return field(default=scoring.default, metadata=scoring.metadata)
 
 
 @dataclass
@@ -39,18 +45,14 @@ class EvidenceConfig:
     )
     reward_tolerance: float = field(
         default=1e-6,
-        metadata={"help": "a group whose rewards spread by no more than this has no signal, reward units, 0 or above"},
+        metadata={"help": "a group has zero variance if its rewards spread by at most this, reward units, 0 or above"},
     )
-    tau: float = field(
-        default=0.1, metadata={"help": "τ, a mask level fails if its success rate is below this, above 0 to 1"}
-    )
-    hard_max: float = field(default=0.4, metadata={"help": "hard if λ* is at most this, mask ratio from 0 to 1"})
-    easy_min: float = field(
-        default=0.7, metadata={"help": "easy if λ* is at least this or no ratio fails, mask ratio above hard_max to 1"}
-    )
+    tau: float = _as_in_scoring("tau")
+    hard_max: float = _as_in_scoring("hard_max")
+    easy_min: float = _as_in_scoring("easy_min")
 
     def __post_init__(self) -> None:
-        """Checks every field."""
+        """Check every field."""
         if not self.half_life_steps > 0:
             raise ConfigError(
                 f"half_life_steps is {self.half_life_steps}, must be above 0: choose a number such as 100, or inf"
@@ -71,22 +73,22 @@ class EvidenceConfig:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What the rewards of some groups say, one entry a group."""
+    """Successes and spread of some groups, one entry a group."""
 
     successes: Integer[np.ndarray, "groups"]
     attempts: Integer[np.ndarray, "groups"]
-    """Completions with a reward: NaN is none."""
+    """Completions with a reward (NaN is no reward)."""
     spread: Bool[np.ndarray, "groups"]
-    """Whether the group has signal; False where fewer than two completions have a reward."""
+    """Whether the rewards spread; False where fewer than two completions have a reward."""
 
 
 def outcomes(rewards: Float[np.ndarray, "groups G"], success_threshold: float, tolerance: float) -> Outcomes:
-    """Counts successes, and tells the groups whose rewards spread: max − min > tolerance, whatever their mean.
+    """Count successes, and find the groups whose rewards spread: max − min > tolerance, whatever their mean.
 
     Args:
         rewards: (groups, G), of any scale; NaN where no reward function applied to a completion.
         success_threshold: smallest reward of a success.
-        tolerance: largest max − min of a group without signal, reward units.
+        tolerance: largest max − min of a zero-variance group, reward units.
 
     Returns:
         The outcomes.
@@ -148,14 +150,15 @@ class Evidence:
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""
-        return sum(array.nbytes for array in self.state()[0].values())
+        arrays, _ = split_arrays(self.state_dict())
+        return sum(array.nbytes for array in arrays.values())
 
     def seed(self, rows: Rows, table: pa.Table) -> None:
-        """Takes over stored scores, as of step 0, before anything is observed.
+        """Load stored scores, as of step 0, before anything is observed.
 
         Of n rollouts at ratio 0 each counts min(1, 4 / n); λ* is the table's. A sample without a stratum (no image)
-        keeps its counts and has no λ*. One whose rollouts all came to no answer (`unfinished`) has neither: that they
-        were cut off is no evidence of failure.
+        keeps its counts and has no λ*. A sample none of whose rollouts reached an answer (`unfinished`) has neither:
+        that they were cut off is no evidence of failure.
 
         Args:
             rows: (table rows,) the dataset row of each row of the table, unique.
@@ -163,7 +166,7 @@ class Evidence:
                 there) are read.
 
         Raises:
-            ValueError: a λ* is none of `ratios`, or there is not one row a score.
+            ValueError: a λ* is not among `ratios`, or the numbers of rows and scores differ.
         """
         rows = np.asarray(rows, dtype=np.int64)
         check_rows(rows, len(self))
@@ -180,12 +183,12 @@ class Evidence:
         self.levels.seed(rows, table["failure_threshold"].to_numpy(), scored)
 
     def observe(self, rows: Rows, rewards: Float[np.ndarray, "groups G"], step: int) -> Outcomes:
-        """Adds the groups of one step; a group without any reward leaves its sample as it was.
+        """Add the groups of a step; a group without any reward leaves its sample unchanged.
 
         A sample of λ* = 0 leaves that level when its rollouts say that it passes, see `Levels.observe_unmasked`.
 
         Args:
-            rows: (groups,) the sample of each group; one may stand more than once.
+            rows: (groups,) the sample of each group; a sample may be repeated.
             rewards: (groups, G), see `outcomes`.
             step: of training, from 0, not before the last one of any of these samples.
 
@@ -197,14 +200,14 @@ class Evidence:
         """
         rows = np.asarray(rows, dtype=np.int64)
         check_rows(rows, len(self))
-        found = outcomes(rewards, self.config.success_threshold, self.config.reward_tolerance)
-        if len(found.attempts) != len(rows):
-            raise ValueError(f"{len(found.attempts)} groups of rewards, must be one for each of {len(rows)} rows")
-        touched, group_of = np.unique(rows[found.attempts > 0], return_inverse=True)
+        result = outcomes(rewards, self.config.success_threshold, self.config.reward_tolerance)
+        if len(result.attempts) != len(rows):
+            raise ValueError(f"{len(result.attempts)} groups of rewards, must be one for each of {len(rows)} rows")
+        touched, group_of = np.unique(rows[result.attempts > 0], return_inverse=True)
         if not len(touched):
-            return found
-        wins = found.successes[found.attempts > 0]
-        tries = found.attempts[found.attempts > 0]
+            return result
+        wins = result.successes[result.attempts > 0]
+        tries = result.attempts[result.attempts > 0]
         keep = self._discount(touched, step)
         gained = np.bincount(group_of, weights=wins)
         lost = np.bincount(group_of, weights=tries - wins)
@@ -212,25 +215,25 @@ class Evidence:
         self.failures[touched] = self.failures[touched] * keep + lost
         self.last_step[touched] = step
         self.levels.observe_unmasked(touched, self.successes[touched], self.failures[touched])
-        return found
+        return result
 
     def observe_balance(self, rows: Rows, balances: Float[np.ndarray, "rows"]) -> None:
-        """Moves the average: balance ← balance + ¼ (mean of the sample's new values − balance).
+        """Update the moving average: balance ← balance + ¼ (mean of the sample's new values − balance).
 
         Args:
-            rows: (rows,) the sample of each value; one may stand more than once.
-            balances: (rows,) ρ̄; NaN is passed over.
+            rows: (rows,) the sample of each value; a sample may be repeated.
+            balances: (rows,) ρ̄; NaN is ignored.
         """
         rows, balances = np.asarray(rows, dtype=np.int64), np.asarray(balances, dtype=np.float64)
         check_rows(rows, len(self))
         known = ~np.isnan(balances)
-        touched, place = np.unique(rows[known], return_inverse=True)
-        mean = np.bincount(place, weights=balances[known]) / np.maximum(np.bincount(place), 1)
+        touched, index = np.unique(rows[known], return_inverse=True)
+        mean = np.bincount(index, weights=balances[known]) / np.maximum(np.bincount(index), 1)
         old = np.where(np.isnan(self.balance[touched]), mean, self.balance[touched])
         self.balance[touched] = old + BALANCE_RATE * (mean - old)
 
     def posterior(self, rows: Rows | slice, step: int) -> tuple[Float[np.ndarray, "rows"], Float[np.ndarray, "rows"]]:
-        """Gives the posterior Beta(α, β) of each sample's success rate at a step, discounted to it.
+        """Return the posterior Beta(α, β) of each sample's success rate at a step, discounted to it.
 
             α = ½ + s · 2^(−Δ / half-life),  β = ½ + f · 2^(−Δ / half-life),  Δ = step − max(last step, 0)
 
@@ -244,27 +247,18 @@ class Evidence:
         keep = self._discount(rows, step)
         return PRIOR + self.successes[rows] * keep, PRIOR + self.failures[rows] * keep
 
-    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Gives all there is to save: named arrays (not copied), and a header for JSON."""
-        arrays = {name: getattr(self, name) for name in self.ARRAYS}
-        arrays |= {name: getattr(self.levels, name) for name in Levels.ARRAYS}
-        return arrays, self._header()
+    def state_dict(self) -> StateDict:
+        """Return the arrays (not copied), the state of `levels`, and what a saved state is checked by."""
+        identity = {"version": STATE_VERSION, "size": len(self), "fingerprint": self.fingerprint}
+        return identity | {name: getattr(self, name) for name in self.ARRAYS} | {"levels": self.levels.state_dict()}
 
-    def load_state(self, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> None:
-        """Takes over a saved state; other names among the arrays are passed over.
-
-        Args:
-            arrays: as `state` gave them.
-            header: as `state` gave it.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what `state_dict` returned.
 
         Raises:
-            StateError: the version, the dataset or its size, the ratios, or an array is another.
+            StateError: the version, the dataset or its size, the ratios, or the shape of an array differs.
         """
-        take_over(self.state()[0], arrays, self._header(), header, "evidence")
-
-    def _header(self) -> dict[str, Any]:
-        header = {"version": STATE_VERSION, "size": len(self), "fingerprint": self.fingerprint}
-        return header | {"ratios": list(self.levels.ratios)}
+        load_into(self.state_dict(), state, "evidence")
 
     def _discount(self, rows: Rows | slice, step: int) -> Float[np.ndarray, "rows"]:
         elapsed = step - np.maximum(self.last_step[rows], 0)
@@ -274,7 +268,7 @@ class Evidence:
 
 
 def _without_answers(table: pa.Table, tries: Float[np.ndarray, "rows"]) -> Bool[np.ndarray, "rows"]:
-    """Which samples have no rollout at ratio 0 that came to an answer; tables of older versions do not say."""
+    """Return which samples have no rollout at ratio 0 that reached an answer; tables of older versions do not say."""
     unfinished = pc.fill_null(pc.equal(table["pism_stratum"], UNFINISHED), False).to_numpy()
     if "unanswered" not in table.column_names:
         return unfinished

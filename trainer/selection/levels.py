@@ -1,14 +1,18 @@
-"""The failure threshold λ* of each sample while training: stored scores set it, masked probes move it.
+"""The failure threshold λ* of each sample during training: stored scores set it, masked probes move it.
 
 Arrays over the whole dataset, 22 bytes a sample at ten ratios. A level counts as failed when the posterior probability
 that its accuracy is under τ passes one half.
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Integer
 
 from hardsample.kernels.keys import ratio_units
 from hardsample.metrics.beta import PRIOR, beta_cdf
+from hardsample.trainer.selection.states import StateDict, load_into
 
 STORED_WEIGHT = 4.0
 """Most that a stored score counts for, in rollouts: it was made at another temperature."""
@@ -44,7 +48,7 @@ class Levels:
         self.level = np.full(size, NO_SCORE, dtype=np.int8)
 
     def seed(self, rows: Rows, failure_thresholds: Float[np.ndarray, "rows"], scored: Bool[np.ndarray, "rows"]) -> None:
-        """Takes λ* over from scores.
+        """Load λ* from scores.
 
         Args:
             rows: (rows,) samples, unique.
@@ -52,18 +56,18 @@ class Levels:
             scored: (rows,) whether the sample has a PISM score at all.
 
         Raises:
-            ValueError: a λ* is none of `ratios`.
+            ValueError: a λ* is not among `ratios`.
         """
         units = {ratio_units(ratio): index for index, ratio in enumerate(self.ratios)}
-        found = np.full(len(rows), len(self.ratios), dtype=np.int8)
+        levels = np.full(len(rows), len(self.ratios), dtype=np.int8)
         for value in np.unique(failure_thresholds[~np.isnan(failure_thresholds)]):
             if ratio_units(float(value)) not in units:
                 raise ValueError(f"a failure threshold is {value}, must be one of {self.ratios}: use those of run.json")
-            found[failure_thresholds == value] = units[ratio_units(float(value))]
-        self.level[rows] = self.scored_level[rows] = np.where(scored, found, NO_SCORE)
+            levels[failure_thresholds == value] = units[ratio_units(float(value))]
+        self.level[rows] = self.scored_level[rows] = np.where(scored, levels, NO_SCORE)
 
     def next_probe(self, rows: Rows) -> Integer[np.ndarray, "rows"]:
-        """Says at which level to probe each sample next: λ* or the level below, whichever has fewer probes (λ* first).
+        """Return the level to probe of each sample next: λ* or the level below, whichever has fewer probes (λ* first).
 
         Args:
             rows: (rows,) samples.
@@ -86,13 +90,13 @@ class Levels:
         successes: Integer[np.ndarray, "rows"],
         attempts: Integer[np.ndarray, "rows"],
     ) -> None:
-        """Adds masked probes and moves λ*.
+        """Add masked probes and move λ*.
 
         When a level's attempts would pass 255, successes and attempts are both halved until they fit, successes
         rounded to the nearest, halves up: the posterior keeps its mean (to 1/255) and forgets some of its weight.
 
         Args:
-            rows: (rows,) samples with a PISM score; one may stand more than once.
+            rows: (rows,) samples with a PISM score; a sample may be repeated.
             levels: (rows,) indices into `ratios`, from 1.
             successes: (rows,) probes graded as successes.
             attempts: (rows,) probes graded.
@@ -113,10 +117,10 @@ class Levels:
             raise ValueError("a probe has more successes than attempts, or fewer than none: count graded probes")
         if (self.level[rows] == NO_SCORE).any():
             raise ValueError("a probed sample has no PISM score, so no λ* to move: probe where next_probe is above 0")
-        cells, place = np.unique(rows * len(self.ratios) + levels, return_inverse=True)
+        cells, cell_of = np.unique(rows * len(self.ratios) + levels, return_inverse=True)
         row, level = cells // len(self.ratios), cells % len(self.ratios)
-        won = self.probe_successes[row, level] + np.bincount(place, weights=wins).astype(np.int64)
-        tried = self.probe_attempts[row, level] + np.bincount(place, weights=tries).astype(np.int64)
+        won = self.probe_successes[row, level] + np.bincount(cell_of, weights=wins).astype(np.int64)
+        tried = self.probe_attempts[row, level] + np.bincount(cell_of, weights=tries).astype(np.int64)
         while (full := tried > PROBE_CAP).any():
             half = tried // 2
             won = np.where(full, (2 * won * half + tried) // np.maximum(2 * tried, 1), won)
@@ -127,7 +131,7 @@ class Levels:
     def observe_unmasked(
         self, rows: Rows, successes: Float[np.ndarray, "rows"], failures: Float[np.ndarray, "rows"]
     ) -> None:
-        """Lets samples of λ* = 0 leave that level when their rollouts say that it passes: training probes ratio 0.
+        """Move samples of λ* = 0 off that level when their rollouts say that it passes: training itself probes ratio 0.
 
         Args:
             rows: (rows,) samples, unique, with or without a PISM score.
@@ -139,14 +143,14 @@ class Levels:
         self._move(rows[stuck][passes], zero_passes=True)
 
     def failure(self, rows: Rows, levels: Integer[np.ndarray, "rows"]) -> Float[np.ndarray, "rows"]:
-        """Gives the posterior probability that a sample's accuracy at a level is under τ.
+        """Return the posterior probability that a sample's accuracy at a level is under τ.
 
         P(q < τ) for q ~ Beta(½ + s, ½ + f), with s and f the masked probes at the level and what the scores say of it:
         one success at a level under the stored λ*, four failures at that λ*, nothing above.
 
         Args:
             rows: (rows,) samples.
-            levels: (rows,) indices into `ratios`; at ratio 0 the scores alone speak, since no probe is masked at 0.
+            levels: (rows,) indices into `ratios`; at ratio 0 only the scores count, since no probe is masked at 0.
 
         Returns:
             (rows,) probabilities.
@@ -155,11 +159,23 @@ class Levels:
         losses = self.probe_attempts[rows, levels] - wins + STORED_WEIGHT * (levels == scored)
         return beta_cdf(self.tau, PRIOR + wins + (levels < scored), PRIOR + losses)
 
+    def state_dict(self) -> StateDict:
+        """Return the arrays (not copied) and the ratios that they are of."""
+        return {"ratios": list(self.ratios)} | {name: getattr(self, name) for name in self.ARRAYS}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what `state_dict` returned.
+
+        Raises:
+            StateError: the ratios or the shape of an array differ.
+        """
+        load_into(self.state_dict(), state, "levels")
+
     def _move(self, rows: Rows, zero_passes: bool) -> None:
-        """Sets λ* to the first level below it that failed, else to the first level from it on that has not passed.
+        """Set λ* to the first level below it that failed, else to the first level from it on that has not passed.
 
         A level failed if P(q < τ) > ½, and only if it was probed. It passed if P(q < τ) ≤ ½ and a probe succeeded: of
-        a level never probed, or probed in vain once, the prior alone would say that it passes.
+        a level never probed, or probed once without success, the prior alone would say that it passes.
         """
         if not len(rows):
             return
@@ -174,10 +190,10 @@ class Levels:
 
 
 def check_rows(rows: Rows, size: int) -> None:
-    """Checks rows: a negative one would count from the end.
+    """Check rows: a negative row would count from the end.
 
     Raises:
-        ValueError: one is out of range.
+        ValueError: a row is out of range.
     """
     if len(rows) and not (rows.min() >= 0 and rows.max() < size):
         raise ValueError(f"rows reach from {rows.min()} to {rows.max()}, must be 0 to {size - 1}: use dataset rows")

@@ -1,7 +1,7 @@
 """Policies: from the evidence of some samples to the weights by which their prompts are drawn.
 
-A policy is a pure function of a view of the samples and of the state of training. To add one, write the function and
-name it in `POLICIES`. What it gives weight 0 is still drawn by the exploration share of every batch.
+A policy is a pure function of a view of the samples and of the state of training. To add a policy, write the function
+and name it in `POLICIES`. Samples of weight 0 are still drawn by the exploration share of every batch.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from hardsample.errors import ConfigError
 from hardsample.metrics.beta import spread_probability
 from hardsample.trainer.selection.evidence import Evidence
 from hardsample.trainer.selection.levels import Rows
-from hardsample.trainer.selection.strata import EASY, HARD, MEDIUM, NAMES, NULL, Strata, chunks
+from hardsample.trainer.selection.strata import EASY, HARD, MEDIUM, NAMES, UNSCORED, Strata, chunks
 
 ESTIMATES = ("mean", "thompson")
 CURRICULUM_WIDTH = 0.5
@@ -26,9 +26,9 @@ class PolicyConfig:
     """Which samples are drawn."""
 
     policy: str = field(
-        default="strata",
+        default="uniform",
         metadata={
-            "help": "uniform (as TRL), strata (a weight a stratum), signal (chance that the group will have spread), "
+            "help": "uniform (as TRL), strata (a weight a stratum), signal (chance that a group's rewards differ), "
             "target (success rate near a moving target) or curriculum (easy to hard)"
         },
     )
@@ -51,7 +51,8 @@ class PolicyConfig:
         metadata={"help": "signal: thompson (take the best by posterior draws) or mean (draw by the posterior mean)"},
     )
     signal_sharpness: float = field(
-        default=1.0, metadata={"help": "signal: exponent on the chance of spread, above 0; larger concentrates more"}
+        default=1.0,
+        metadata={"help": "signal: exponent on the chance that rewards differ, above 0; larger focuses more"},
     )
     target_start: float = field(default=0.7, metadata={"help": "target: success rate aimed at first, 0 to 1"})
     target_end: float = field(default=0.4, metadata={"help": "target: success rate aimed at in the end, 0 to 1"})
@@ -66,7 +67,7 @@ class PolicyConfig:
     )
 
     def __post_init__(self) -> None:
-        """Checks every field."""
+        """Check every field."""
         if self.policy not in POLICIES:
             raise ConfigError(f"policy is {self.policy!r}, must be one of {', '.join(POLICIES)}: choose one")
         if self.signal_estimate not in ESTIMATES:
@@ -111,7 +112,7 @@ class View:
     level: Integer[np.ndarray, "rows"]
     """Index of λ* among the ratios; their number if none fails; −1 without a PISM score."""
     balance: Float[np.ndarray, "rows"]
-    """Attention balance ρ̄; NaN if not seen."""
+    """Attention balance ρ̄; NaN if none was read."""
     last_step: Integer[np.ndarray, "rows"]
     """Step of the last group; −1 if none."""
 
@@ -146,7 +147,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Weights:
-    """What a policy says."""
+    """The weights that a policy gives."""
 
     values: Float[np.ndarray, "rows"]
     """(rows,) 0 or above."""
@@ -158,18 +159,18 @@ Policy = Callable[[View, Context], Weights]
 
 
 def uniform(view: View, context: Context) -> Weights:
-    """Gives every sample weight 1."""
+    """Give every sample weight 1."""
     return Weights(np.ones(len(view.alpha)))
 
 
 def by_stratum(view: View, context: Context) -> Weights:
-    """Gives each sample its stratum's weight, widened where the strata with weight hold too few, see `widen`."""
+    """Give each sample its stratum's weight, widened where the strata with weight hold too few, see `widen`."""
     table, note = widen(context.config.stratum_weights, context.counts, context.batch)
     return Weights(table[view.stratum], note)
 
 
 def signal(view: View, context: Context) -> Weights:
-    """Weighs by the chance that the next group has both successes and failures, to the power of `signal_sharpness`.
+    """Weight by the chance that the next group has both successes and failures, to the power of `signal_sharpness`.
 
     Mean: 1 − E[p^G] − E[(1−p)^G] over the posterior; Thompson: 1 − p^G − (1−p)^G with p drawn from it.
     """
@@ -183,12 +184,12 @@ def signal(view: View, context: Context) -> Weights:
 
 
 def target(view: View, context: Context) -> Weights:
-    """Weighs by how near the success rate is to the target m, which moves linearly from start to end.
+    """Weight by how near the success rate is to the target m, which moves linearly from start to end.
 
         E[exp(−(p − m)² / 2w²)] ≈ w / √(w² + v) · exp(−(μ − m)² / 2(w² + v))
 
-    with μ and v the posterior's mean and variance: exact for a normal posterior. So what is little known counts less
-    than what is known to be near, and more than what is known to be far.
+    with μ and v the posterior's mean and variance: exact for a normal posterior. So an uncertain sample counts less
+    than one that is surely near, and more than one that is surely far.
     """
     config = context.config
     aim = config.target_start + (config.target_end - config.target_start) * context.progress
@@ -198,23 +199,23 @@ def target(view: View, context: Context) -> Weights:
 
 
 def curriculum(view: View, context: Context) -> Weights:
-    """Moves a window from easy (0) over medium (1) to hard (2) in the course of training, and releases unsolved ones.
+    """Move a window from easy (0) over medium (1) to hard (2) during training, and release unsolved samples late.
 
         easy, medium, hard: exp(−(stratum − 2t)² / 2w²);   unsolved: max(0, t − t₀) / (1 − t₀)
 
-    with t the progress, w = ½ and t₀ = `unsolved_from`. A sample without a stratum stands at 2(1 − p), by its
+    with t the progress, w = ½ and t₀ = `unsolved_from`. An unscored sample is placed at 2(1 − p), by its
     posterior mean, times `unscored_weight`. Widened where all of these hold too few samples, see `widen`.
     """
     config, progress = context.config, context.progress
 
-    def window(place: Float[np.ndarray, "rows"]) -> Float[np.ndarray, "rows"]:
-        return np.exp(-((place - HARD * progress) ** 2) / (2 * CURRICULUM_WIDTH**2))
+    def window(position: Float[np.ndarray, "rows"]) -> Float[np.ndarray, "rows"]:
+        return np.exp(-((position - HARD * progress) ** 2) / (2 * CURRICULUM_WIDTH**2))
 
     release = 1.0 if progress >= 1 else max(0.0, progress - config.unsolved_from) / (1 - config.unsolved_from or 1)
     opening = (*window(np.arange(EASY, HARD + 1.0)), release, config.unscored_weight)
     table, note = widen(opening, context.counts, context.batch)
     values = table[view.stratum]
-    return Weights(np.where(view.stratum == NULL, values * window(HARD * (1 - view.mean)), values), note)
+    return Weights(np.where(view.stratum == UNSCORED, values * window(HARD * (1 - view.mean)), values), note)
 
 
 POLICIES: dict[str, Policy] = {
@@ -228,11 +229,11 @@ POLICIES: dict[str, Policy] = {
 
 
 def widen(weights: tuple[float, ...], counts: tuple[int, ...], batch: int) -> tuple[Float[np.ndarray, "5"], str | None]:
-    """Opens the nearest strata where those with weight hold fewer samples than a generation batch.
+    """Open the nearest strata where those with weight hold fewer samples than a generation batch.
 
-    Strata are opened by their distance on the way easy, medium, hard, unsolved from one with weight, the easier first,
-    null last. What is opened weighs, all together, no more than the samples that were missing would have: a few wanted
-    samples are not drowned by many others.
+    Strata are opened by their distance from one with weight (in the order easy, medium, hard, unsolved), the easier
+    first, unscored last. Together they weigh no more than the missing samples would have: a few wanted samples are not
+    drowned by many others.
 
     Args:
         weights: of a sample of each stratum, in the order of `strata.NAMES`.
@@ -240,7 +241,7 @@ def widen(weights: tuple[float, ...], counts: tuple[int, ...], batch: int) -> tu
         batch: prompts of a generation batch.
 
     Returns:
-        (weights, note): the weights that hold, and what was opened in words; None if nothing.
+        (weights, note): the new weights, and which strata were opened, for a warning; None if none.
     """
     table, size = np.array(weights, dtype=np.float64), np.array(counts)
     wanted = np.flatnonzero(table > 0)
@@ -248,9 +249,9 @@ def widen(weights: tuple[float, ...], counts: tuple[int, ...], batch: int) -> tu
     if held >= batch:
         return table, None
     usual = float((table * size).sum() / held) if held else 1.0
-    real = [int(code) for code in wanted if code != NULL] or [MEDIUM]
+    real = [int(code) for code in wanted if code != UNSCORED] or [MEDIUM]
     closed = [code for code in range(len(NAMES)) if table[code] == 0]
-    closed.sort(key=lambda code: (code == NULL, min(abs(code - one) for one in real), code))
+    closed.sort(key=lambda code: (code == UNSCORED, min(abs(code - open_code) for open_code in real), code))
     missing, opened = batch - held, []
     for code in closed:
         if missing > 0 and size[code]:
@@ -267,7 +268,7 @@ def widen(weights: tuple[float, ...], counts: tuple[int, ...], batch: int) -> tu
 
 
 def view(evidence: Evidence, strata: Strata, rows: Rows | slice, step: int) -> View:
-    """Shows some samples to a policy.
+    """Return what a policy sees of some samples.
 
     Args:
         evidence: of all samples.
@@ -285,7 +286,7 @@ def view(evidence: Evidence, strata: Strata, rows: Rows | slice, step: int) -> V
 
 
 def weigh(evidence: Evidence, strata: Strata, context: Context, rows: Rows | None = None) -> Weights:
-    """Weighs samples by the policy of the context.
+    """Weight samples by the policy of the context.
 
     Args:
         evidence: of all samples.
@@ -298,10 +299,10 @@ def weigh(evidence: Evidence, strata: Strata, context: Context, rows: Rows | Non
     """
     policy = POLICIES[context.config.policy]
     if rows is not None:
-        found = policy(view(evidence, strata, rows, context.step), context)
-        return Weights(found.values.astype(np.float32), found.note)
+        weights = policy(view(evidence, strata, rows, context.step), context)
+        return Weights(weights.values.astype(np.float32), weights.note)
     values, note = np.empty(len(evidence), dtype=np.float32), None
     for part in chunks(len(evidence)):
-        found = policy(view(evidence, strata, part, context.step), context)
-        values[part], note = found.values, found.note
+        weights = policy(view(evidence, strata, part, context.step), context)
+        values[part], note = weights.values, weights.note
     return Weights(values, note)

@@ -1,4 +1,4 @@
-"""Which samples the next generation batch rolls out: seeded weighted draws in time sublinear in the dataset's size.
+"""The choice of the samples of a generation batch: seeded weighted draws in time sublinear in the dataset's size.
 
 The random numbers of a batch come from Philox keyed by (seed, step), so that a batch depends on the weights and
 its step alone: all ranks draw the same, and a resumed run draws what an uninterrupted one does.
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from hardsample.trainer.selection.states import StateError, take_over
+from hardsample.trainer.selection.states import StateDict, StateError, load_into
 from hardsample.trainer.selection.sumtree import Rows, SumTree
 
 POOL = 4096
@@ -20,7 +20,7 @@ STATE_VERSION = 1
 
 
 def generator(seed: int, step: int, stream: int = 0) -> np.random.Generator:
-    """Makes the random numbers of a step.
+    """Return the random generator of a step.
 
     Args:
         seed: 0 … 2⁶⁴ − 1.
@@ -35,7 +35,7 @@ def generator(seed: int, step: int, stream: int = 0) -> np.random.Generator:
 
 
 def prompt_order(prompts: Rows, num_generations: int, repeats: int = 1) -> Rows:
-    """Writes a generation batch as TRL's loaders want it: each prompt G times in a row, and the whole of it again.
+    """Lay out a generation batch as TRL's loaders do: each prompt G times in a row, and the whole batch repeated.
 
     Args:
         prompts: (prompts,) rows of the batch.
@@ -49,12 +49,12 @@ def prompt_order(prompts: Rows, num_generations: int, repeats: int = 1) -> Rows:
 
 
 def draw_uniform(size: int, among: int, taken: Rows, rng: np.random.Generator) -> Rows:
-    """Draws without replacement, each of the rest alike. O(size + taken), unless nearly all are asked for.
+    """Draw uniformly without replacement. O(size + taken), unless nearly all rows are asked for.
 
     Args:
         size: how many, at most among − len(taken).
         among: rows are 0 … among − 1.
-        taken: (taken,) rows that are not drawn, unique.
+        taken: (taken,) rows that must not be drawn, unique.
         rng: source of the draws.
 
     Returns:
@@ -64,8 +64,8 @@ def draw_uniform(size: int, among: int, taken: Rows, rng: np.random.Generator) -
         return rng.permutation(np.setdiff1d(np.arange(among), taken))[:size]
     rows = taken
     while missing := size - (len(rows) - len(taken)):
-        found = np.concatenate([rows, rng.integers(among, size=missing)])
-        rows = found[np.sort(np.unique(found, return_index=True)[1])]
+        candidates = np.concatenate([rows, rng.integers(among, size=missing)])
+        rows = candidates[np.sort(np.unique(candidates, return_index=True)[1])]
     return rows[len(taken) :]
 
 
@@ -76,7 +76,7 @@ class Batch:
     step: int
     """Which batch it is, from 0."""
     rows: Rows
-    """(prompts,) in order; none twice, unless the dataset is smaller than the batch."""
+    """(prompts,) in order, without repeats unless the dataset is smaller than the batch."""
     explored: Bool[np.ndarray, "prompts"]
     """Which of them were drawn uniformly instead of by weight."""
     note: str | None = None
@@ -87,8 +87,8 @@ Score = Callable[[Rows, np.random.Generator], Float[np.ndarray, "rows"]]
 
 
 class PromptSampler:
-    """Gives generation batches one after the other. Of each prompt of a batch a coin says whether it is drawn
-    uniformly (`exploration`) or by weight; those by weight are drawn first, the others from what is left.
+    """Draws generation batches. A coin flip decides for each prompt of a batch whether it is drawn uniformly
+    (`exploration`) or by weight; those by weight are drawn first, the others from what is left.
 
     Args:
         size: samples in the dataset, at least 1.
@@ -114,11 +114,11 @@ class PromptSampler:
         self.tree.set(np.ones(size, dtype=np.float32))
 
     def set_weights(self, weights: Float[np.ndarray, "rows"], rows: Rows | None = None) -> None:
-        """Replaces weights.
+        """Replace weights.
 
         Args:
             weights: (rows,) finite, 0 or above; held in float32.
-            rows: (rows,) which ones, a sample more than once only with one weight; all if None.
+            rows: (rows,) which samples, a sample repeated only with the same weight; all if None.
 
         Raises:
             ValueError: the number of weights is wrong, or one is negative or not finite.
@@ -132,7 +132,7 @@ class PromptSampler:
         self.tree.set(weights, rows)
 
     def next_batch(self, size: int, score: Score | None = None) -> Batch:
-        """Draws the next batch.
+        """Draw the next batch.
 
         Args:
             size: prompts of a generation batch, at least 1.
@@ -165,7 +165,7 @@ class PromptSampler:
         return self._count(np.concatenate([*whole, rows]), explored, "; ".join(notes) or None)
 
     def replay(self, rows: Rows) -> Batch:
-        """Takes a batch that another sampler chose (TRL's own, under the uniform policy) as the next one.
+        """Take a batch that another sampler chose (TRL's own, under the uniform policy) as the next batch.
 
         Args:
             rows: (prompts,) its prompts.
@@ -176,31 +176,29 @@ class PromptSampler:
         rows = np.asarray(rows, dtype=np.int64)
         return self._count(rows, np.zeros(len(rows), dtype=bool), None)
 
-    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Gives all there is to save: named arrays (not copied), and a header for JSON."""
-        return {"weights": self.tree.weights}, self._header() | {"seed": self.seed, "step": self.step}
+    def state_dict(self) -> StateDict:
+        """Return the weights (not copied), seed and step, and what a saved state is checked by."""
+        return self._checked_state() | {"seed": self.seed, "step": self.step}
 
-    def load_state(self, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> None:
-        """Takes over a saved state, its seed included; other names among the arrays are passed over.
-
-        Args:
-            arrays: as `state` gave them.
-            header: as `state` gave it.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what `state_dict` returned, its seed included.
 
         Raises:
-            StateError: the version, the dataset, its size, or an array is another, or a counter is missing.
+            StateError: the version, the dataset, its size, or the shape of an array differs, or a counter is missing.
         """
-        take_over(self.state()[0], arrays, self._header(), header, "sampler")
-        if not all(isinstance(header.get(name), int) for name in ("seed", "step")):
+        if not all(isinstance(state.get(name), int) for name in ("seed", "step")):
             raise StateError("the saved sampler lacks its seed or step: its file is damaged, take another checkpoint")
+        load_into(self._checked_state(), state, "sampler")
         self.tree.set(self.tree.weights)
-        self.seed, self.step = header["seed"], header["step"]
+        self.seed, self.step = state["seed"], state["step"]
 
-    def _header(self) -> dict[str, Any]:
-        return {"version": STATE_VERSION, "size": self.size, "fingerprint": self.fingerprint}
+    def _checked_state(self) -> StateDict:
+        """Return what a saved state must agree with: all but seed and step, which are loaded unchecked."""
+        identity = {"version": STATE_VERSION, "size": self.size, "fingerprint": self.fingerprint}
+        return identity | {"weights": self.tree.weights}
 
     def _best(self, size: int, score: Score, rng: np.random.Generator) -> Rows:
-        """The candidates of the highest scores above 0, best first."""
+        """Return the candidates of the highest scores above 0, best first."""
         none = np.empty(0, dtype=np.int64)
         if not size:
             return none

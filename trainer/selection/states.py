@@ -1,21 +1,25 @@
-"""Saved states: named arrays and a header, checked before they are taken over.
+"""Saved states: dicts of arrays and plain values, checked before they are loaded.
 
-The trainer writes the arrays as safetensors and the headers as JSON; here is what makes an old or a foreign one a
-clear error instead of a run that continues with wrong numbers.
+Every part has `state_dict()` and `load_state_dict()`, as modules of PyTorch have. A checkpoint keeps the arrays as
+safetensors and the rest as JSON. What is checked here turns an old or foreign state into a clear error instead of a run
+that continues with wrong numbers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from hardsample.errors import HardsampleError
 
+StateDict = dict[str, Any]
+"""Arrays, values that JSON can hold, and state dicts of parts (or lists of these)."""
+
 _REMEDIES = {
-    "version": "resume with the hardsample that saved it, or start anew",
+    "version": "resume with the version of hardsample that saved it, or start a new run",
     "size": "resume on the dataset that it was saved with",
     "fingerprint": "resume on the dataset that it was saved with, unchanged (an older hardsample knew it by its ids "
-    "only: from its checkpoints start anew)",
+    "only: from its checkpoints start a new run)",
     "ratios": "resume with the scores that it was started with",
 }
 
@@ -24,39 +28,88 @@ class StateError(HardsampleError, ValueError):
     """A saved state is of another version, another size or other data."""
 
 
-def take_over(
-    into: Mapping[str, np.ndarray],
-    arrays: Mapping[str, np.ndarray],
-    wanted: Mapping[str, Any],
-    header: Mapping[str, Any],
-    what: str,
-) -> None:
-    """Copies saved arrays over those of the same names; nothing is copied unless all fits.
+def load_into(current: Mapping[str, Any], saved: Mapping[str, Any], name: str) -> None:
+    """Copy saved arrays over the current ones, in place; copy nothing unless all fit.
 
     Args:
-        into: what is overwritten.
-        arrays: what was saved; other names among them are passed over.
-        wanted: the values that the header must have; other keys of it are passed over.
-        header: what was saved.
-        what: whose state it is, for the message.
+        current: a part's state dict. Its arrays are overwritten; its other values are what the saved ones must be.
+        saved: the state dict that was saved; keys that `current` lacks are ignored.
+        name: of the part, for the message.
 
     Raises:
-        StateError: a value of the header is another, or an array is missing or of another shape or type.
+        StateError: a value differs, or an array is missing or of another shape or type.
     """
-    for key, value in wanted.items():
-        if header.get(key) != value:
+    for array, saved_array in list(_matching_arrays(current, saved, name)):
+        array[...] = saved_array
+
+
+def _matching_arrays(
+    current: Mapping[str, Any], saved: Mapping[str, Any], name: str
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for key, value in current.items():
+        saved_value = saved.get(key)
+        if isinstance(value, dict):
+            if not isinstance(saved_value, dict):
+                raise StateError(f"the saved {name} lacks its {key}: the file is damaged, take another checkpoint")
+            yield from _matching_arrays(value, saved_value, key)
+        elif isinstance(value, np.ndarray):
+            if not isinstance(saved_value, np.ndarray):
+                raise StateError(
+                    f"the saved {name} lacks the array {key!r}: its file is damaged, take another checkpoint"
+                )
+            if saved_value.shape != value.shape or saved_value.dtype != value.dtype:
+                raise StateError(
+                    f"the saved array {key!r} is {saved_value.dtype} {saved_value.shape}, must be {value.dtype} "
+                    f"{value.shape}: its file is damaged or of another dataset, take another checkpoint"
+                )
+            yield value, saved_value
+        elif saved_value != value:
             raise StateError(
-                f"the saved {what} has {key} {header.get(key)!r}, must be {value!r}: "
+                f"the saved {name} has {key} {saved_value!r}, must be {value!r}: "
                 f"{_REMEDIES.get(key, 'resume with the settings that it was saved with')}"
             )
-    for name, array in into.items():
-        if name not in arrays:
-            raise StateError(f"the saved {what} lacks the array {name!r}: its file is damaged, take another checkpoint")
-        found = arrays[name]
-        if found.shape != array.shape or found.dtype != array.dtype:
+
+
+def split_arrays(state: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], StateDict]:
+    """Split a state dict into its arrays and what JSON can hold.
+
+    Args:
+        state: of a part, nested.
+
+    Returns:
+        (arrays, rest): arrays by their dotted path, such as `evidence.levels.level`; the rest keeps its structure.
+    """
+    arrays: dict[str, np.ndarray] = {}
+
+    def rest(value: Any, path: str) -> Any:
+        if isinstance(value, Mapping):
+            children = {key: rest(child, f"{path}{key}.") for key, child in value.items()}
+            return {key: child for key, child in children.items() if not isinstance(child, np.ndarray)}
+        if isinstance(value, list):
+            return [rest(child, f"{path}{index}.") for index, child in enumerate(value)]
+        if isinstance(value, np.ndarray):
+            arrays[path.removesuffix(".")] = value
+        return value
+
+    return arrays, rest(state, "")
+
+
+def join_arrays(arrays: Mapping[str, np.ndarray], rest: StateDict) -> StateDict:
+    """Put the arrays that `split_arrays` took out back into their places in `rest`.
+
+    Raises:
+        StateError: there is no such place.
+    """
+    for path, array in arrays.items():
+        *parents, name = path.split(".")
+        node: Any = rest
+        try:
+            for key in parents:
+                node = node[int(key)] if isinstance(node, list) else node[key]
+            node[name] = array
+        except (KeyError, IndexError, TypeError, ValueError) as error:
             raise StateError(
-                f"the saved array {name!r} is {found.dtype} {found.shape}, must be {array.dtype} {array.shape}: "
-                "its file is damaged or of another dataset, take another checkpoint"
-            )
-    for name, array in into.items():
-        array[...] = arrays[name]
+                f"the saved array {path!r} belongs to a part that the saved state lacks: it is of another version of "
+                "hardsample or damaged; take another checkpoint"
+            ) from error
+    return rest

@@ -1,7 +1,7 @@
-"""Strata that move while training: each sample's stratum by the evidence so far, how many each holds, what moved.
+"""Strata that move during training: each sample's stratum by the evidence so far, the size of each, and the moves.
 
 With p the posterior mean of a sample's success rate (SPEC.md, "Strata while training"): p < τ unsolved; p > 0.9 easy
-(saturated); otherwise the PISM stratum of its current λ*, and none (null) without a PISM score.
+(saturated); otherwise the PISM stratum of its current λ*, and `unscored` without a PISM score.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,30 +14,30 @@ from jaxtyping import Float, Integer
 from hardsample.metrics.strata import STRATA, Bounds, stratum
 from hardsample.trainer.selection.evidence import Evidence, EvidenceConfig
 from hardsample.trainer.selection.levels import NO_SCORE, Rows
-from hardsample.trainer.selection.states import take_over
+from hardsample.trainer.selection.states import StateDict, load_into
 
-NAMES = (*STRATA, "null")
-"""Name of each code: 0 easy, 1 medium, 2 hard, 3 unsolved, 4 null."""
-EASY, MEDIUM, HARD, UNSOLVED, NULL = range(len(NAMES))
+NAMES = (*STRATA, "unscored")
+"""Name of each code: 0 easy, 1 medium, 2 hard, 3 unsolved, 4 unscored (no PISM stratum)."""
+EASY, MEDIUM, HARD, UNSOLVED, UNSCORED = range(len(NAMES))
 SATURATED = 0.9
 """Posterior mean above which a sample is easy, whatever its λ*."""
 CHUNK = 1 << 18
-"""Samples that a pass over the whole dataset handles at a time: what it holds beside the arrays stays in megabytes."""
+"""Samples that a pass over the whole dataset handles at a time, so that temporary arrays take only megabytes."""
 STATE_VERSION = 1
 
 
 def chunks(size: int) -> Iterator[slice]:
-    """Slices of at most `CHUNK` that cover 0 … size − 1."""
+    """Yield slices of at most `CHUNK` that cover 0 … size − 1."""
     for start in range(0, size, CHUNK):
         yield slice(start, min(start + CHUNK, size))
 
 
 @lru_cache
 def _pism_codes(ratios: tuple[float, ...], bounds: Bounds) -> Integer[np.ndarray, "levels"]:
-    """Code of each λ*: of the ratios, of none failing, and last (index −1) of no score."""
+    """Return the code of each λ*: of the ratios, of none failing, and last (index −1) of no score."""
     names = [stratum(ratio, index == 0, bounds) for index, ratio in enumerate(ratios)]
     codes = [STRATA.index(name) for name in (*names, stratum(None, False, bounds))]
-    return np.array([*codes, NULL], dtype=np.int8)
+    return np.array([*codes, UNSCORED], dtype=np.int8)
 
 
 def stratify(
@@ -47,7 +47,7 @@ def stratify(
     ratios: tuple[float, ...],
     config: EvidenceConfig,
 ) -> Integer[np.ndarray, "rows"]:
-    """Gives each sample's stratum.
+    """Return each sample's stratum.
 
     Args:
         alpha: α of the success rate's posterior Beta(α, β).
@@ -66,10 +66,10 @@ def stratify(
 
 
 class Strata:
-    """The stratum of every sample as it was last worked out, and the moves since the beginning.
+    """The stratum of every sample as last computed, and the moves since the beginning.
 
     Args:
-        evidence: what they are worked out from.
+        evidence: what they are computed from.
         step: that the evidence is discounted to.
 
     Attributes:
@@ -80,53 +80,47 @@ class Strata:
 
     def __init__(self, evidence: Evidence, step: int = 0) -> None:
         self.evidence = evidence
-        self.codes = np.full(len(evidence), NULL, dtype=np.int8)
+        self.codes = np.full(len(evidence), UNSCORED, dtype=np.int8)
         self.moves = np.zeros((len(NAMES), len(NAMES)), dtype=np.int64)
         self.refresh(step)
         self.moves[...] = 0
 
     def refresh(self, step: int, rows: Rows | None = None) -> Integer[np.ndarray, "5 5"]:
-        """Works the strata out anew.
+        """Recompute the strata.
 
         Args:
             step: that the evidence is discounted to.
-            rows: samples, one may stand more than once; all if None.
+            rows: samples, possibly repeated; all if None.
 
         Returns:
             (5, 5) moves of this call, also added to `moves`.
         """
-        found = np.zeros((len(NAMES), len(NAMES)), dtype=np.int64)
+        moves = np.zeros((len(NAMES), len(NAMES)), dtype=np.int64)
         levels = self.evidence.levels
         for part in chunks(len(self.codes)) if rows is None else (np.unique(rows),):
             alpha, beta = self.evidence.posterior(part, step)
             new = stratify(alpha, beta, levels.level[part], levels.ratios, self.evidence.config)
             pairs = self.codes[part].astype(np.int64) * len(NAMES) + new
-            found += np.bincount(pairs, minlength=found.size).reshape(found.shape)
+            moves += np.bincount(pairs, minlength=moves.size).reshape(moves.shape)
             self.codes[part] = new
-        np.fill_diagonal(found, 0)
+        np.fill_diagonal(moves, 0)
         if rows is None:
             self.counts = np.bincount(self.codes, minlength=len(NAMES))
         else:
-            self.counts = self.counts + found.sum(axis=0) - found.sum(axis=1)
-        self.moves += found
-        return found
+            self.counts = self.counts + moves.sum(axis=0) - moves.sum(axis=1)
+        self.moves += moves
+        return moves
 
-    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Gives all there is to save: named arrays (not copied), and a header for JSON."""
-        return {"strata": self.codes, "strata_moves": self.moves}, self._header()
+    def state_dict(self) -> StateDict:
+        """Return the arrays (not copied), and what a saved state is checked by."""
+        identity = {"version": STATE_VERSION, "size": len(self.codes), "fingerprint": self.evidence.fingerprint}
+        return identity | {"codes": self.codes, "moves": self.moves}
 
-    def load_state(self, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> None:
-        """Takes over a saved state; other names among the arrays are passed over.
-
-        Args:
-            arrays: as `state` gave them.
-            header: as `state` gave it.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what `state_dict` returned.
 
         Raises:
-            StateError: the version, the dataset, its size, or an array is another.
+            StateError: the version, the dataset, its size, or the shape of an array differs.
         """
-        take_over(self.state()[0], arrays, self._header(), header, "strata")
+        load_into(self.state_dict(), state, "strata")
         self.counts = np.bincount(self.codes, minlength=len(NAMES))
-
-    def _header(self) -> dict[str, Any]:
-        return {"version": STATE_VERSION, "size": len(self.codes), "fingerprint": self.evidence.fingerprint}

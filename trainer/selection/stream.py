@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 
 from hardsample.trainer.selection.sampler import Batch, PromptSampler, Score, generator
-from hardsample.trainer.selection.states import StateError
+from hardsample.trainer.selection.states import StateDict, StateError
 from hardsample.trainer.selection.sumtree import Rows
 
 STREAM_KIND = 1
@@ -34,7 +34,7 @@ class StockOrder:
         self._epoch, self._order = -1, torch.arange(size)
 
     def rows(self, batch: int) -> Rows:
-        """Gives the prompts of a generation batch.
+        """Return the prompts of a generation batch.
 
         Args:
             batch: its number, from 0; the epochs follow one another.
@@ -50,14 +50,14 @@ class StockOrder:
 
 
 class PromptStream:
-    """Gives the generation batches of a training.
+    """Draws the generation batches of a training.
 
     Args:
         size: samples in the dataset, at least 1.
         seed: 0 … 2⁶⁴ − 2.
         exploration: share of draws that is uniform.
         kinds: (size,) kind of each row, 0 or 1 (such as with an image); None: all are of one kind.
-        stock: TRL's own order, if that is what holds.
+        stock: TRL's own order, where the policy keeps it.
         fingerprint: of the dataset, for the saved state.
 
     Attributes:
@@ -88,7 +88,7 @@ class PromptStream:
         ]
 
     def set_weights(self, weights: Float[np.ndarray, "rows"], rows: Rows | None = None) -> None:
-        """Replaces weights, see `PromptSampler.set_weights`."""
+        """Replace weights, see `PromptSampler.set_weights`."""
         for kind, (sampler, part) in enumerate(zip(self.samplers, self._rows, strict=True)):
             if part is None:
                 sampler.set_weights(weights, rows)
@@ -99,7 +99,7 @@ class PromptStream:
                 sampler.set_weights(weights[mine], self._place[rows[mine]])
 
     def next_batch(self, size: int, score: Score | None = None) -> Batch:
-        """Draws the next batch, all of one kind: a kind is as likely as its share of single draws would be, of those by
+        """Draw the next batch, all of one kind: a kind is as likely as its share of single draws would be, of those by
         weight and of the uniform ones, so that a kind without weight is explored too.
 
         Args:
@@ -121,38 +121,30 @@ class PromptStream:
         return batch
 
     def skip(self, batches: int) -> None:
-        """Goes on as if so many batches had been drawn, for a checkpoint that has no state of ours."""
+        """Continue as if this many batches had been drawn, for a checkpoint without a saved state."""
         self.batch = batches
         for sampler in self.samplers:
             sampler.step = batches
 
-    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Gives all there is to save: named arrays (not copied), and a header for JSON."""
-        arrays: dict[str, np.ndarray] = {}
-        headers = []
-        for kind, sampler in enumerate(self.samplers):
-            found, header = sampler.state()
-            arrays |= {f"kind{kind}_{name}": array for name, array in found.items()}
-            headers.append(header)
-        return arrays, {"batch": self.batch, "kinds": headers}
+    def state_dict(self) -> StateDict:
+        """Return the number of the next batch, and the state of the sampler of each kind of rows."""
+        return {"batch": self.batch, "samplers": [sampler.state_dict() for sampler in self.samplers]}
 
-    def load_state(self, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> None:
-        """Takes over a saved state.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what `state_dict` returned.
 
         Raises:
             StateError: it is of other data, another number of kinds, or damaged.
         """
-        headers: Sequence[Any] = header.get("kinds") or ()
-        if len(headers) != len(self.samplers) or not isinstance(header.get("batch"), int):
+        saved: Sequence[Any] = state.get("samplers") or ()
+        if len(saved) != len(self.samplers) or not isinstance(state.get("batch"), int):
             raise StateError(
-                f"the saved prompt stream has {len(headers)} kinds of rows (with and without images), must have "
+                f"the saved prompt stream has {len(saved)} kinds of rows (with and without images), must have "
                 f"{len(self.samplers)}: resume on the dataset that it was saved with"
             )
-        for kind, (sampler, one) in enumerate(zip(self.samplers, headers, strict=True)):
-            prefix = f"kind{kind}_"
-            mine = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-            sampler.load_state(mine, one)
-        self.batch = header["batch"]
+        for sampler, sampler_state in zip(self.samplers, saved, strict=True):
+            sampler.load_state_dict(sampler_state)
+        self.batch = state["batch"]
 
     def _next_kind(self) -> int:
         if len(self.samplers) == 1:

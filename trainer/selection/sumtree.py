@@ -46,7 +46,7 @@ class SumTree:
         return sum(level.nbytes for level in self.levels)
 
     def set(self, weights: Float[np.ndarray, "rows"], rows: Rows | None = None) -> None:
-        """Sets weights, and every sum above them from its children, never by a difference: no rounding adds up.
+        """Set weights, and recompute every sum above them from its children: rounding errors do not accumulate.
 
         Args:
             weights: (rows,) 0 or above.
@@ -66,7 +66,7 @@ class SumTree:
             nodes = np.unique(nodes // FAN_OUT)
 
     def find(self, points: Float[np.ndarray, "draws"]) -> Rows:
-        """Finds the sample in whose weight each point falls, the weights laid end to end. O(draws · log size).
+        """Find the sample in whose weight each point falls, the weights laid end to end. O(draws · log size).
 
         Args:
             points: (draws,) from 0 to below `total`, which is above 0.
@@ -84,9 +84,9 @@ class SumTree:
         return node
 
     def draw(self, size: int, rng: np.random.Generator) -> Rows:
-        """Draws without replacement, one after the other, each in proportion to the weights that are left.
+        """Draw without replacement, one after another, each in proportion to the remaining weights.
 
-        A round draws with replacement and passes repeats over, which is the same; what was drawn then has weight 0 in
+        A round draws with replacement and ignores repeats, which is the same; drawn samples then have weight 0 in
         the rounds that follow, so that a few heavy weights do not hold them up.
 
         Args:
@@ -100,8 +100,8 @@ class SumTree:
         held: list[tuple[np.ndarray, np.ndarray]] = []
         try:
             while len(drawn) < size and self.total > 0:
-                found = self.find(rng.random(size - len(drawn)) * self.total)
-                new = found[np.sort(np.unique(found, return_index=True)[1])]
+                candidates = self.find(rng.random(size - len(drawn)) * self.total)
+                new = candidates[np.sort(np.unique(candidates, return_index=True)[1])]
                 drawn = np.concatenate([drawn, new])
                 if len(drawn) < size:
                     held.append((new, self.weights[new]))

@@ -1,9 +1,9 @@
-"""Turns as people write them → one conversation of blocks, the images in the order of their places.
+"""Convert turns in any common notation to one conversation of blocks, with images in the order of their placeholders.
 
-Pure: nothing is read from disk. A place is `<image>`, `<image1>` (the image of that number), `<img>path</img>`, or a
-block of type image or image_url. Images without a place go before the text of the first user turn, in order. Where
-numbered places do not name each image once (`<image3>` of one composite image), they only mention it: the images go
-first and the text says "(image 3)".
+Pure: nothing is read from disk. A placeholder is `<image>`, `<image1>` (the image with that number), `<img>path</img>`,
+or a block of type image or image_url. Images without a placeholder go before the text of the first user turn, in order.
+If the numbered placeholders do not name each image once (`<image3>` of one composite image), they are mentions: the
+images go first and the text says "(image 3)".
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ ROLES = {
     "model": "assistant",
 }
 TOOL_ROLES = ("tool", "function", "function_call", "observation", "tool_call", "tool_response", "ipython")
-_PLACE = re.compile(r"<image>|<image[ _]?(?P<number>\d{1,3})>|<img>(?P<path>[^<]*)</img>")
+_PLACEHOLDER = re.compile(r"<image>|<image[ _]?(?P<number>\d{1,3})>|<img>(?P<path>[^<]*)</img>")
 _LEFTOVER = re.compile(
     r"<(?:videos?|audios?|bbox|ref-object|images?|img|cot-process|start-image|ImageHere|image_placeholder)[ _]?\d{0,3}>"
     r"|<\|(?:image|video|audio|vision|box|object_ref)[a-z_]*(?:\d{0,3})\|>",
     re.IGNORECASE,
 )
-"""Placeholders that nothing has filled; a model would be asked about them as if they were words."""
+"""Placeholders that nothing fills; a model would read them as words."""
 
 
 class RecordError(HardsampleError, ValueError):
-    """A record that does not fit; the message names the column, the value and the fix.
+    """A record that cannot be used; the message names the column, the value and the fix.
 
     Attributes:
-        record_id: the record's id, where who raises it knows it and nobody after it will.
+        record_id: the record's id, if only the code that raises the error knows it.
     """
 
     def __init__(self, message: str, record_id: str | None = None) -> None:
@@ -53,7 +53,7 @@ class RecordError(HardsampleError, ValueError):
 
 @dataclass(frozen=True)
 class Conversation:
-    """A prompt of blocks, its images in order, as the record refers to them, and the gold turn that was taken off."""
+    """A prompt of blocks, its image references in order, and the gold turn, which is not part of the prompt."""
 
     prompt: list[Turn]
     images: list[Any]
@@ -61,15 +61,15 @@ class Conversation:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where an image goes: the next of the column, the one of a number (from 1), or one of its own."""
+class _Placeholder:
+    """A position for an image: the next one of the column, the one with a number (from 1), or its own image."""
 
     number: int | None = None
     own: Any = None
 
 
-Pieces = tuple[str, list[str | _Place]]
-"""A role, and what its turn says: texts and places in order."""
+Pieces = tuple[str, list[str | _Placeholder]]
+"""A role and the content of its turn: texts and placeholders in order."""
 
 
 def read_conversation(turns: Any, images: Sequence[Any], column: str, composite: bool = False) -> Conversation:
@@ -77,43 +77,46 @@ def read_conversation(turns: Any, images: Sequence[Any], column: str, composite:
 
     Args:
         turns: text (one user turn), or a list of {"role", "content"} or {"from", "value"}; content is text, a number or
-            a list of blocks. A last assistant turn is the gold answer and is taken off; earlier ones stay.
-        images: what the record's image column holds, in order.
-        column: where the turns are from, for the message.
-        composite: the record has one image by itself, no list: numbered places beyond 1 are parts of it.
+            a list of blocks. A final assistant turn is the gold answer and is removed; earlier ones stay.
+        images: the images of the record's image column, in order.
+        column: the column of the turns, for messages.
+        composite: the record has a single image, not a list: placeholders numbered above 1 are parts of it.
 
     Raises:
-        RecordError: unknown role or block, no user text, places and images that do not match, or a placeholder that
-            nothing fills.
+        RecordError: unknown role or block, no user text, placeholders that do not match the images, or a placeholder
+            that nothing fills.
     """
     raw = [{"role": "user", "content": turns}] if not isinstance(turns, list | tuple) else list(turns)
-    said = [(_role(turn, column), turn.get("content", turn.get("value"))) for turn in raw]
-    gold = _plain(said.pop()[1], column) if said and said[-1][0] == "assistant" else None
-    pieces = [(role, _pieces(content, column, None)) for role, content in said]
+    contents = [(_role(turn, column), turn.get("content", turn.get("value"))) for turn in raw]
+    gold = _plain(contents.pop()[1], column) if contents and contents[-1][0] == "assistant" else None
+    pieces = [(role, _pieces(content, column, None)) for role, content in contents]
     if not any(isinstance(p, str) and p.strip() for role, turn in pieces if role == "user" for p in turn):
-        raise RecordError(f"column {column!r}: no user turn holds text; give it a question")
-    places = [p for _, turn in pieces for p in turn if isinstance(p, _Place)]
-    numbers = {p.number for p in places if p.number is not None}
-    if numbers:  # read again, now that it is known which of them are places
-        left = set() if _only_mentions(places, len(images), composite) else numbers
-        pieces = [(role, _pieces(content, column, left)) for role, content in said]
-        places = [p for _, turn in pieces for p in turn if isinstance(p, _Place)]
+        raise RecordError(f"column {column!r}: no user turn has text; give it a question")
+    placeholders = [p for _, turn in pieces for p in turn if isinstance(p, _Placeholder)]
+    numbers = {p.number for p in placeholders if p.number is not None}
+    if numbers:  # read again, now that it is clear which of them are placeholders and which are mentions
+        unused = set() if _only_mentions(placeholders, len(images), composite) else numbers
+        pieces = [(role, _pieces(content, column, unused)) for role, content in contents]
+        placeholders = [p for _, turn in pieces for p in turn if isinstance(p, _Placeholder)]
     for text in (piece for _, turn in pieces for piece in turn if isinstance(piece, str)):
         check_filled(text, column)
-    order = _order(places, len(images), column)
+    order = _order(placeholders, len(images), column)
     if order is None:
         first = next(index for index, (role, _) in enumerate(pieces) if role == "user")
-        pieces[first] = ("user", [*(_Place() for _ in images), *pieces[first][1]])
+        pieces[first] = ("user", [*(_Placeholder() for _ in images), *pieces[first][1]])
         order = range(len(images))
     rest = iter(order)
-    chosen = [
-        p.own if p.own is not None else images[next(rest)] for _, turn in pieces for p in turn if isinstance(p, _Place)
+    ordered = [
+        p.own if p.own is not None else images[next(rest)]
+        for _, turn in pieces
+        for p in turn
+        if isinstance(p, _Placeholder)
     ]
-    return Conversation([{"role": role, "content": [_block(p) for p in turn]} for role, turn in pieces], chosen, gold)
+    return Conversation([{"role": role, "content": [_block(p) for p in turn]} for role, turn in pieces], ordered, gold)
 
 
 def user_text(prompt: list[Turn]) -> str:
-    """The text of all user turns, a line break between blocks."""
+    """Return the text of all user turns, a line break between blocks."""
     blocks = [block for turn in prompt if turn["role"] == "user" for block in turn["content"]]
     return "\n".join(block["text"] for block in blocks if block["text"])
 
@@ -121,38 +124,38 @@ def user_text(prompt: list[Turn]) -> str:
 def _role(turn: Any, column: str) -> str:
     name = (turn.get("role") or turn.get("from")) if isinstance(turn, dict) else None
     if name in TOOL_ROLES or (isinstance(turn, dict) and turn.get("tool_calls")):
-        raise RecordError(f"column {column!r}: role {name!r} calls a tool or answers for one; tools are not supported")
+        raise RecordError(f"column {column!r}: role {name!r} is a tool call or a tool's reply; tools are not supported")
     if not isinstance(name, str) or name not in ROLES:
         raise RecordError(f"column {column!r}: role {name!r} is unknown; use one of {', '.join(ROLES)}")
     return ROLES[name]
 
 
-def _pieces(content: Any, column: str, numbers: set[int] | None) -> list[str | _Place]:
-    """The texts and places of one turn, in order; empty texts are left out. For `numbers` see `_split`."""
+def _pieces(content: Any, column: str, numbers: set[int] | None) -> list[str | _Placeholder]:
+    """Return the texts and placeholders of one turn, in order, without empty texts. See `_split` for `numbers`."""
     blocks = content if isinstance(content, list | tuple) else [content]
-    pieces: list[str | _Place] = []
+    pieces: list[str | _Placeholder] = []
     for block in blocks:
         text = "" if block is None else str(block)
         pieces += _read(block, column, numbers) if isinstance(block, dict) else _split(text, numbers)
     return [piece for piece in pieces if piece != ""]
 
 
-def _read(block: dict[str, Any], column: str, numbers: set[int] | None) -> list[str | _Place]:
-    """One block of structured content, as OpenAI, TRL or Qwen write it."""
+def _read(block: dict[str, Any], column: str, numbers: set[int] | None) -> list[str | _Placeholder]:
+    """Read one block of structured content, in the notation of OpenAI, TRL or Qwen."""
     kind = block.get("type") or ("text" if block.get("text") is not None else None)
     if kind == "text":
         return _split(str(block.get("text") or ""), numbers)
     if kind not in ("image", "image_url"):
         raise RecordError(f"column {column!r}: block type {kind!r} is not supported; use text, image or image_url")
     own = next((block[key] for key in ("image_url", "image", "url", "path", "bytes") if block.get(key)), None)
-    return [_Place(own={"bytes": own} if isinstance(own, bytes) else own)]
+    return [_Placeholder(own={"bytes": own} if isinstance(own, bytes) else own)]
 
 
-def _split(text: str, numbers: set[int] | None) -> list[str | _Place]:
-    """Cut a text at its places; a number that is not, or no longer, among `numbers` (None: all) is a mention."""
-    pieces: list[str | _Place] = [""]
+def _split(text: str, numbers: set[int] | None) -> list[str | _Placeholder]:
+    """Split a text at its placeholders; a number that is not, or no longer, in `numbers` (None: all) is a mention."""
+    pieces: list[str | _Placeholder] = [""]
     end = 0
-    for match in _PLACE.finditer(text):
+    for match in _PLACEHOLDER.finditer(text):
         number, path = int(match["number"]) if match["number"] else None, match["path"]
         before, end = text[end : match.start()], match.end()
         if number is not None and numbers is not None and number not in numbers:
@@ -161,55 +164,55 @@ def _split(text: str, numbers: set[int] | None) -> list[str | _Place]:
         if number is not None and numbers is not None:
             numbers.remove(number)
         pieces[-1] = f"{pieces[-1]}{before}"
-        pieces += [_Place(number, path.strip() if path else None), ""]
+        pieces += [_Placeholder(number, path.strip() if path else None), ""]
     pieces[-1] = f"{pieces[-1]}{text[end:]}"
     return pieces
 
 
-def _only_mentions(places: list[_Place], count: int, composite: bool) -> bool:
-    """Whether numbered places name parts of the images there are, or some of them, and none is to be put there."""
-    numbers = {place.number for place in places}
-    if not places or None in numbers or not count or 0 in numbers or any(place.own is not None for place in places):
+def _only_mentions(placeholders: list[_Placeholder], count: int, composite: bool) -> bool:
+    """Return whether the numbered placeholders only mention images, or parts of them, and mark no position."""
+    numbers = {placeholder.number for placeholder in placeholders}
+    if not placeholders or None in numbers or not count or 0 in numbers or any(p.own is not None for p in placeholders):
         return False
     return numbers != set(range(1, count + 1)) and (composite or max(n for n in numbers if n is not None) <= count)
 
 
 def check_filled(text: str, column: str) -> None:
-    """Find a placeholder that nothing has filled.
+    """Check that a text has no placeholder that nothing fills.
 
     Raises:
-        RecordError: there is one.
+        RecordError: it has one.
     """
-    if left := _LEFTOVER.search(text):
+    if leftover := _LEFTOVER.search(text):
         raise RecordError(
-            f"column {column!r}: nothing fills the placeholder {left.group()!r}; images are read, videos, sounds and "
-            "marks without their objects are not"
+            f"column {column!r}: nothing fills the placeholder {leftover.group()!r}; remove it, or add its objects. "
+            "Only images are supported, not video or audio"
         )
 
 
-def _order(places: list[_Place], count: int, column: str) -> Sequence[int] | None:
-    """Which image of the column each place takes; None: the column's images have no place at all."""
-    places = [place for place in places if place.own is None]
-    if not places and count:
+def _order(placeholders: list[_Placeholder], count: int, column: str) -> Sequence[int] | None:
+    """Return the index of each placeholder's image in the column; None if no image has a placeholder."""
+    placeholders = [placeholder for placeholder in placeholders if placeholder.own is None]
+    if not placeholders and count:
         return None
-    numbered = {place.number - 1 for place in places if place.number is not None}
-    rest = (index for index in range(len(places) + count) if index not in numbered)
-    order = [next(rest) if place.number is None else place.number - 1 for place in places]
+    numbered = {p.number - 1 for p in placeholders if p.number is not None}
+    rest = (index for index in range(len(placeholders) + count) if index not in numbered)
+    order = [next(rest) if p.number is None else p.number - 1 for p in placeholders]
     if sorted(order) != list(range(count)):
-        names = ", ".join("<image>" if place.number is None else f"<image{place.number}>" for place in places)
+        names = ", ".join("<image>" if p.number is None else f"<image{p.number}>" for p in placeholders)
         raise RecordError(
-            f"column {column!r}: {len(places)} placeholders ({names or 'none'}) for {count} images; "
-            "write one placeholder for each image, or none at all"
+            f"column {column!r}: {len(placeholders)} placeholders ({names or 'none'}) for {count} images; "
+            "write one placeholder per image, or none at all"
         )
     return order
 
 
-def _block(piece: str | _Place) -> Block:
+def _block(piece: str | _Placeholder) -> Block:
     return {"type": "text", "text": piece} if isinstance(piece, str) else {"type": "image", "text": None}
 
 
 def _plain(content: Any, column: str) -> Any:
-    """The gold turn: its text, or the number or boxes it holds."""
+    """Return the content of the gold turn: its text, number or boxes."""
     if isinstance(content, list) and all(isinstance(block, dict) and "type" in block for block in content):
         return "".join(piece for piece in _pieces(content, column, None) if isinstance(piece, str))
     return content

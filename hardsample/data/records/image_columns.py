@@ -1,4 +1,4 @@
-"""Which columns of a record hold its images, and which look as if they did. Pure: nothing is read from disk."""
+"""Find the columns that hold a record's images, and columns that seem to. Pure: nothing is read from disk."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 from hardsample.data.records.conversation import RecordError
 
 IMAGE_COLUMNS = ("decoded_image", "images", "image", "image_paths", "image_path")
-"""The usual names, in the order of preference; others are told by `_NAME` and by what they hold."""
+"""The usual names, in order of preference; others are recognised by `_NAME` and by their values."""
 OTHER_MEDIA = ("videos", "video", "video_path", "video_paths", "audios", "audio", "audio_path", "audio_paths")
 
 _NAME = re.compile(
     r"(?:decoded|question|query|input|main|source|raw)?(?:image|img|picture|photo|figure)s?"
     r"(?:path|file|filename|name|url|uri|src|bytes|data)?s?|filename|filepath"
 )
-_SAYS_IMAGE = re.compile(r"(?:\w*_)?(?:image|img)", re.IGNORECASE)
+_IMAGE_NAME = re.compile(r"(?:\w*_)?(?:image|img)", re.IGNORECASE)
 _NUMBERED = re.compile(r"(?:image|img)_?(\d{1,2})")
 _FILE = re.compile(r"[^\n]{1,4000}\.(?:png|jpe?g|webp|gif|bmp|tiff?|avif|heic)(?:\?[^\s]*)?", re.IGNORECASE)
-_SPEAKS = re.compile(
+_MENTIONS_IMAGE = re.compile(
     r"[<\[({]image\b|\b(?:the|this|these|following|above|below|given|attached|shown)\s+(?:images?|pictures?|photos?|figure)\b"
     r"(?!\s+of\s+[a-z]\b)|图中|如图|图片|下图|上图",
     re.IGNORECASE,
@@ -27,19 +27,21 @@ _SPEAKS = re.compile(
 
 
 def find_images(raw: Mapping[str, Any]) -> tuple[list[Any], tuple[str, ...], bool]:
-    """The record's images in order, the columns that they are from, and whether one column holds just one, no list.
+    """Return the images in order, their columns, and whether the column holds a single image, not a list.
 
     Raises:
-        RecordError: the record has a video or a sound.
+        RecordError: the record has video or audio.
     """
     for name in OTHER_MEDIA:
         if holds(raw.get(name)):
-            raise RecordError(f"column {name!r} holds {str(raw[name])[:80]!r}: videos and sounds are not read")
+            raise RecordError(f"column {name!r} holds {str(raw[name])[:80]!r}: video and audio are not supported")
     for name in IMAGE_COLUMNS:
         if holds(value := raw.get(name)):
             return as_list(value), (name,), not isinstance(value, list | tuple)
     for name, value in raw.items():
-        if _NAME.fullmatch(_joined(name)) and (looks_like_image(value) or (_SAYS_IMAGE.match(name) and _texts(value))):
+        if not _NAME.fullmatch(_joined(name)):
+            continue
+        if looks_like_image(value) or (_IMAGE_NAME.match(name) and _are_texts(value)):
             return as_list(value), (name,), not isinstance(value, list | tuple)
     numbered = sorted(
         (int(match.group(1)), name)
@@ -51,7 +53,7 @@ def find_images(raw: Mapping[str, Any]) -> tuple[list[Any], tuple[str, ...], boo
 
 
 def empty_image_columns(raw: Mapping[str, Any]) -> set[str]:
-    """Columns for images that hold none; they need not travel along."""
+    """Return the image columns that hold no image; they need not be kept."""
     return {
         name
         for name, value in raw.items()
@@ -60,11 +62,11 @@ def empty_image_columns(raw: Mapping[str, Any]) -> set[str]:
 
 
 def unread_image(extra: Mapping[str, Any], question: str) -> str | None:
-    """Where a record without images seems to have one: a column that looks like one, or the question that speaks of it.
+    """Return where a record without images seems to have one: in a column, or because the question mentions an image.
 
     Args:
         extra: the columns that are not read.
-        question: what the user's turns say.
+        question: the text of the user's turns.
 
     Returns:
         "column 'NAME'", "question", or None.
@@ -75,11 +77,11 @@ def unread_image(extra: Mapping[str, Any], question: str) -> str | None:
         )
         if looks_like_image(value) and (known or not isinstance(value, str)):
             return f"column {name!r}"
-    return "question" if _SPEAKS.search(question) else None
+    return "question" if _MENTIONS_IMAGE.search(question) else None
 
 
 def looks_like_image(value: Any) -> bool:
-    """Whether a value refers to an image: a file's name, a data: URI, bytes or a mapping that holds one of them."""
+    """Return whether a value refers to an image: a file name, a data: URI, bytes, or a mapping with one of these."""
     if isinstance(value, list | tuple):
         return any(looks_like_image(item) for item in value)
     if isinstance(value, str):
@@ -88,25 +90,25 @@ def looks_like_image(value: Any) -> bool:
             or _FILE.fullmatch(value.strip()) is not None
         )
     if isinstance(value, Mapping):
-        held = value.get("bytes") or value.get("path") or value.get("url")
-        return bool(held) and (not isinstance(held, str) or looks_like_image(held) or bool(value.get("bytes")))
+        content = value.get("bytes") or value.get("path") or value.get("url")
+        return bool(content) and (not isinstance(content, str) or looks_like_image(content) or bool(value.get("bytes")))
     return isinstance(value, bytes | bytearray) or hasattr(value, "getexif")
 
 
 def holds(value: Any) -> bool:
-    """Whether a column holds anything that could be an image."""
+    """Return whether a column holds anything that could be an image."""
     return any(item is not None and item != "" and not _empty_ref(item) for item in as_list(value))
 
 
 def as_list(value: Any) -> list[Any]:
-    """The column's images; an absent one is an empty list."""
+    """Return the column's images as a list; an empty column gives an empty list."""
     if value is None or (isinstance(value, str) and not value.strip()) or _empty_ref(value):
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _texts(value: Any) -> bool:
-    """Whether a value is text or a list of texts: paths and addresses without a known suffix."""
+def _are_texts(value: Any) -> bool:
+    """Return whether a value is a text or a list of texts: paths and URLs without a known suffix."""
     return holds(value) and all(isinstance(item, str) for item in as_list(value))
 
 

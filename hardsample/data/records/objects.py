@@ -1,4 +1,4 @@
-"""ms-swift's grounding records: `<ref-object>` and `<bbox>` stand for what the column `objects` holds. Pure."""
+"""ms-swift's grounding records: fill `<ref-object>` and `<bbox>` from the column `objects`. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ONLY_MARKS = re.compile(r"(?:<answer>)?(?:\s|[,;.]|<ref-object>|<bbox>)*(?:</an
 
 
 class _Fill:
-    """Takes references and boxes in the order in which they are named."""
+    """Hands out references and boxes in order."""
 
     def __init__(self, objects: Mapping[str, Any]) -> None:
         self.refs = list(objects.get("ref") or [])
@@ -23,11 +23,11 @@ class _Fill:
         self.ref = self.box = 0
 
     def text(self, text: str) -> str:
-        """A text of the prompt with names and boxes in place of the marks; marks too many stay."""
+        """Return a text of the prompt with names and boxes in place of the marks; surplus marks stay."""
         return _MARK.sub(lambda mark: self._next(mark.group()), text)
 
     def gold(self, text: str) -> str:
-        """A gold: where it is nothing but marks, its box, or the list of its boxes, with labels where each has one."""
+        """Return a filled gold; one of only marks becomes its box or list of boxes, labelled if each has a label."""
         if "<bbox>" not in text or not _ONLY_MARKS.fullmatch(text):
             return self.text(text)
         marks = _MARK.findall(text)
@@ -54,40 +54,40 @@ class _Fill:
 
 
 def with_objects(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A record with names and boxes in place of the marks, in `messages` (or `query`) and then in the gold.
+    """Return a record with names and boxes in place of the marks, first in the question, then in the gold.
 
     Raises:
-        RecordError: `objects` is no mapping of `ref` and `bbox`, though the record has marks.
+        RecordError: the record has marks, but `objects` is not a mapping with `ref` and `bbox`.
     """
     if "objects" not in raw or not _MARK.search(str({name: raw[name] for name in _TEXTS if name in raw})):
         return raw
     fill = _Fill(_objects(raw["objects"]))
-    made = dict(raw)
+    filled = dict(raw)
     for name in ("system", "query", "problem", "messages"):
         if isinstance(raw.get(name), str):
-            made[name] = fill.text(raw[name])
+            filled[name] = fill.text(raw[name])
     turns = raw.get("messages")
     turns = list(turns) if isinstance(turns, list | tuple) else []
-    gold_place = len(turns) - 1 if turns and _role(turns[-1]) == "assistant" else len(turns)
+    gold_index = len(turns) - 1 if turns and _role(turns[-1]) == "assistant" else len(turns)
     if turns:
-        made["messages"] = [_turn(turn, fill.text) for turn in turns[:gold_place]]
+        filled["messages"] = [_turn(turn, fill.text) for turn in turns[:gold_index]]
     before = fill.ref, fill.box
-    if gold_place < len(turns):
-        made["messages"].append(_turn(turns[-1], fill.gold))
+    if gold_index < len(turns):
+        filled["messages"].append(_turn(turns[-1], fill.gold))
     for name in ("response", "solution"):
         if isinstance(raw.get(name), str):
-            fill.ref, fill.box = before  # each tells the same answer
-            made[name] = fill.gold(raw[name])
+            fill.ref, fill.box = before  # each holds the same answer
+            filled[name] = fill.gold(raw[name])
     if _type(raw["objects"]) == "norm1":
-        made["box_format"] = "relative_1000"
-    return made
+        filled["box_format"] = "relative_1000"
+    return filled
 
 
 _TEXTS = ("system", "query", "problem", "messages", "response", "solution")
 
 
 def _objects(value: Any) -> Mapping[str, Any]:
-    """ms-swift 3's mapping, or its version 2's list of {"caption", "bbox"} (also as text)."""
+    """Read ms-swift 3's mapping, or version 2's list of {"caption", "bbox"} (also as text)."""
     if isinstance(value, str):
         value = read_literal(value)
     if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
@@ -105,7 +105,7 @@ def _type(value: Any) -> Any:
 
 
 def _scaled(box: Any, kind: Any) -> Any:
-    """Boxes in 0-1 as 0-1000, which is what our graders read."""
+    """Scale boxes in 0-1 to 0-1000, the range that the graders read."""
     return [round(1000 * number, 1) for number in box] if kind == "norm1" and isinstance(box, list) else box
 
 

@@ -1,7 +1,7 @@
-"""What a record's answer is, and which grader fits it. Pure.
+"""Read a record's answer and choose its grader. Pure.
 
-The grader is told from the record's verifier, else its options, else its solution's form, else `--grader`, else text.
-Several forms leave more than one grader open (a number can be a count): among those `--grader` chooses.
+The grader follows from the record's verifier, else its options, else the form of its solution, else `--grader`, else it
+is text. Some forms fit more than one grader (a number can be a count): `--grader` chooses among those.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ VERIFIERS = {name: name for name in GRADERS} | {
     "iou": "grounding",
     "count": "counting",
 }
-"""What records call their verifier (Orsta, VLM-R1, our own) → grader; other names say nothing."""
+"""Names of verifiers in records (Orsta, VLM-R1, hardsample) → grader; other names are ignored."""
 
 FORM_GRADERS: dict[str, tuple[str, ...]] = {
     "letter": ("choice", "ocr", "text"),
@@ -39,7 +39,7 @@ FORM_GRADERS: dict[str, tuple[str, ...]] = {
     "boxes": ("detection", "grounding"),
     "words": (),
 }
-"""Form of a solution → the graders it leaves open, the usual one first; words leave all open."""
+"""Form of a solution → the graders that fit, the usual one first; any grader fits words."""
 
 BOX_FORMATS = {
     "pixels": "pixels",
@@ -49,7 +49,7 @@ BOX_FORMATS = {
     "True": "relative_1000",
     "False": "pixels",
 }
-"""What records say of their boxes (ours, ms-swift's bbox_type, Orsta's det_verifier_normalized) → box_format."""
+"""Box formats in records (hardsample, ms-swift's bbox_type, Orsta's det_verifier_normalized) → box_format."""
 
 _LETTER = re.compile(r"\(?([A-J])\)?[.:]?")
 _YES_NO = re.compile(r"(?:yes|no|true|false)[.!]?", re.IGNORECASE)
@@ -73,7 +73,7 @@ _LINE_MARKER = re.compile(r"^[ \t]*([A-J])[.:)]", re.MULTILINE)
 
 
 def solution_text(value: Any) -> str:
-    """A solution as text: words as they are, 160.0 as 160, lists and mappings (boxes) as JSON."""
+    """Return a solution as text: strings unchanged, 160.0 as 160, lists and mappings (boxes) as JSON."""
     if isinstance(value, str):
         return value
     if isinstance(value, float) and value.is_integer():
@@ -82,7 +82,7 @@ def solution_text(value: Any) -> str:
 
 
 def unwrap(solution: str) -> str:
-    """Take off what surrounds the answer itself: `<answer>` tags, `\\boxed{}`, `\\text{}` and dollar signs."""
+    """Remove the wrapping of an answer: `<answer>` tags, `\\boxed{}`, `\\text{}` and dollar signs."""
     text = solution.strip()
     if tagged := re.search(r"<answer>(.*?)</answer>", text, re.DOTALL):
         text = tagged.group(1).strip()
@@ -95,10 +95,10 @@ def unwrap(solution: str) -> str:
 
 
 def solution_form(solution: str) -> str:
-    """Name the form of a solution, by what it is: a key of `FORM_GRADERS`.
+    """Return the form of a solution: a key of `FORM_GRADERS`.
 
-    A number, with a unit or words for what is counted behind it, is a number; digits, operators and relations without
-    prose are a formula ("2x+3", "x > 3", "3:4", "1331 and 1728"); "Route 66", "2 hours and 5 minutes", "3-5" and "H2O"
+    A number is a number, also if followed by a unit or by what is counted. Digits, operators and relations without
+    prose are a formula ("2x+3", "x > 3", "3:4", "1331 and 1728"). "Route 66", "2 hours and 5 minutes", "3-5" and "H2O"
     are words.
     """
     answer = unwrap(solution)
@@ -124,7 +124,7 @@ def solution_form(solution: str) -> str:
 
 
 def _measures(answer: str) -> bool:
-    """Whether it is one quantity, or several with known units ("2 hours and 30 minutes")."""
+    """Return whether an answer is one quantity, or several with known units ("2 hours and 30 minutes")."""
     if read_quantity(answer) is not None:
         return True
     parts = [read_quantity(part) for part in re.split(r",\s*|\s+and\s+|(?<=[a-z])\s+(?=\d)", answer)]
@@ -132,38 +132,38 @@ def _measures(answer: str) -> bool:
 
 
 def choose_grader(verifier: Any, options: list[str] | None, solution: str, wanted: str | None) -> str:
-    """Tell the grader: the verifier's, else choice where there are options, else by the solution's form.
+    """Choose the grader: the verifier's, else choice if there are options, else by the form of the solution.
 
     Args:
-        verifier: what the record calls its verifier, if anything.
+        verifier: the record's name for its verifier, if it has one.
         options: the record's options.
         solution: the gold answer.
-        wanted: the user's `--grader`; taken where the form leaves it open.
+        wanted: the user's `--grader`; used if it fits the form.
 
     Returns:
         One of `GRADERS`.
     """
-    named = VERIFIERS.get(str(verifier).lower().replace("-", "_"))
-    if named or options:
-        return named or "choice"
-    open_graders = FORM_GRADERS[solution_form(solution)]
-    if wanted and (wanted in open_graders or not open_graders):
+    grader = VERIFIERS.get(str(verifier).lower().replace("-", "_"))
+    if grader or options:
+        return grader or "choice"
+    fitting = FORM_GRADERS[solution_form(solution)]
+    if wanted and (wanted in fitting or not fitting):
         return wanted
-    return open_graders[0] if open_graders else "text"
+    return fitting[0] if fitting else "text"
 
 
 def given_options(value: Any) -> list[str] | None:
-    """Options of a column as a list of texts, without letters of their own in front.
+    """Return the options of a column as a list of texts, without their leading letters.
 
-    Taken: a list of texts or of `{"label", "text"}`, {"A": …} in its order, {"label": […], "text": […]}, and as one
-    text the JSON or Python of these, lettered lines, or `A. …; B. …`.
+    Accepted: a list of texts or of `{"label", "text"}`, {"A": …} in its order, {"label": […], "text": […]}; or as text
+    the JSON or Python literal of one of these, lettered lines, or `A. …; B. …`.
     """
     if isinstance(value, str):
         parsed = read_literal(value)
         value = parsed if isinstance(parsed, list | dict) else (written_options(value) or _in_one_line(value))
     if isinstance(value, Mapping):
         texts = next((value[key] for key in ("text", "texts") if isinstance(value.get(key), list | tuple)), None)
-        # a typed file gives every record all letters, null where it has none
+        # in a typed file every record has all letters, null if unused
         value = texts if texts is not None else list(value.values())
     if not isinstance(value, list | tuple):
         return None
@@ -172,9 +172,9 @@ def given_options(value: Any) -> list[str] | None:
 
 
 def written_options(question: str) -> list[str]:
-    """Options written in the question: `(A) … (B) …` anywhere, or lines `A. …`, `A: …`, `A) …`, from A without a gap.
+    """Return the options in a question: `(A) … (B) …` anywhere, or lines `A. …`, `A: …`, `A) …`, from A without a gap.
 
-    The last list in the text counts; the last option ends with its line.
+    If there are several lists, the last one counts. The last option ends at the end of its line.
     """
     for pattern in (_MARKER, _LINE_MARKER):
         marks = list(pattern.finditer(question))
@@ -190,7 +190,7 @@ def written_options(question: str) -> list[str]:
 
 
 def _in_one_line(text: str) -> list[str]:
-    """The options of `A. one; B. two; C. three`, from A without a gap."""
+    """Return the options of `A. one; B. two; C. three`, from A without a gap."""
     marks = list(_INLINE_MARKER.finditer(text))
     if len(marks) < 2 or [mark.group(1) for mark in marks] != list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(marks)]):
         return []
@@ -199,14 +199,14 @@ def _in_one_line(text: str) -> list[str]:
 
 
 def _option_of(option: Any) -> Any:
-    """An option's own text where it is a mapping with a label beside it."""
+    """Return the text of an option that is a mapping with a label; any other option unchanged."""
     if isinstance(option, Mapping):
         return next((option[key] for key in ("text", "content", "value", "option") if option.get(key)), option)
     return option
 
 
 def is_among(solution: str, options: list[str]) -> bool:
-    """Whether a solution is one of the options: its letter, its text, or both (`B. 13`)."""
+    """Return whether a solution is one of the options: its letter, its text, or both (`B. 13`)."""
     answer = unwrap(solution)
     if letter := _LETTER.fullmatch(answer):
         return ord(letter.group(1)) - ord("A") < len(options) or _same(answer, options)
@@ -215,18 +215,18 @@ def is_among(solution: str, options: list[str]) -> bool:
 
 
 def box_format(raw: Mapping[str, Any]) -> str | None:
-    """What the record itself says of its boxes: "pixels", "relative_1000" or nothing."""
-    said = (
+    """Return the record's own box format, "pixels" or "relative_1000", or None if it names none."""
+    values = (
         raw.get("box_format"),
         raw.get("bbox_type"),
         inner(raw, "objects", "bbox_type"),
         inner(raw, "reward_model", "verifier_parm", "det_verifier_normalized"),
     )
-    return next((BOX_FORMATS[str(value)] for value in said if str(value) in BOX_FORMATS), None)
+    return next((BOX_FORMATS[str(value)] for value in values if str(value) in BOX_FORMATS), None)
 
 
 def inner(raw: Any, *names: str) -> Any:
-    """The value at a path of nested mappings, None where there is none."""
+    """Return the value at a path of nested mappings, or None."""
     for name in names:
         raw = raw.get(name) if isinstance(raw, dict) else None
     return raw
@@ -256,7 +256,7 @@ def _box_form(answer: str) -> str | None:
 
 
 def _is_box(value: Any) -> bool:
-    """[x1, y1, x2, y2] with x1 < x2 and y1 < y2, or a mapping that holds one."""
+    """Return whether a value is [x1, y1, x2, y2] with x1 < x2 and y1 < y2, or a mapping with such a box."""
     if isinstance(value, dict):
         return any(_is_box(value.get(key)) for key in ("bbox_2d", "bbox", "box", "boxes"))
     numbers = isinstance(value, list) and len(value) == 4 and all(type(x) in (int, float) for x in value)
@@ -264,7 +264,7 @@ def _is_box(value: Any) -> bool:
 
 
 def read_literal(text: str, most_chars: int = 100_000) -> Any:
-    """The list or mapping that a text holds, in JSON or as Python prints it; None where it holds none, or is longer."""
+    """Parse a list or mapping written as JSON or as a Python literal; None for any other or longer text."""
     if not text.lstrip().startswith(("[", "{")) or len(text) > most_chars:
         return None
     for parse in (json.loads, ast.literal_eval):

@@ -1,1 +1,1 @@
-"""What the characters of an answer say: where the answer stands, numbers, units, quantities, notation, options."""
+"""Parse answers: find them in a completion; read numbers, units, quantities, notation and options."""

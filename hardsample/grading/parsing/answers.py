@@ -1,14 +1,14 @@
-r"""Where in a completion the answer is. Every grader starts here, so the order is written down once.
+r"""Find the answer in a completion, in one order for all graders.
 
-1. Thinking goes first: what stands before the last ``</think>`` is dropped, whatever the tag is called (``<thinking>``,
-   ``<reasoning>``, ``[THINK]``, ``◁think▷`` …). Where nothing follows it, what stands before its opening is read. A
-   ``<think>`` that never closes is kept.
-2. The last ``<answer>``: to its ``</answer>``, or to the end where the completion was cut off. Of a lone ``</answer>``
-   what stands before it is read on. A box inside the tag is opened.
-3. The last ``\boxed{}`` (or ``\fbox{}``, or ``<|begin_of_box|>…<|end_of_box|>``), braces balanced; cut off, what is
-   there. Of several boxes the last counts.
+1. Thinking is removed: everything before the last ``</think>``, whatever the tag's name (``<thinking>``,
+   ``<reasoning>``, ``[THINK]``, ``◁think▷`` …). If nothing follows it, the text before its opening tag is used. A
+   ``<think>`` that is never closed is kept.
+2. The last ``<answer>``, up to its ``</answer>`` or the end of a truncated completion. If there is only a
+   ``</answer>``, the search continues in the text before it. A box inside the tag is unwrapped.
+3. The last ``\boxed{}`` (or ``\fbox{}``, or ``<|begin_of_box|>…<|end_of_box|>``) with balanced braces; if truncated,
+   up to the end. Of several boxes the last counts.
 4. The last phrase such as "the answer is X", "Answer: X", "答案是X" or "#### X": the rest of its line.
-5. Otherwise the last line with something on it.
+5. Otherwise the last non-empty line.
 
 An empty tag or box is an empty answer, which no grader accepts. Only the last 100,000 characters are read.
 """
@@ -77,7 +77,7 @@ _END_PUNCTUATION = " \t\r\n.,;:!?*_`'\"“”‘’()[]{}。，、；："
 
 
 class Answer(NamedTuple):
-    """An answer and how it was found; ``body`` is everything the model said after thinking."""
+    """An answer and its source; ``body`` is the whole text after thinking."""
 
     text: str
     source: Literal["tag", "box", "phrase", "end"]
@@ -85,7 +85,7 @@ class Answer(NamedTuple):
 
 
 def extract_answer(completion: str) -> str:
-    """Take the answer out of a completion, in the order given at the top of this file.
+    """Return the answer of a completion, in the order given at the top of this file.
 
     Args:
         completion: what the model wrote.
@@ -97,7 +97,7 @@ def extract_answer(completion: str) -> str:
 
 
 def find_answer(completion: str) -> Answer:
-    """As :func:`extract_answer`, saying also how the answer was found.
+    """Return the answer of a completion together with its source; see :func:`extract_answer`.
 
     Args:
         completion: what the model wrote.
@@ -137,14 +137,14 @@ def find_answer(completion: str) -> Answer:
 
 
 def without_thinking(text: str) -> str:
-    """Take off what the model thought before it answered, whatever the tags are called.
+    """Remove the thinking of a completion, whatever the name of its tags.
 
     Args:
         text: a completion.
 
     Returns:
-        What follows the last closing tag, or where that is nothing, what precedes its opening; empty for a completion
-        of thinking only. Thinking that never closes is kept, without its tag.
+        The text after the last closing tag or, if that is empty, before its opening tag; empty for a completion that is
+        only thinking. Thinking that is never closed is kept, without its tag.
     """
     if not _THOUGHT_MARKS.search(text):
         return text.strip()
@@ -159,22 +159,22 @@ def without_thinking(text: str) -> str:
 
 
 def is_only_thinking(text: str) -> bool:
-    """Tell whether a completion never came to its answer: thinking that does not close, or nothing beside it.
+    """Return whether a completion never reaches an answer: its thinking is not closed, or there is nothing else.
 
     Args:
         text: a completion.
 
     Returns:
-        Whether it is thinking only; False for an empty one.
+        Whether it is only thinking; False for an empty completion.
     """
-    begun = _THOUGHT.match(text.lstrip())
-    if begun and not _THOUGHT_END.search(text):
+    opening = _THOUGHT.match(text.lstrip())
+    if opening and not _THOUGHT_END.search(text):
         return True
     return bool(text.strip()) and not without_thinking(text)
 
 
 def plain(text: str) -> str:
-    r"""Take off Markdown's bold, italics and code marks: ``**45 cm**.`` → ``45 cm.``; ``2**3`` stays.
+    r"""Remove Markdown's bold, italics and code marks: ``**45 cm**.`` → ``45 cm.``; ``2**3`` stays.
 
     Args:
         text: an answer.
@@ -190,26 +190,26 @@ def plain(text: str) -> str:
 
 @lru_cache(maxsize=4096)
 def unwrap_solution(solution: str) -> str:
-    r"""Take the gold answer out of its ``<answer>`` tag or ``\boxed{}``, if it stands in one.
+    r"""Unwrap a gold answer from its ``<answer>`` tag or ``\boxed{}``, if it has one.
 
     Args:
         solution: the record's solution.
 
     Returns:
-        The gold answer; a solution in neither is returned as it is, without surrounding whitespace.
+        The gold answer; any other solution is returned without surrounding whitespace.
     """
-    found = find_answer(solution)
-    return found.text if found.source in ("tag", "box") else solution.strip()
+    extracted = find_answer(solution)
+    return extracted.text if extracted.source in ("tag", "box") else solution.strip()
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Find the content of the last ``\boxed{}``, ``\fbox{}`` or ``<|begin_of_box|>``, with balanced braces.
+    r"""Return the content of the last ``\boxed{}``, ``\fbox{}`` or ``<|begin_of_box|>``, with balanced braces.
 
     Args:
         text: any text.
 
     Returns:
-        The content, to the end of the text where the box does not close; None where there is no box.
+        The content, up to the end of the text if the box is not closed; None if there is no box.
     """
     if "box" not in text:
         return None
@@ -232,54 +232,54 @@ def last_boxed(text: str) -> str | None:
 
 
 def _last_boxes(text: str) -> str | None:
-    """The last box, with those before it that only "and" or a comma joins to it."""
+    """Return the last box, preceded by the boxes that only "and" or a comma joins to it."""
     boxed = last_boxed(text)
     if boxed is None or text.count("\\boxed") < 2:
         return boxed
-    row = [boxed]
+    boxes = [boxed]
     while True:
         start = text.rfind("\\boxed")
         text = text[:start]
         joint = _JOINT.search(text)
-        before = last_boxed(text[: joint.start() + 1]) if joint else None
-        if joint is None or before is None or not text[: joint.start() + 1].endswith(f"{{{before}}}"):
-            return ", ".join(reversed(row))
-        row.append(before)
+        previous = last_boxed(text[: joint.start() + 1]) if joint else None
+        if joint is None or previous is None or not text[: joint.start() + 1].endswith(f"{{{previous}}}"):
+            return ", ".join(reversed(boxes))
+        boxes.append(previous)
 
 
 def first_sentence(text: str) -> str:
-    """Cut a text after its first sentence; a point between digits ends none.
+    """Return the first sentence of a text; a point between digits does not end it.
 
     Args:
         text: for instance ``"5. I hope this helps."``.
 
     Returns:
-        The first sentence without its full stop; the whole text where that would be empty.
+        The first sentence without its full stop; the whole text if that would be empty.
     """
     end = _SENTENCE_END.search(text)
     return (text[: end.start()].strip() if end else text) or text
 
 
 def is_denied(text: str) -> bool:
-    r"""Tell whether a text denies what it says: "not", "isn't", "wrong", "anything but", ``\\neq``, 不.
+    r"""Return whether a text contains a negation: "not", "isn't", "wrong", "anything but", ``\\neq``, 不.
 
     Args:
         text: a clause.
 
     Returns:
-        Whether any such word stands in it.
+        Whether it contains any such word.
     """
     return _DENIAL.search(text) is not None
 
 
 def marked_span(line: str) -> str | None:
-    """Find the one quoted, bold or code span of a line, as in ``The word is "GRAND"``.
+    """Return the only quoted, bold or code span of a line, as in ``The word is "GRAND"``.
 
     Args:
         line: one line of a completion.
 
     Returns:
-        The span's text; None where there is none, or more than one, or it is denied ("not **red**").
+        The span's text; None if there is none, more than one, or a negated one ("not **red**").
     """
     marked = list(_MARKED.finditer(line))
     if len(marked) != 1 or _DENIAL.search(line[: marked[0].start()]):
@@ -294,7 +294,7 @@ def strip_latex_text(text: str) -> str:
         text: an answer.
 
     Returns:
-        The answer in plain characters, as far as these commands go.
+        The answer without these commands.
     """
     if "\\" not in text and "$" not in text:
         return text.strip()
@@ -306,16 +306,16 @@ def strip_latex_text(text: str) -> str:
 
 
 def normalise(text: str) -> str:
-    """Bring a text to the form in which texts are compared.
+    """Return the normal form in which texts are compared.
 
-    NFKC, case-folded, whitespace collapsed, LaTeX text commands opened, punctuation, quotes and brackets taken off the
-    ends. Articles stay.
+    NFKC, case-folded, whitespace collapsed, LaTeX text commands unwrapped, punctuation, quotes and brackets stripped at
+    both ends. Articles stay.
 
     Args:
-        text: an answer; beyond 20,000 characters it is cut.
+        text: an answer; cut after 20,000 characters.
 
     Returns:
-        The normal form. A text of nothing but punctuation keeps it.
+        The normal form. A text of only punctuation is kept.
     """
     return _normalise_short(text) if len(text) <= 200 else _normalise(text[:MAX_NORMALISED_CHARS])
 
@@ -325,14 +325,14 @@ def _normalise(text: str) -> str:
     return text.strip(_END_PUNCTUATION) or text
 
 
-_normalise_short = lru_cache(maxsize=8192)(_normalise)  # options and golds come again and again
+_normalise_short = lru_cache(maxsize=8192)(_normalise)  # options and golds recur
 
 
 def nfkc(text: str) -> str:
     """Normalise to NFKC in linear time.
 
-    Python's own takes quadratic time in a run of combining marks, so this goes piece by piece: words are independent
-    under NFKC, and one of more than 500 characters is cut.
+    Python's own takes quadratic time on a run of combining marks, so this works piece by piece: words are independent
+    under NFKC, and words of more than 500 characters are split.
 
     Args:
         text: any text.
@@ -346,7 +346,7 @@ def nfkc(text: str) -> str:
 
 
 def _clause_before(text: str, end: int) -> str:
-    """The clause that a phrase ends, up to the phrase; of a longer one its last 300 characters."""
+    """Return the text of a clause before the phrase that ends it, at most its last 300 characters."""
     return _CLAUSE_END.split(text[max(0, end - MOST_CLAUSE_CHARS) : end])[-1]
 
 

@@ -27,13 +27,13 @@ def as_interval(text: str) -> tuple[str, str] | None:
             ``x \in (2, 3]``, ``\{x \mid x > 2\}``.
 
     Returns:
-        The variable and the interval in LaTeX; None for every other text.
+        The variable and the interval in LaTeX; None for any other text.
     """
     if len(text) > MAX_CHARS:
         return None
     text = text.strip(" $.。")
-    if inside := _SETS.match(text):
-        text = inside.group(1)
+    if set_text := _SETS.match(text):
+        text = set_text.group(1)
     if member := _MEMBER.match(text):
         return member.group(1), text[member.end() :].strip()
     text = _SIGNS.sub(_sign, text)
@@ -52,11 +52,11 @@ def as_interval(text: str) -> tuple[str, str] | None:
 
 
 def _is_between(first: str, second: str) -> bool:
-    """Whether two inequalities that a comma joins hold at once for some number: x > 1, x < 3."""
-    read = [_bounds(first), _bounds(second)]
+    """Return whether two inequalities joined by a comma bound one interval: x > 1, x < 3."""
+    both = [_bounds(first), _bounds(second)]
     bounds: dict[str, str] = {}
-    for each in read:
-        bounds |= {side: bound[0] for side, bound in each[1].items()} if each else {}
+    for inequality in both:
+        bounds |= {side: bound[0] for side, bound in inequality[1].items()} if inequality else {}
     low, high = constant(bounds.get("lower", "")), constant(bounds.get("upper", ""))
     return low is not None and high is not None and low < high
 
@@ -69,7 +69,7 @@ def _sign(match: re.Match[str]) -> str:
 
 
 def _piece(text: str) -> tuple[str, str] | None:
-    """One interval: its variable and its LaTeX."""
+    """Return the variable and the LaTeX of one interval."""
     bounds: dict[str, tuple[str, bool]] = {}
     variable = None
     for part in _AND.split(text):
@@ -89,7 +89,7 @@ def _piece(text: str) -> tuple[str, str] | None:
 
 
 def _bounds(text: str) -> tuple[str, dict[str, tuple[str, bool]]] | None:
-    """The bounds of `x > a`, `a < x` or `a < x < b`."""
+    """Return the bounds of `x > a`, `a < x` or `a < x < b`."""
     parts = [part.strip() for part in _RELATION.split(text)]
     if len(parts) == 3:
         left, sign, right = parts

@@ -1,6 +1,6 @@
-r"""What a formula without variables is worth: ``\dfrac{3}{4}``, ``2√3``, ``1 1/2``, ``3.0e+08``, ``5: 3``. Pure.
+r"""Evaluate a formula without variables: ``\dfrac{3}{4}``, ``2√3``, ``1 1/2``, ``3.0e+08``, ``5: 3``. Pure.
 
-Only constants are read, by a small parser that cannot run away; everything else is left to computer algebra.
+Only constants are read, by a small parser with bounded cost; everything else is left to computer algebra.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import lru_cache
 from hardsample.grading.parsing.numerals import latex_number_text
 
 Number = Fraction | float
-"""Exact where it can be; a float where a root or π is in it."""
+"""Exact if possible; a float if it contains a root or π."""
 
 MAX_CHARS = 120
 _RELATIVE_TOLERANCE = 1e-9
@@ -30,13 +30,13 @@ _SPACED_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:[ \u00a0\u2009\u202f]\d{3}
 
 
 def plain_formula(text: str) -> str:
-    r"""Write a formula without what only lays it out: ``\left(2, 4\right)`` → ``(2, 4)``, ``1\ 000`` → ``1000``.
+    r"""Remove the layout of a formula: ``\left(2, 4\right)`` → ``(2, 4)``, ``1\ 000`` → ``1000``.
 
     Args:
         text: an answer.
 
     Returns:
-        The same with LaTeX's spaces gone, thousands joined and mixed numbers written as sums.
+        The formula without LaTeX's spaces, with thousands joined and mixed numbers written as sums.
     """
     text = re.sub(r"(?<=\d)(?:,\\!|\\[,;:! ]|\{,\}|~)\s?(?=\d{3})", "", text)
     text = _TIMES.sub(r"\\times 10^", text)
@@ -49,13 +49,13 @@ def plain_formula(text: str) -> str:
 def constant(text: str) -> Number | None:
     r"""Evaluate a formula of numbers, ``+ - * / ^``, ratios (``5:3``), ``\frac``, ``\sqrt``, π, and brackets.
 
-    A whole number in front of a fraction is a mixed number: ``2\frac{1}{4}`` is 9/4.
+    An integer before a fraction makes a mixed number: ``2\frac{1}{4}`` is 9/4.
 
     Args:
         text: a formula; LaTeX or plain.
 
     Returns:
-        Its value; None where the text is anything else, is longer than 120 characters, or has no finite value.
+        Its value; None if the text is anything else, longer than 120 characters, or has no finite value.
     """
     if not text or len(text) > MAX_CHARS:
         return None
@@ -67,51 +67,51 @@ def constant(text: str) -> Number | None:
         return None
 
 
-def same_constant(one: Number, other: Number) -> bool:
-    """Compare two constants: exactly, or where a root or π is in one of them to a relative 1e-9.
+def same_constant(first: Number, second: Number) -> bool:
+    """Compare two constants: exactly, or to a relative 1e-9 if one of them contains a root or π.
 
     Args:
-        one: a value.
-        other: another.
+        first: a value.
+        second: another.
 
     Returns:
         Whether they are equal.
     """
-    if isinstance(one, Fraction) and isinstance(other, Fraction):
-        return one == other
-    return math.isclose(one, other, rel_tol=_RELATIVE_TOLERANCE)
+    if isinstance(first, Fraction) and isinstance(second, Fraction):
+        return first == second
+    return math.isclose(first, second, rel_tol=_RELATIVE_TOLERANCE)
 
 
 class _Parser:
-    """Recursive descent over the tokens of one formula; ValueError at what it does not know."""
+    """A recursive-descent parser for the tokens of one formula; raises ValueError on unknown ones."""
 
     def __init__(self, text: str) -> None:
         self._tokens: list[tuple[str, str]] = []
-        at = 0
-        while at < len(text):
-            match = _TOKEN.match(text, at)
+        position = 0
+        while position < len(text):
+            match = _TOKEN.match(text, position)
             if match is None:
-                if text[at:].strip():
-                    raise_at = text[at:].strip()[0]
-                    self._tokens.append(("unknown", raise_at))
+                if text[position:].strip():
+                    character = text[position:].strip()[0]
+                    self._tokens.append(("unknown", character))
                 break
             kind = match.lastgroup or ""
             self._tokens.append((kind, match.group(kind).lstrip("\\")))
-            at = match.end()
-        self._at = 0
+            position = match.end()
+        self._position = 0
         self._ratio = False
 
     def at_end(self) -> bool:
-        return self._at == len(self._tokens)
+        return self._position == len(self._tokens)
 
     def _peek(self) -> tuple[str, str]:
-        return self._tokens[self._at] if self._at < len(self._tokens) else ("end", "")
+        return self._tokens[self._position] if self._position < len(self._tokens) else ("end", "")
 
     def _take(self, value: str | None = None) -> tuple[str, str]:
         token = self._peek()
         if value is not None and token[1] != value:
             raise ValueError(token[1])
-        self._at += 1
+        self._position += 1
         return token
 
     def total(self) -> Number:
@@ -135,12 +135,12 @@ class _Parser:
                 self._ratio |= self._take()[1] == ":"
                 value = value / self._signed()
             elif token in ("frac", "dfrac", "tfrac", "cfrac"):
-                before = self._tokens[self._at - 1] if self._at else ("", "")
+                before = self._tokens[self._position - 1] if self._position else ("", "")
                 fraction = self._power()
                 mixed = before[0] == "number" and isinstance(value, Fraction) and value.denominator == 1
                 mixed = mixed and isinstance(fraction, Fraction)
                 value = value + (fraction if value >= 0 else -fraction) if mixed else value * fraction
-            elif token in ("sqrt", "pi", "(", "{") or (kind == "number" and self._tokens[self._at - 1][1] == ")"):
+            elif token in ("sqrt", "pi", "(", "{") or (kind == "number" and self._tokens[self._position - 1][1] == ")"):
                 value = value * self._power()
             else:
                 return value
@@ -159,11 +159,11 @@ class _Parser:
             if self._peek()[1] == "circ":
                 self._take()
                 return base
-            if self._peek()[1] == "{" and self._tokens[self._at + 1 : self._at + 3] == [
+            if self._peek()[1] == "{" and self._tokens[self._position + 1 : self._position + 3] == [
                 ("command", "circ"),
                 ("symbol", "}"),
             ]:
-                self._at += 3
+                self._position += 3
                 return base
             exponent = self._signed()
             return _power(base, exponent)
@@ -194,10 +194,15 @@ class _Parser:
         raise ValueError(token)
 
     def _argument(self) -> Number:
-        r"""A LaTeX argument: a group, or the one digit or command that follows (``\frac12``)."""
+        r"""Read a LaTeX argument: a group, or the single digit or command that follows (``\frac12``)."""
         kind, token = self._peek()
-        if kind == "number" and len(token) > 1 and token.isdigit() and self._tokens[self._at - 1][1].endswith("frac"):
-            self._tokens[self._at : self._at + 1] = [("number", digit) for digit in token]
+        if (
+            kind == "number"
+            and len(token) > 1
+            and token.isdigit()
+            and self._tokens[self._position - 1][1].endswith("frac")
+        ):
+            self._tokens[self._position : self._position + 1] = [("number", digit) for digit in token]
         return self._atom()
 
 

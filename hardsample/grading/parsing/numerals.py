@@ -1,4 +1,4 @@
-r"""Numbers as people and models write them: digits of any script, words, vulgar fractions, thousands, LaTeX."""
+r"""Read numbers as people and models write them: digits of any script, words, vulgar fractions, thousands, LaTeX."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _LARGE = {"hundred": 100, "thousand": 1000, "million": 1_000_000}
 
 _PLAIN = re.compile(r"[-+]?(?:(?:\d{1,3}(?:,\d{3}){1,5}|\d{1,18})(?:\.\d{0,15})?|\.\d{1,15})")
 _CURRENCY = re.compile(r"(?:RM|Rs\.?|USD|EUR|GBP|CNY|JPY|US\$|[€£¥₹])\s?(?=\d)")
-# In the order of the alternatives: digits with their fraction, or a word. A digit after a letter (H2O) or before an
-# ordinal's ending (2nd) is no count; a minus is a sign only after white space or an opening bracket.
+# Either digits with their fraction, or a word. A digit after a letter (H2O) or before an ordinal ending (2nd) is not a
+# count; a minus is a sign only after white space or an opening bracket.
 _TOKEN = re.compile(
     r"(?<![A-Za-z0-9_.])(?P<sign>(?<![^\s(\[{,;:=])-)?(?P<digits>\d+)(?P<fraction>\.\d+)?(?!\.?\d|e[+-]?\d|(?:st|nd|rd|th)\b)|(?P<word>[a-z]+)"
 )
@@ -57,7 +57,7 @@ def plain_number(text: str) -> Decimal | None:
         text: an answer.
 
     Returns:
-        Its exact value; None for everything that is not an integer or decimal in digits.
+        Its exact value; None for anything but an integer or decimal in digits.
     """
     return _plain_number(text) if len(text) <= MAX_PLAIN_CHARS else None
 
@@ -69,17 +69,17 @@ def _plain_number(text: str) -> Decimal | None:
 
 
 def decimals(text: str) -> int:
-    """Tell to how many decimals an answer must agree with this gold number.
+    """Return to how many decimals an answer must agree with this gold number.
 
     Args:
         text: the gold answer.
 
     Returns:
-        Its own number of decimals where that is three to five, since such a gold has been rounded; 6 otherwise.
+        Its own number of decimals if that is three to five, since such a gold has been rounded; otherwise 6.
     """
     text = text.strip(" $")
-    places = len(text.rpartition(".")[2]) if plain_number(text) is not None and "." in text else 0
-    return places if 3 <= places <= 5 else 6
+    count = len(text.rpartition(".")[2]) if plain_number(text) is not None and "." in text else 0
+    return count if 3 <= count <= 5 else 6
 
 
 def read_integers(text: str) -> list[list[int]]:
@@ -89,16 +89,16 @@ def read_integers(text: str) -> list[list[int]]:
         text: for instance ``"3 circles, one square and 4 triangles"``.
 
     Returns:
-        The possible readings: one, or two where a comma may be a thousands separator or not (``1,234``), thousands
-        first. A reading is empty if there is no integer, if a number is not whole, or if the text is longer than
+        The possible readings: one, or two if a comma may or may not be a thousands separator (``1,234``), thousands
+        first. A reading is empty if there is no integer, if a number is not an integer, or if the text is longer than
         5,000 characters.
     """
     if len(text) > MAX_COUNTING_CHARS:
         return [[]]
     text = nfkc(text).casefold().replace("−", "-")
-    without = _THOUSANDS.sub(lambda match: match.group().replace(",", ""), text)
-    readings = [_integers(without)]
-    return readings if without == text else [*readings, _integers(text)]
+    joined = _THOUSANDS.sub(lambda match: match.group().replace(",", ""), text)
+    readings = [_integers(joined)]
+    return readings if joined == text else [*readings, _integers(text)]
 
 
 def number_in_words(text: str) -> int | None:
@@ -108,7 +108,7 @@ def number_in_words(text: str) -> int | None:
         text: an answer.
 
     Returns:
-        The integer; None for every other text.
+        The integer; None for any other text.
     """
     words = text.casefold().strip(" .*").replace("-", " ").split() if len(text) <= 100 else []
     if not words or any(word not in _SMALL and word not in _LARGE and word != "and" for word in words):
@@ -124,7 +124,7 @@ def number_in_chinese(text: str) -> int | None:
         text: an answer.
 
     Returns:
-        The integer; None for every other text.
+        The integer; None for any other text.
     """
     tens, ten, units = text.rpartition("十")
     if len(text) > 3 or (tens and tens not in _CHINESE) or (units and units not in _CHINESE) or not text:
@@ -133,13 +133,13 @@ def number_in_chinese(text: str) -> int | None:
 
 
 def latex_number_text(text: str) -> str:
-    r"""Write an answer so that a LaTeX parser reads it: ``1½`` → ``1\frac{1}{2}``, ``x²`` → ``x^{2}``, ``５`` → ``5``.
+    r"""Rewrite an answer for a LaTeX parser: ``1½`` → ``1\frac{1}{2}``, ``x²`` → ``x^{2}``, ``５`` → ``5``.
 
     Args:
         text: an answer.
 
     Returns:
-        The same with ASCII digits and LaTeX commands.
+        The answer with ASCII digits and LaTeX commands.
     """
     text = _SUPERSCRIPT_RUN.sub(lambda run: "^{" + run.group().translate(_SUPERSCRIPTS) + "}", text)
     text = _VULGAR.sub(_latex_fraction, text)
@@ -149,13 +149,13 @@ def latex_number_text(text: str) -> str:
 
 
 def without_unit_power(text: str) -> str:
-    """Drop the power of a length unit at the end, which computer algebra would take for one of the number: ``12cm^2``.
+    """Drop the power of a final length unit, which computer algebra would apply to the number: ``12cm^2``.
 
     Args:
-        text: what :func:`latex_number_text` gives.
+        text: a result of :func:`latex_number_text`.
 
     Returns:
-        The number alone, or the text as it was.
+        The number alone, or the text unchanged.
     """
     return _UNIT_POWER.sub("", text).strip()
 
@@ -166,14 +166,14 @@ def _latex_fraction(match: re.Match[str]) -> str:
 
 
 def _integers(text: str) -> list[int]:
-    found: list[int] = []
+    integers: list[int] = []
     words: list[str] = []
     end = 0
     for match in _TOKEN.finditer(text):
         word = match.group("word")
-        # Words are of one number only if nothing but a blank or a hyphen stands between them.
+        # Words belong to one number only if nothing but spaces or hyphens is between them.
         if words and (word is None or text[end : match.start()].strip(" -")):
-            found += _number_words(words)
+            integers += _number_words(words)
             words = []
         end = match.end()
         if word is not None:
@@ -181,15 +181,15 @@ def _integers(text: str) -> list[int]:
         elif match.group("fraction") and int(match.group("fraction")[1:]):
             return []
         elif len(match.group("digits")) <= 18:
-            found.append(int((match.group("sign") or "") + match.group("digits")))
-    return found + _number_words(words)
+            integers.append(int((match.group("sign") or "") + match.group("digits")))
+    return integers + _number_words(words)
 
 
 def _number_words(words: list[str]) -> list[int]:
     """Read "one hundred and five twenty one three" as [105, 21, 3]."""
     numbers: list[int] = []
     total: int | None = None
-    last = 0  # the value of the last word, which says what may follow it
+    last = 0  # the value of the last word, which limits what may follow it
     for word, following in zip(words, [*words, ""][1:], strict=True):
         if word in _LARGE and total is not None:
             head = total % 1000 if _LARGE[word] == 100 else total

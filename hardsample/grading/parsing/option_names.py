@@ -1,4 +1,4 @@
-"""Options as people write them: with their own letters in front, or as yes and no."""
+"""Read options as people write them: with their own leading letters, or as yes and no."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _CHINESE_NO = re.compile(r"(?:否|不是?的?|没有|不对|错误?的?)(?=$|[,�
 
 @lru_cache(maxsize=4096)
 def option_texts(options: tuple[str, ...]) -> tuple[str, ...]:
-    """Take the letters off options that all carry their own: ``A. red``, ``(b) blue``, ``Option C: green``.
+    """Remove the letters of options that all have their own: ``A. red``, ``(b) blue``, ``Option C: green``.
 
     Args:
-        options: the options as the record has them.
+        options: the options of the record.
 
     Returns:
         Their texts.
@@ -44,25 +44,25 @@ def _label(index: int) -> str:
 
 
 def yes_no_options(gold: str) -> tuple[str, ...]:
-    """Name the two options of a question whose gold is yes or no, true or false.
+    """Return the two options of a question whose gold is yes or no, true or false.
 
     Args:
         gold: the gold answer.
 
     Returns:
-        Both; empty for every other gold.
+        Both options; empty for any other gold.
     """
     word = normalise(gold)
     return next((pair for pair in YES_NO if word in map(normalise, pair)), ())
 
 
 def is_yes_no(options: Sequence[str]) -> bool:
-    """Tell whether options, in their normal form, are yes and no, or true and false."""
+    """Return whether options, in their normal form, are yes and no, or true and false."""
     return len(options) == 2 and any(set(options) == set(map(normalise, pair)) for pair in YES_NO)
 
 
 def read_yes_no(text: str, words: Sequence[str], *, prose: bool) -> int | None:
-    """Tell which of yes and no an answer begins with, or is the only one to say.
+    """Return which of yes and no an answer begins with, or contains as the only one.
 
     Args:
         text: an answer.
@@ -70,35 +70,35 @@ def read_yes_no(text: str, words: Sequence[str], *, prose: bool) -> int | None:
         prose: whether a sentence may follow ("Yes, there is a dog.").
 
     Returns:
-        The option's index; None where the answer says neither, both, or takes it back.
+        The option's index; None if the answer gives neither, both, or corrects itself.
     """
     start = _START.match(text)
-    said = _SYNONYMS.get(start.group(1).lower(), "") if start else ""
-    if start is None or said not in words:
-        return _elsewhere(text, words) if prose else None
+    word = _SYNONYMS.get(start.group(1).lower(), "") if start else ""
+    if start is None or word not in words:
+        return _in_prose(text, words) if prose else None
     rest = start.group(2).strip(" .…!?\"'”*\n")
     if rest and not prose:
         return None
-    other = re.escape(words[1 - words.index(said)])
+    opposite = re.escape(words[1 - words.index(word)])
     joint = r"(?:^|[.,;:!?…\n/|&(]|\b(?:or|and|but|actually|wait|rather)\b)"
-    back = rf"{joint}\s*(?:\w+\W+){{0,2}}?{other}(?=\s*[.,;!?…)]|\s*$)"
-    return None if re.search(back, rest, re.IGNORECASE) else words.index(said)
+    correction = rf"{joint}\s*(?:\w+\W+){{0,2}}?{opposite}(?=\s*[.,;!?…)]|\s*$)"
+    return None if re.search(correction, rest, re.IGNORECASE) else words.index(word)
 
 
-def _elsewhere(text: str, words: Sequence[str]) -> int | None:
-    """The one of both that a sentence ends a clause with, undenied; or the Chinese word that it begins with."""
+def _in_prose(text: str, words: Sequence[str]) -> int | None:
+    """Return the only one that ends a clause of a sentence, not negated; or the Chinese word that begins it."""
     chinese = (
         ("yes", "true", "是") if _CHINESE_YES.match(text) else ("no", "false", "否") if _CHINESE_NO.match(text) else ()
     )
     if chinese:
         return next((words.index(word) for word in chinese if word in words), None)
-    said = {
+    indices = {
         words.index(word)
         for word in words
         if word.isascii()
         and re.search(rf"\b{re.escape(word)}\b(?=[\"'”*]*\s*[.,;!?]|[\"'”*]*\s*$)", text, re.IGNORECASE)
     }
-    if len(said) != 1:
+    if len(indices) != 1:
         return None
-    index = said.pop()
+    index = indices.pop()
     return None if is_denied(re.sub(rf"\b{re.escape(words[index])}\b", " ", text, flags=re.IGNORECASE)) else index

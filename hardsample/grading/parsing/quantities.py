@@ -1,4 +1,4 @@
-"""A number and its unit in a short answer: ``x = 12 m/s``, ``$6.90``, ``45 apples``, ``12\\%``, ``5厘米``. Pure."""
+"""Read a number with its unit in an answer: ``x = 12 m/s``, ``$6.90``, ``45 apples``, ``12\\%``, ``5厘米``. Pure."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ MAX_PROSE_CHARS = 1000
 
 
 class Quantity(NamedTuple):
-    """A value and the unit behind it; the unit is empty for a counted thing, None where there is none."""
+    """A value and its unit; the unit is empty for a counted thing, None if there is none."""
 
     value: Number
     unit: Unit | None
@@ -67,8 +67,8 @@ def read_quantity(text: str) -> Quantity | None:
         text: an answer: ``**45 cm**``, ``v = 12\ \text{m/s}``, ``3 + 4 = 7``, ``twelve``, ``11 5/6``.
 
     Returns:
-        Its value and unit; None for every other text. Of an equation the last side counts, where the others are names
-        or numbers: ``2x = 10`` is no quantity.
+        Its value and unit; None for any other text. Of an equation the last side counts if the others are names or
+        numbers: ``2x = 10`` is not a quantity.
     """
     return _read(text) if len(text) <= MAX_CHARS else None
 
@@ -82,7 +82,7 @@ def _read(text: str) -> Quantity | None:
     text = _LABEL.sub("", strip_latex_text(text)).replace("\\pi", "π")
     exact, *rounded = _ROUNDED.split(text)
     if rounded and constant(exact.rpartition("=")[2]) is not None:
-        text = exact  # x = 1/3 ≈ 0.333: what is before the sign is exact
+        text = exact  # x = 1/3 ≈ 0.333: the exact value is before the sign
     *sides, last = _EQUALS.split(text)
     if not all(is_name(side) for side in sides):
         return None
@@ -111,7 +111,7 @@ def _number(text: str) -> Quantity | None:
         unit = read_unit(right)
         if unit is None or (unit == () and split.start() == split.end() and right.isascii()):
             continue
-        if _SUM.search(left):  # 1+2m is no 3 m
+        if _SUM.search(left):  # 1+2m is not 3 m
             return None
         value = constant(left.strip())
         if value is not None:
@@ -120,7 +120,7 @@ def _number(text: str) -> Quantity | None:
 
 
 def _in_words(text: str) -> Quantity | None:
-    """A number in words, with its unit: ``twelve``, ``twelve hours``."""
+    """Return a number in words, with its unit: ``twelve``, ``twelve hours``."""
     words = text.split()
     for count in range(len(words), max(len(words) - 3, 0), -1):
         number = number_in_words(" ".join(words[:count]))
@@ -131,7 +131,7 @@ def _in_words(text: str) -> Quantity | None:
 
 
 def _scaled(text: str) -> Quantity | None:
-    """A number of dozens, thousands or millions: ``12 million dollars``, ``5万元``."""
+    """Return a number of dozens, thousands or millions: ``12 million dollars``, ``5万元``."""
     match = _SCALED.fullmatch(text)
     number = _number(match.group(1)) if match else None
     if match is None or number is None or number.unit is not None:
@@ -142,13 +142,13 @@ def _scaled(text: str) -> Quantity | None:
 
 
 def is_name(text: str) -> bool:
-    r"""Tell whether a side of an equation is a name or a number, so that the other side is what it is worth.
+    r"""Return whether a side of an equation is a name or a number, so that the other side is its value.
 
     Args:
         text: ``x``, ``f(2)``, ``\angle ABC``, ``the total`` or ``3 + 4``.
 
     Returns:
-        False for an expression with an unknown in it (``2x``, ``x^2``, ``\sin x``), and where a word denies.
+        False for an expression with an unknown (``2x``, ``x^2``, ``\sin x``) and for a text with a negation.
     """
     if is_denied(text) or _FUNCTION.search(text):
         return False
@@ -160,13 +160,13 @@ def is_name(text: str) -> bool:
 
 
 def quantity_in_prose(text: str) -> Quantity | None:
-    """Read the one number of a text in prose, with the known unit behind it.
+    """Read the only number in prose, with the known unit after it.
 
     Args:
         text: a sentence or more.
 
     Returns:
-        The number; None where there is another or any formula, or a word that makes another number of it or denies it.
+        The number; None if there is another one or a formula, or a word that modifies or negates it.
     """
     text = plain(text)
     if "\\" in text or len(text) > MAX_PROSE_CHARS or not _PROSE.search(text) or is_modified(text):
@@ -181,19 +181,19 @@ def quantity_in_prose(text: str) -> Quantity | None:
 
 
 def is_modified(text: str) -> bool:
-    """Tell whether a text makes another number of the one in it ("at least", "half of", "million"), or denies it.
+    """Return whether a text modifies the number in it ("at least", "half of", "million") or negates it.
 
     Args:
         text: a sentence.
 
     Returns:
-        Whether any such word or sign stands in it.
+        Whether it contains any such word or sign.
     """
     return _MODIFIER.search(text) is not None or is_denied(text)
 
 
 def is_scaled(text: str) -> bool:
-    """Tell whether a number is counted in dozens, millions or the like.
+    """Return whether a number is given in dozens, millions or the like.
 
     Args:
         text: a quantity.
@@ -201,32 +201,32 @@ def is_scaled(text: str) -> bool:
     return _SCALE_WORD.search(text) is not None
 
 
-def same_quantity(answer: Quantity, gold: Quantity, places: int = 6) -> bool:
+def same_quantity(answer: Quantity, gold: Quantity, decimals: int = 6) -> bool:
     """Compare two numbers with their units.
 
-    ``12%`` equals ``12`` and ``0.12``; a unit on one side only does not matter, two known units have to be the same.
+    ``12%`` equals ``12`` and ``0.12``; a unit on one side only is ignored, two known units must be the same.
 
     Args:
         answer: the answer.
         gold: the gold answer.
-        places: decimals that have to agree, see :func:`hardsample.grading.parsing.numerals.decimals`.
+        decimals: decimals that must agree, see :func:`hardsample.grading.parsing.numerals.decimals`.
 
     Returns:
-        Whether they are equal: exactly, or to these decimals and (where the gold has not been rounded to them) to 2
-        parts in a million of its value.
+        Whether they are equal: exactly, or to these decimals and (unless the gold has been rounded to them) to 2 parts
+        per million of its value.
     """
     if not compatible(answer.unit, gold.unit):
         return False
-    if _same_value(answer.value, gold.value, places):
+    if _same_value(answer.value, gold.value, decimals):
         return True
     if is_percent(answer.unit) == is_percent(gold.unit):
         return False
     if is_percent(answer.unit):
-        return _same_value(answer.value / 100, gold.value, places)
-    return _same_value(answer.value, gold.value / 100, places)
+        return _same_value(answer.value / 100, gold.value, decimals)
+    return _same_value(answer.value, gold.value / 100, decimals)
 
 
-def _same_value(answer: Number, gold: Number, places: int) -> bool:
+def _same_value(answer: Number, gold: Number, decimals: int) -> bool:
     if same_constant(answer, gold):
         return True
     answer, gold = Fraction(answer), Fraction(gold)
@@ -234,22 +234,24 @@ def _same_value(answer: Number, gold: Number, places: int) -> bool:
         return False
     if max(answer.denominator.bit_length(), answer.numerator.bit_length()) > 10_000:
         return False
-    if round(answer, places) != round(gold, places):
+    if round(answer, decimals) != round(gold, decimals):
         return False
-    # three digits or more: it was rounded to them
-    rounded = round(gold, places) == gold and abs(gold) * 10**places >= 100 and (places < 6 or gold.denominator > 1000)
+    # three digits or more: the gold was rounded to them
+    rounded = (
+        round(gold, decimals) == gold and abs(gold) * 10**decimals >= 100 and (decimals < 6 or gold.denominator > 1000)
+    )
     return rounded or abs(answer - gold) <= _TOLERANCE * abs(gold)
 
 
 @lru_cache(maxsize=8192)
 def formula_key(text: str) -> str:
-    r"""Write a formula in one way, so that the same formula in another notation has the same key.
+    r"""Return a key of a formula that is the same for every notation of it.
 
     Args:
         text: an option or an answer: ``$2 \sqrt{2}$``, ``\dfrac{1}{2}``, ``5: 3``, ``60^\circ``.
 
     Returns:
-        Its value where it is a constant, else its characters without layout; empty for prose.
+        Its value if it is a constant, else its characters without layout; empty for prose.
     """
     text = strip_latex_text(plain(text).strip(_ENDS))
     if not text or len(text) > MAX_CHARS:

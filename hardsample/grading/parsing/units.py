@@ -1,4 +1,4 @@
-"""Units of measurement behind a number, in the spellings that people and models use, reduced to one form each."""
+"""Read units of measurement after a number, in the spellings that people and models use, as one form each."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ _FACTOR = re.compile(r"(?P<name>.*?)(?:\^?\{?(?P<power>-?[1-4])\}?|(?P<sign>[²�
 _FRACTION = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
 _SUPERSCRIPTS = str.maketrans("⁻¹", "-1")
 _WORD = re.compile(r"[a-z][a-z'’-]{2,}(?: [a-z][a-z'’-]*){0,3}")
-# Words after a number that make another number of it, or a formula.
+# Words after a number that modify it or make it a formula.
 _NO_UNIT = re.compile(
     r"\b(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|root|pi|half|halves|thirds?|quarters?|fifths?|tenths?|hundredths?"
     r"|minus|negative|plus|times|over|dozen|hundred|thousand|million|billion|trillion|squared|cubed|and|or|to|by|nor|not|more|less|fewer|greater|than|no|wrong|one|two|three|four|five|six|seven|eight|nine|ten"
@@ -113,7 +113,7 @@ _NO_UNIT = re.compile(
 )
 
 Unit = tuple[tuple[str, int], ...]
-"""Factors and their powers in order of name, ((“h”, −1), (“km”, 1)); empty for a thing that is counted ("apples")."""
+"""Factors and their powers, sorted by name, ((“h”, −1), (“km”, 1)); empty for a thing that is counted ("apples")."""
 
 
 @lru_cache(maxsize=4096)
@@ -121,10 +121,10 @@ def read_unit(text: str) -> Unit | None:
     r"""Read a unit: ``cm``, ``m/s``, ``km per hour``, ``cm^2``, ``square meters``, ``°C``, ``平方米``, ``apples``.
 
     Args:
-        text: what stands behind a number, without blanks at its ends.
+        text: the text after a number, stripped.
 
     Returns:
-        Its factors; empty for words that name no unit; None where the text can be no unit at all.
+        Its factors; empty for words that name no unit; None if the text cannot be a unit.
     """
     if not text or len(text) > 60:
         return None
@@ -146,29 +146,29 @@ def read_unit(text: str) -> Unit | None:
     return tuple(sorted((name, power) for name, power in factors.items() if power))
 
 
-def compatible(one: Unit | None, other: Unit | None) -> bool:
-    """Tell whether two units may stand for the same: equal, or one of them is missing or names no unit.
+def compatible(first: Unit | None, second: Unit | None) -> bool:
+    """Return whether two units may be the same: equal, or one of them is missing or names no unit.
 
     Args:
-        one: a unit, None where there is none.
-        other: another.
+        first: a unit, or None.
+        second: another.
 
     Returns:
         False only for two known units that differ, ``cm`` and ``m``.
     """
-    if not one or not other or one == other:
+    if not first or not second or first == second:
         return True
-    unnamed = any(len(unit) == 1 and unit[0][0] == "unit" for unit in (one, other))  # "square units"
-    return unnamed and (_power(one) == _power(other) or 1 in (_power(one), _power(other)))
+    unnamed = any(len(unit) == 1 and unit[0][0] == "unit" for unit in (first, second))  # "square units"
+    return unnamed and (_power(first) == _power(second) or 1 in (_power(first), _power(second)))
 
 
 def is_percent(unit: Unit | None) -> bool:
-    """Tell whether a unit is the per cent sign or word."""
+    """Return whether a unit is the percent sign or word."""
     return unit == (("%", 1),)
 
 
 def _words(text: str) -> Unit:
-    """What is counted is no unit, but for a unit with words behind it ("years old")."""
+    """Return no factors for a counted thing, but those of a unit followed by words ("years old")."""
     return tuple(_product(text.partition(" ")[0]) or ())
 
 
@@ -177,7 +177,7 @@ def _power(unit: Unit) -> int:
 
 
 def _product(text: str) -> list[tuple[str, int]] | None:
-    """Read factors with powers; None where one is no unit."""
+    """Read factors with powers; None if one is not a unit."""
     factors: list[tuple[str, int]] = []
     next_power = 1
     for prefix in ("平方", "立方"):
@@ -207,5 +207,5 @@ def _product(text: str) -> list[tuple[str, int]] | None:
 
 
 def _counted(text: str) -> Unit | None:
-    """Chinese words that count things are no unit, and no formula either."""
+    """Return no factors for Chinese words of counted things; None for any other text."""
     return () if re.fullmatch(r"[㐀-鿿]{1,8}", text) and not re.search("[百千万亿分之不错]", text) else None

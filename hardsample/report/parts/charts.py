@@ -1,4 +1,4 @@
-"""The report's own plots, beside those of `figures`: each a function that returns a matplotlib figure."""
+"""Plots of the report only (`figures` has those shared with `explain`): each function returns a matplotlib figure."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from hardsample.report.parts.gather import Group
 
 WIDTH, HEIGHT = 4.5, 2.9
-"""Inches: as wide as a phone, so that letters are as large as the page's own."""
+"""Inches: as wide as a phone, so that the font size equals that of the page."""
 PALETTE = ("#1f4e79", "#b45309", "#0f766e", "#7c3aed", "#be185d", "#4d7c0f")
 _GREY, _MUTED = "#374151", "#9ca3af"
 _LONGEST_NAME = 22
 
 
 def strata_bars(groups: Sequence[Group]) -> Figure:
-    """Shares of the strata in each group, with its size.
+    """Plot the shares of the strata in each group, with the group sizes.
 
     Args:
         groups: from top to bottom.
@@ -39,8 +39,8 @@ def strata_bars(groups: Sequence[Group]) -> Figure:
         colour = _MUTED if name is None else STRATUM_COLOURS[name]
         axes.barh(range(len(groups)), share, left=left, color=colour, label=name or "no image", height=0.72)
         left += share
-    for place, group in enumerate(groups):
-        axes.text(102, place, f"{group.total:,}", va="center", fontsize=9)
+    for row, group in enumerate(groups):
+        axes.text(102, row, f"{group.total:,}", va="center", fontsize=9)
     axes.set_yticks(range(len(groups)), [_short(group.name) for group in groups])
     axes.set(xlim=(0, 100), ylim=(len(groups) - 0.5, -0.5), xlabel="share of the samples, %")
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -52,26 +52,26 @@ def strata_bars(groups: Sequence[Group]) -> Figure:
 def threshold_histogram(
     thresholds: Sequence[float | None], strata: Sequence[str | None], ratios: Sequence[float], bounds: Bounds
 ) -> Figure:
-    """How many samples fail at each mask ratio first.
+    """Plot how many samples first fail at each mask ratio.
 
     Args:
         thresholds: λ* of each sample; None if no ratio fails.
-        strata: of each; those in none of the four (unfinished, no image) are not counted.
+        strata: of each; samples in none of the four (unfinished, no image) are not counted.
         ratios: Λ.
         bounds: between the strata.
     """
     figure = new_figure(WIDTH, HEIGHT)
     axes = figure.subplots()
-    scored = [one for one, name in zip(thresholds, strata, strict=True) if name in STRATA]
-    places: list[float | None] = [*ratios, None]
-    counts = [scored.count(one) for one in places]
-    colours = [STRATUM_COLOURS[stratum(one, one == ratios[0], bounds)] for one in places]
-    bars = axes.bar(range(len(places)), counts, color=colours, width=0.8)
+    scored = [threshold for threshold, name in zip(thresholds, strata, strict=True) if name in STRATA]
+    bins: list[float | None] = [*ratios, None]
+    counts = [scored.count(threshold) for threshold in bins]
+    colours = [STRATUM_COLOURS[stratum(threshold, threshold == ratios[0], bounds)] for threshold in bins]
+    bars = axes.bar(range(len(bins)), counts, color=colours, width=0.8)
     axes.bar_label(bars, [f"{count:,}" if count else "" for count in counts], fontsize=8, padding=1)
-    names = [f"{one:g}" if one is not None else "none\nfails" for one in places]
-    step = max(1, len(places) // 11)
-    shown = [place for place in range(len(places)) if place % step == 0 or place == len(places) - 1]
-    axes.set_xticks(shown, [names[place] for place in shown], fontsize=9)
+    names = [f"{threshold:g}" if threshold is not None else "none\nfails" for threshold in bins]
+    step = max(1, len(bins) // 11)
+    shown = [index for index in range(len(bins)) if index % step == 0 or index == len(bins) - 1]
+    axes.set_xticks(shown, [names[index] for index in shown], fontsize=9)
     axes.set(xlabel="failure threshold λ*", ylabel="samples")
     axes.margins(y=0.1)
     _bare(axes)
@@ -79,24 +79,24 @@ def threshold_histogram(
 
 
 def level_curves(
-    found: Mapping[str, Sequence[Interval]], ratios: Sequence[float], ylabel: str, tau: float | None = None
+    curves: Mapping[str, Sequence[Interval]], ratios: Sequence[float], ylabel: str, tau: float | None = None
 ) -> Figure:
-    """A share at each mask ratio with its 95 % interval, one curve a group.
+    """Plot a share at each mask ratio with its 95 % interval, one curve per group.
 
     Args:
-        found: name → one interval a ratio; strata have their colours, `all` is drawn thick.
+        curves: name → one interval per ratio; strata have their colours, `all` is drawn thick.
         ratios: Λ.
-        ylabel: what it is the share of.
+        ylabel: of the axis.
         tau: drawn as a line, if given.
     """
     figure = new_figure(WIDTH, HEIGHT + 0.3)
     axes = figure.subplots()
-    others = iter(PALETTE[1:])
-    for name, intervals in found.items():
-        colour = STRATUM_COLOURS.get(name) or (_GREY if name == "all" else next(others, _MUTED))
-        values = [100 * one.value for one in intervals]
+    colours = iter(PALETTE[1:])
+    for name, intervals in curves.items():
+        colour = STRATUM_COLOURS.get(name) or (_GREY if name == "all" else next(colours, _MUTED))
+        values = [100 * interval.value for interval in intervals]
         axes.plot(ratios, values, marker="o", ms=3, color=colour, lw=2 if name == "all" else 1.3, label=_short(name))
-        low, high = [100 * one.low for one in intervals], [100 * one.high for one in intervals]
+        low, high = [100 * interval.low for interval in intervals], [100 * interval.high for interval in intervals]
         axes.fill_between(ratios, low, high, color=colour, alpha=0.15, lw=0)
     if tau is not None:
         axes.axhline(100 * tau, color=_MUTED, ls="--", lw=1)
@@ -116,14 +116,14 @@ def time_series(
     colours: Mapping[str, str] | None = None,
     top: float | None = None,
 ) -> Figure:
-    """Values over the steps of a training.
+    """Plot values over the steps of a training.
 
     Args:
         series: name → (steps, values).
-        ylabel: what the values are.
-        smooth: entries that a moving mean takes; the values themselves are drawn faintly then.
+        ylabel: of the axis.
+        smooth: entries in a moving mean; above 1, the values themselves are drawn faintly.
         colours: of some of them.
-        top: upper end of the axis; it starts at 0 then.
+        top: upper end of the axis, which then starts at 0.
     """
     figure = new_figure(WIDTH, HEIGHT)
     axes = figure.subplots()
@@ -145,7 +145,7 @@ def time_series(
 
 
 def strata_over_time(steps: Sequence[float], shares: Mapping[str, Sequence[float]]) -> Figure:
-    """Shares of the strata in the data, one above the other, over the steps of a training.
+    """Plot the shares of the strata in the data over the steps of a training, stacked.
 
     Args:
         steps: at least two.
@@ -153,10 +153,10 @@ def strata_over_time(steps: Sequence[float], shares: Mapping[str, Sequence[float
     """
     figure = new_figure(WIDTH, HEIGHT)
     axes = figure.subplots()
-    names = [name for name in (*STRATA, "null") if name in shares]
+    names = [name for name in (*STRATA, "unscored") if name in shares]
     colours = [STRATUM_COLOURS.get(name, _MUTED) for name in names]
     rows = [100 * np.asarray(shares[name]) for name in names]
-    labels = ["no stratum" if name == "null" else name for name in names]
+    labels = ["no stratum" if name == "unscored" else name for name in names]
     axes.stackplot(steps, rows, colors=colours, labels=labels, alpha=0.9, lw=0)
     axes.set(xlabel="step", ylabel="share of the data, %", ylim=(0, 100), xlim=(steps[0], steps[-1]))
     _bare(axes)
@@ -165,19 +165,19 @@ def strata_over_time(steps: Sequence[float], shares: Mapping[str, Sequence[float
 
 
 def interval_rows(rows: Sequence[tuple[str, Interval]], xlabel: str, zero: bool = False) -> Figure:
-    """Estimates with their 95 % intervals, one below the other, in per cent.
+    """Plot estimates with their 95 % intervals, one per row, in per cent.
 
     Args:
         rows: name and interval, from top to bottom.
-        xlabel: what they are.
-        zero: whether a line at 0 tells nothing from something.
+        xlabel: of the axis.
+        zero: whether to draw a line at 0.
     """
     figure = new_figure(WIDTH, 0.75 + 0.26 * len(rows))
     axes = figure.subplots()
-    for place, (_, one) in enumerate(rows):
-        if np.isfinite(one.low):
-            axes.plot([100 * one.low, 100 * one.high], [place, place], color=_MUTED, lw=3, solid_capstyle="round")
-        axes.plot(100 * one.value, place, "o", color=PALETTE[0], ms=5)
+    for row, (_, interval) in enumerate(rows):
+        if np.isfinite(interval.low):
+            axes.plot([100 * interval.low, 100 * interval.high], [row, row], color=_MUTED, lw=3, solid_capstyle="round")
+        axes.plot(100 * interval.value, row, "o", color=PALETTE[0], ms=5)
     if zero:
         axes.axvline(0, color=_GREY, lw=1)
     axes.set_yticks(range(len(rows)), [_short(name) for name, _ in rows])
@@ -189,19 +189,20 @@ def interval_rows(rows: Sequence[tuple[str, Interval]], xlabel: str, zero: bool 
 
 
 def both_ways(rows: Sequence[tuple[str, Interval, Interval]]) -> Figure:
-    """Shares that moved one way and the other, with 95 % intervals, one group below the other.
+    """Plot the shares that became easier and harder, with 95 % intervals, one group per row.
 
     Args:
         rows: name, share that became easier (drawn to the right), share that became harder (to the left).
     """
     figure = new_figure(WIDTH, 0.9 + 0.3 * len(rows))
     axes = figure.subplots()
-    for sign, place, stratum_name in ((1, 1, "easy"), (-1, 2, "hard")):
+    for sign, column, stratum_name in ((1, 1, "easy"), (-1, 2, "hard")):
         colour = STRATUM_COLOURS[stratum_name]
-        found: list[Interval] = [row[place] for row in rows]  # type: ignore[misc]
-        axes.barh(range(len(rows)), [100 * sign * one.value for one in found], color=colour, height=0.7, alpha=0.75)
-        for row, one in enumerate(found):
-            axes.plot([100 * sign * one.low, 100 * sign * one.high], [row, row], color=_GREY, lw=1.2)
+        intervals: list[Interval] = [row[column] for row in rows]  # type: ignore[misc]
+        shares = [100 * sign * interval.value for interval in intervals]
+        axes.barh(range(len(rows)), shares, color=colour, height=0.7, alpha=0.75)
+        for row, interval in enumerate(intervals):
+            axes.plot([100 * sign * interval.low, 100 * sign * interval.high], [row, row], color=_GREY, lw=1.2)
     axes.axvline(0, color=_GREY, lw=1)
     axes.set_yticks(range(len(rows)), [_short(name) for name, *_ in rows])
     axes.xaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
@@ -213,12 +214,12 @@ def both_ways(rows: Sequence[tuple[str, Interval, Interval]]) -> Figure:
 
 
 def threshold_moves(first: Sequence[float], second: Sequence[float], labels: Sequence[str]) -> Figure:
-    """λ* in one scoring against λ* in another: the area of a disc is the number of samples.
+    """Plot λ* in one scoring against λ* in another: the area of a disc is the number of samples.
 
     Args:
-        first: place of λ* among the mask ratios, 0 … n, of each sample.
-        second: likewise in the other.
-        labels: of the places 0 … n.
+        first: index of λ* among the mask ratios, 0 … n, of each sample.
+        second: likewise in the second scoring.
+        labels: of the indices 0 … n.
     """
     figure = new_figure(WIDTH, WIDTH * 0.86)
     axes = figure.subplots()
@@ -239,22 +240,22 @@ def threshold_moves(first: Sequence[float], second: Sequence[float], labels: Seq
 
 
 def moving_mean(values: Sequence[float], width: int) -> list[float]:
-    """The mean of each value and those around it, as many as there are.
+    """Return the centred moving mean, with a shorter window at the ends.
 
     Args:
         values: at least one.
         width: of the window, in values.
     """
-    found = np.asarray(values, dtype=float)
+    array = np.asarray(values, dtype=float)
     half = width // 2
-    return [float(found[max(0, place - half) : place + half + 1].mean()) for place in range(len(found))]
+    return [float(array[max(0, index - half) : index + half + 1].mean()) for index in range(len(array))]
 
 
 def resized(figure: Figure, height: float = HEIGHT) -> Figure:
-    """A figure of `hardsample.report.parts.figures` in the page's size.
+    """Resize a figure of `hardsample.report.parts.figures` to the page's size.
 
     Args:
-        figure: changed.
+        figure: resized in place.
         height: inches.
     """
     figure.set_size_inches(WIDTH, height)
@@ -266,6 +267,6 @@ def _bare(axes: Axes) -> None:
 
 
 def _short(name: str, longest: int = _LONGEST_NAME) -> str:
-    """A name that fits, and in which matplotlib sees no formula."""
+    """Shorten a name, and escape what matplotlib would read as a formula."""
     name = name if len(name) <= longest else name[: longest - 1] + "…"
     return name.replace("$", r"\$")

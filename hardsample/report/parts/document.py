@@ -1,6 +1,6 @@
-"""What a page is made of, before it is HTML: a head, findings, and sections of texts, charts, tables and one gallery.
+"""The content of a page, before it is HTML: a head, findings, and sections of texts, charts, tables and one gallery.
 
-Whatever stands in these is text, which the templates escape; only `Chart.svg` is markup, made by `svg.to_svg`.
+All fields are plain text, which the templates escape; only `Chart.svg` is markup, made by `svg.to_svg`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from markupsafe import Markup
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was found, and what to do about it."""
+    """One finding, and what to do about it."""
 
     text: str
     advice: str = ""
     command: str = ""
-    """What to type, if anything."""
+    """The command to run, if any."""
     warning: bool = True
 
 
@@ -43,20 +43,20 @@ class Chart:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells, the first column its rows' names."""
+    """Rows of cells; the first column holds the names of the rows."""
 
     kind: ClassVar[str] = "table"
     caption: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     heat: Sequence[Sequence[int]] = ()
-    """For each cell after the first of a row, how dark its ground is, 0 … 9."""
+    """Shade of each cell after the first of a row, 0 … 9."""
     total: bool = False
     """Whether the last row is a sum."""
     folded: bool = False
-    """Whether it is shown only when asked for."""
+    """Whether it is collapsed at first."""
     texts: int = 1
-    """How many of the first columns are text, set left."""
+    """How many of the first columns are text, aligned left."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,12 @@ class Level:
     asked: int
     low: float = 0.0
     high: float = 1.0
-    """95 % interval of the share of right ones; where any was asked."""
+    """95 % interval of the share of right ones; meaningful if there are any rollouts."""
 
 
 @dataclass(frozen=True)
-class Said:
-    """Completions that are alike: at one mask ratio, with one grade and one end."""
+class CompletionGroup:
+    """Equal completions at one mask ratio, with the same grade and finish state."""
 
     ratio: float
     text: str
@@ -100,15 +100,15 @@ class Item:
 
     id: str
     stratum: str
-    """As shown; its colour is that of `tone`."""
+    """As shown; `tone` sets its colour."""
     tone: str
     ability: str
     source: str
     threshold: str
     facts: Sequence[tuple[str, str]]
-    """Name and value of what else is known of it."""
+    """Further facts: name and value."""
     order: dict[str, float | None]
-    """What it can be sorted by."""
+    """Sort keys."""
     question: str
     solution: str
     images: Sequence[Thumbnail]
@@ -116,7 +116,7 @@ class Item:
     levels: Sequence[Level]
     curve: bool
     """Whether every level is full, so that there is a curve."""
-    said: Sequence[Said]
+    completions: Sequence[CompletionGroup]
     more: int
     """Completions that are not shown."""
 
@@ -129,13 +129,13 @@ class Gallery:
     note: str
     items: Sequence[Item]
     orders: Sequence[tuple[str, str]]
-    """Keys of `Item.order`, and how they are called."""
+    """Keys of `Item.order`, and their names."""
     tau: float
 
     def values(self, name: str) -> list[str]:
-        """What there is to filter by: the different values of an attribute, in order."""
-        found = dict.fromkeys(getattr(item, name) for item in self.items)
-        return [*found] if name == "stratum" else sorted(filter(None, found))
+        """Return the distinct values of an attribute to filter by, in order."""
+        values = dict.fromkeys(getattr(item, name) for item in self.items)
+        return [*values] if name == "stratum" else sorted(filter(None, values))
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Share:
-    """One piece of the bar at the top."""
+    """One segment of the bar at the top."""
 
     name: str
     tone: str
@@ -183,19 +183,19 @@ class Page:
     findings: Sequence[Finding] = ()
     shares: Sequence[Share] = ()
     fine: str = "✓ No failure signature was found."
-    """What is said where there are no findings."""
+    """Text if there are no findings."""
 
 
 def shares_of(counts: Sequence[tuple[str, str, int]]) -> list[Share]:
-    """The bar at the top.
+    """Return the segments of the bar at the top.
 
     Args:
-        counts: (name, tone, number), those of no number are left out.
+        counts: (name, tone, number); zeros are left out.
     """
     total = sum(count for *_, count in counts)
-    made: list[Share] = []
+    shares: list[Share] = []
     for name, tone, count in counts:
         if count:
-            start = made[-1].start + made[-1].percent if made else 0.0
-            made.append(Share(name, tone, count, 100 * count / total, start))
-    return made
+            start = shares[-1].start + shares[-1].percent if shares else 0.0
+            shares.append(Share(name, tone, count, 100 * count / total, start))
+    return shares

@@ -1,4 +1,4 @@
-"""The plots of a scoring run, each a function that returns a matplotlib figure: `explain` and the report share them."""
+"""Plots of a scoring run, shared by `explain` and the report."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STRATUM_COLOURS = {
     "unsolved": "#6b7280",
     "unfinished": "#8d7fae",
 }
-"""One colour a stratum in every plot."""
+"""One colour per stratum in every plot."""
 _ATTENTION_MAP = "magma"
 
 
@@ -32,7 +32,7 @@ class FiguresError(HardsampleError, RuntimeError):
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure that no display is needed for.
+    """Return an empty figure that needs no display.
 
     Args:
         width: inches.
@@ -51,7 +51,7 @@ def new_figure(width: float, height: float) -> Figure:
 def balance_histogram(
     balances: Sequence[float], bands: Sequence[tuple[float, float, str]], title: str = "Attention balance"
 ) -> Figure:
-    """How the attention balance ρ̄ of the solved samples lies to the bounds of the strata.
+    """Plot the attention balance ρ̄ of the solved samples against the bounds of the strata.
 
     Args:
         balances: ρ̄ of each sample, above 0.
@@ -79,25 +79,25 @@ def balance_histogram(
 def mean_intervals(
     rows: Sequence[tuple[str, float, float, float, Sequence[float]]], base: float | None, title: str
 ) -> Figure:
-    """Means with their intervals, one line each, and the values that they are of: such as accuracy by recipe.
+    """Plot means with their intervals and the values behind them, one per row, such as accuracy by recipe.
 
     Args:
         rows: (name, mean, low, high, values), from top to bottom, as shares; low and high may be infinite (one value).
-        base: where a dashed line is drawn, such as the accuracy before training.
+        base: position of a dashed line, such as the accuracy before training.
         title: above the plot.
     """
     figure = new_figure(7.5, 1.1 + 0.34 * len(rows))
     axes = figure.subplots()
-    for place, (_, mean, low, high, values) in enumerate(rows):
-        axes.plot([100 * value for value in values], [place] * len(values), "o", color="#9ca3af", ms=4)
+    for row, (_, mean, low, high, values) in enumerate(rows):
+        axes.plot([100 * value for value in values], [row] * len(values), "o", color="#9ca3af", ms=4)
         if np.isfinite(low):
-            axes.plot([100 * low, 100 * high], [place, place], color="#374151", lw=2)
-        axes.plot(100 * mean, place, "D", color="#374151", ms=6)
+            axes.plot([100 * low, 100 * high], [row, row], color="#374151", lw=2)
+        axes.plot(100 * mean, row, "D", color="#374151", ms=6)
     if base is not None:
         axes.axvline(100 * base, color="#d1495b", ls="--", lw=1)
-        told = (100 * base, -0.75)
+        anchor = (100 * base, -0.75)
         axes.annotate(
-            "before training", told, (4, 0), textcoords="offset points", color="#d1495b", fontsize=8, va="center"
+            "before training", anchor, (4, 0), textcoords="offset points", color="#d1495b", fontsize=8, va="center"
         )
     axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
     axes.set_ylim(len(rows) - 0.4, -1.1)
@@ -110,10 +110,10 @@ def mean_intervals(
 def layer_profile(
     profiles: Mapping[str, Sequence[Sequence[float]]], title: str = "Attention balance by layer"
 ) -> Figure:
-    """The balance of each layer, averaged over the samples of a stratum, with one standard deviation around it.
+    """Plot the mean balance of each layer over the samples of a stratum, with one standard deviation.
 
     Args:
-        profiles: stratum → one list a sample of log ρ of each layer; NaN where a layer has none.
+        profiles: stratum → one list per sample of log ρ of each layer; NaN if a layer has none.
         title: above the plot.
     """
     figure = new_figure(7, 3.6)
@@ -124,14 +124,16 @@ def layer_profile(
             continue
         table = np.asarray(rows, dtype=float)
         layers = table.shape[1]
-        place = np.arange(1, layers + 1)
-        seen = np.isfinite(table)
-        count = np.maximum(seen.sum(0), 1)
-        middle = np.where(seen, table, 0).sum(0) / count
-        spread = np.sqrt(np.where(seen, (table - middle) ** 2, 0).sum(0) / count)
+        layer_numbers = np.arange(1, layers + 1)
+        known = np.isfinite(table)
+        count = np.maximum(known.sum(0), 1)
+        middle = np.where(known, table, 0).sum(0) / count
+        spread = np.sqrt(np.where(known, (table - middle) ** 2, 0).sum(0) / count)
         colour = STRATUM_COLOURS.get(stratum, "#374151")
-        axes.plot(place, np.exp(middle), marker="o", color=colour, label=f"{stratum} ({len(rows)})")
-        axes.fill_between(place, np.exp(middle - spread), np.exp(middle + spread), color=colour, alpha=0.12, lw=0)
+        axes.plot(layer_numbers, np.exp(middle), marker="o", color=colour, label=f"{stratum} ({len(rows)})")
+        axes.fill_between(
+            layer_numbers, np.exp(middle - spread), np.exp(middle + spread), color=colour, alpha=0.12, lw=0
+        )
     axes.set(xlabel="layer", ylabel="ρ = image / text", yscale="log", title=title)
     if layers:
         axes.set_xticks(range(1, layers + 1, max(1, layers // 12)))
@@ -142,7 +144,7 @@ def layer_profile(
 
 
 def ladder(axes: Axes, ratios: Sequence[float], successes: Sequence[int], attempts: Sequence[int], tau: float) -> None:
-    """Draw the rollouts of a sample at each mask ratio: P_c(λ) where a level is full, else what was asked.
+    """Draw the rollouts of a sample at each mask ratio: P_c(λ) if all levels are full, else right / rollouts.
 
     Args:
         axes: where to draw.
@@ -161,23 +163,26 @@ def ladder(axes: Axes, ratios: Sequence[float], successes: Sequence[int], attemp
         width = min((b - a for a, b in pairwise(ratios)), default=0.1) * 0.7
         colours = ["#4c9f70" if share >= tau else "#d1495b" for share in shares]
         axes.bar(
-            ratios, [max(share, 0.02) * seen for share, seen in zip(shares, asked, strict=True)], width, color=colours
+            ratios,
+            [max(share, 0.02) * any_made for share, any_made in zip(shares, asked, strict=True)],
+            width,
+            color=colours,
         )
         for ratio, won, tried in zip(ratios, successes, attempts, strict=True):
             if tried:
                 axes.text(ratio, max(won / tried, 0.02) + 0.02, f"{won}/{tried}", ha="center", fontsize=8)
-        axes.set_ylabel("right / asked")
+        axes.set_ylabel("right / rollouts")
     axes.axhline(tau, color="#6b7280", lw=1, ls="--")
     axes.set(xlabel="mask ratio λ", ylim=(0, 1.12), xticks=list(ratios))
 
 
 def token_weights(axes: Axes, tokens: Sequence[str], weights: Sequence[float], per_line: int = 14) -> None:
-    """Write tokens one after the other, each on a ground as dark as its weight.
+    """Draw tokens one after the other, each on a background as dark as its weight.
 
     Args:
-        axes: where to draw; its frame goes away.
-        tokens: shown as text, whatever is in them.
-        weights: at least 0, one a token.
+        axes: where to draw; its frame is removed.
+        tokens: shown as plain text.
+        weights: at least 0, one per token.
         per_line: tokens on a line.
     """
     from matplotlib import colormaps
@@ -185,8 +190,8 @@ def token_weights(axes: Axes, tokens: Sequence[str], weights: Sequence[float], p
     axes.axis("off")
     top = max([*weights, 1e-12])
     lines = max(1, -(-len(tokens) // per_line))
-    for place, (token, weight) in enumerate(zip(tokens, weights, strict=True)):
-        row, column = divmod(place, per_line)
+    for index, (token, weight) in enumerate(zip(tokens, weights, strict=True)):
+        row, column = divmod(index, per_line)
         colour = colormaps["YlOrRd"](0.85 * weight / top)
         shown = token.replace("\n", "⏎").strip() or "␣"
         shown = shown if len(shown) <= 12 else shown[:11] + "…"
@@ -204,7 +209,7 @@ def token_weights(axes: Axes, tokens: Sequence[str], weights: Sequence[float], p
 
 
 def image_with_attention(axes: Axes, image: Image.Image, grid: Any | None, title: str) -> None:
-    """Show an image, with the attention of its tokens laid over it where their grid is known.
+    """Draw an image, with the attention of its tokens as an overlay if their grid is known.
 
     Args:
         axes: where to draw.
@@ -221,7 +226,7 @@ def image_with_attention(axes: Axes, image: Image.Image, grid: Any | None, title
 
 
 def paragraph(axes: Axes, text: str, width: int = 70) -> None:
-    """Write text as it is: no mathematics, no markup."""
+    """Draw text as it is: no mathematics, no markup."""
     axes.axis("off")
     lines = [fill(line, width) for line in text.splitlines()]
     axes.text(0, 1, "\n".join(lines).replace("$", r"\$"), va="top", fontsize=9, transform=axes.transAxes, wrap=False)

@@ -1,4 +1,4 @@
-"""Reading the JSON files of other parts of hardsample, and numbers out of them."""
+"""Read the JSON files that other parts of hardsample write."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from hardsample.scoring.output import OutputError
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+    """Read a JSON file.
 
     Raises:
-        OutputError: it is not there, or no JSON.
+        OutputError: it is missing, or not valid JSON.
     """
     try:
         return json.loads(path.read_text())
     except FileNotFoundError as error:
-        raise OutputError(f"{path} is missing: let the command that writes it come to its end") from error
+        raise OutputError(f"{path} is missing: let the command that writes it finish") from error
     except (ValueError, OSError) as error:
-        raise OutputError(f"{path} cannot be read ({error}): make it again with the command that wrote it") from error
+        raise OutputError(f"{path} cannot be read ({error}): write it again with its command") from error

@@ -1,4 +1,4 @@
-"""What a folder is: told from the files that it holds."""
+"""The kind of a folder, from the files in it."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from hardsample.scoring.output import OutputError
 
 
 def kind_of(directory: Path) -> str:
-    """Names what a folder is of.
+    """Return what a folder holds.
 
     Args:
-        directory: of a command of hardsample.
+        directory: output folder of a hardsample command.
 
     Returns:
         `experiment`, `evaluation`, `scores` or `training`.
 
     Raises:
-        OutputError: it is none of them, or not finished; says what was looked for.
+        OutputError: it is none of them, or not finished; the message says which files were looked for.
     """
     if not directory.is_dir():
-        raise OutputError(f"{directory} is no folder: give the output folder of a command of hardsample")
+        raise OutputError(f"{directory} is not a folder: give the output folder of a hardsample command")
     if (directory / EXPERIMENT_FILE).exists():
         if not (directory / RESULTS_FILE).exists():
             raise OutputError(
-                f"the experiment in {directory} has no {RESULTS_FILE} yet: let `hardsample experiment` come to its end"
+                f"the experiment in {directory} has no {RESULTS_FILE} yet: let `hardsample experiment` finish"
             )
         return "experiment"
     if (directory / RUN_FILE).exists() or (directory / SCORES_FILE).exists():

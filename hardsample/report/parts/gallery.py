@@ -1,4 +1,4 @@
-"""Samples to look at: drawn at random, as many of each stratum, with images, completions and grades."""
+"""Gallery of samples: drawn at random, the same number from each stratum, with images, completions and grades."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from hardsample.kernels.keys import ratio_units
 from hardsample.metrics.finishes import FINISHES
 from hardsample.metrics.intervals import accuracy_interval
 from hardsample.metrics.strata import UNFINISHED
-from hardsample.report.parts.document import Gallery, Item, Level, Said, Thumbnail
+from hardsample.report.parts.document import CompletionGroup, Gallery, Item, Level, Thumbnail
 from hardsample.report.parts.gather import NO_IMAGE, Scored
 from hardsample.report.parts.images import MOST_IMAGES, masked_images, shown_ratios, small_images
 from hardsample.scoring.store import Rollout, StoreError, StoreReader
 
 ALL_IMAGES = 4_500_000
-"""Bytes of all images together, before base64; each gets its part."""
+"""Bytes of all images together, before base64; each image gets an equal share."""
 MOST_TEXT, MOST_UNMASKED, MOST_MASKED = 600, 8, 3
-"""Characters of a completion; different completions at λ = 0, and at each other ratio."""
+"""Most characters of a completion; most distinct completions at λ = 0, and at each other ratio."""
 ORDERS = (("id", "id"), ("threshold", "λ*"), ("balance", "ρ̄"), ("rollouts", "rollouts"))
 
 
 def gallery(scored: Scored, labels: Mapping[str | None, str]) -> Gallery:
-    """Makes the gallery of a run.
+    """Return the gallery of a run.
 
     Args:
         scored: the run, with the rows that were drawn.
-        labels: how the strata are called.
+        labels: names of the strata.
     """
     rows = scored.drawn
-    notes = [f"Drawn at random, as many of each stratum: {len(rows):,} of {len(scored.ids):,} samples."]
+    notes = [f"Drawn at random, the same number from each stratum: {len(rows):,} of {len(scored.ids):,} samples."]
     try:
         with StoreReader(scored.scores.directory) as store:
             rollouts = {row: store.rollouts(scored.ids[row]) for row in rows}
@@ -40,20 +40,20 @@ def gallery(scored: Scored, labels: Mapping[str | None, str]) -> Gallery:
         rollouts = {}
         notes.append(f"Completions are not shown: {error}.")
     if scored.source.missing:
-        notes.append(f"Images and questions are not shown, for the data was not found again: {scored.source.missing}")
+        notes.append(f"Images and questions are not shown because the data was not found: {scored.source.missing}")
     elif scored.run["mask_space"] == "model":
         notes.append(
-            "This run masked what the model sees, after its processor (mask space: model). The masks below are drawn "
-            "on the file's own pixels instead, with the same seed and ratios: an illustration, not the run's own."
+            "This run masked the preprocessed image (mask space: model). The masks below are drawn on the original "
+            "pixels instead, with the same seed and ratios: an illustration, not the masks of the run."
         )
     if scored.source.note:
         notes.append(scored.source.note)
     room = ALL_IMAGES // max(1, len(rows) * (MOST_IMAGES + 6))
     items = [_item(scored, row, rollouts.get(row, []), room, labels) for row in rows]
-    has_balance = any(one is not None for one in scored.balances)
-    orders = [one for one in ORDERS if has_balance or one[0] != "balance"]
+    has_balance = any(balance is not None for balance in scored.balances)
+    orders = [order for order in ORDERS if has_balance or order[0] != "balance"]
     if len(scored.scores.config().ratios) < 2:
-        orders = [one for one in orders if one[0] != "threshold"]
+        orders = [order for order in orders if order[0] != "threshold"]
     return Gallery(" ".join(notes), items, orders, scored.scores.config().tau)
 
 
@@ -66,7 +66,7 @@ def _item(scored: Scored, row: int, rollouts: Sequence[Rollout], room: int, labe
         _level(ratio, int(right), int(asked))
         for ratio, right, asked in zip(config.ratios, scored.successes[row], scored.attempts[row], strict=True)
     ]
-    said, more = condensed(rollouts)
+    completions, more = condensed(rollouts)
     facts = [
         ("ρ̄", f"{balance:.3g}" if balance is not None else ""),
         ("CMAB", scored.cmab[row] or ""),
@@ -95,13 +95,13 @@ def _item(scored: Scored, row: int, rollouts: Sequence[Rollout], room: int, labe
         masked=masked,
         levels=levels,
         curve=len(levels) > 1 and all(level.asked == config.num_masks for level in levels),
-        said=said,
+        completions=completions,
         more=more,
     )
 
 
 def threshold_text(threshold: float | None, stratum: str | None) -> str:
-    """λ* in words."""
+    """Describe λ*."""
     if threshold is not None:
         return f"λ* = {threshold:g}"
     return "no λ*: " + {None: NO_IMAGE, UNFINISHED: "no answer at λ = 0"}.get(stratum, "no ratio fails")
@@ -110,12 +110,12 @@ def threshold_text(threshold: float | None, stratum: str | None) -> str:
 def _level(ratio: float, right: int, asked: int) -> Level:
     if not asked:
         return Level(ratio, right, asked)
-    found = accuracy_interval([1] * right + [0] * (asked - right), [1] * asked)
-    return Level(ratio, right, asked, found.low, found.high)
+    interval = accuracy_interval([1] * right + [0] * (asked - right), [1] * asked)
+    return Level(ratio, right, asked, interval.low, interval.high)
 
 
 def _images(scored: Scored, record: Record | None, row: int, room: int) -> tuple[list[Thumbnail], list[Thumbnail], str]:
-    """The images, the first of them masked, and what is wrong with them, if anything."""
+    """Return the images, the masked versions of the first, and any problem with them."""
     refs, settings, threshold = record.images if record else [], scored.run["settings"], scored.thresholds[row]
     if not refs:
         return [], [], ""
@@ -132,31 +132,31 @@ def _images(scored: Scored, record: Record | None, row: int, room: int) -> tuple
         return [], [], str(error)
 
 
-def condensed(rollouts: Sequence[Rollout]) -> tuple[list[Said], int]:
-    """Completions, equal ones together, the most frequent first; and how many of them are left out.
+def condensed(rollouts: Sequence[Rollout]) -> tuple[list[CompletionGroup], int]:
+    """Group equal completions, the most frequent first; also return how many are left out.
 
     Args:
         rollouts: of one sample.
     """
     counts: Counter[tuple[float, str, int, str]] = Counter()
-    for one in rollouts:
-        text = one.completion
+    for rollout in rollouts:
+        text = rollout.completion
         text = text if len(text) <= MOST_TEXT else text[:MOST_TEXT] + "…"
-        counts[one.ratio, text, one.grade, _ended(one)] += 1
-    made: list[Said] = []
+        counts[rollout.ratio, text, rollout.grade, _describe_finish(rollout)] += 1
+    groups: list[CompletionGroup] = []
     left_out = 0
     shown: Counter[float] = Counter()
-    order = sorted(counts.items(), key=lambda one: (one[0][0], -one[0][2], -one[1], one[0][1:]))
+    order = sorted(counts.items(), key=lambda entry: (entry[0][0], -entry[0][2], -entry[1], entry[0][1:]))
     for (ratio, text, grade, ended), times in order:
         most = MOST_MASKED if ratio_units(ratio) else MOST_UNMASKED
         if shown[ratio] < most:
-            made.append(Said(ratio, text, bool(grade), times, ended))
+            groups.append(CompletionGroup(ratio, text, bool(grade), times, ended))
         else:
             left_out += times
         shown[ratio] += 1
-    return made, left_out
+    return groups, left_out
 
 
-def _ended(rollout: Rollout) -> str:
-    """How a completion ended, in words, where it did not end by itself; an empty one shows that itself."""
+def _describe_finish(rollout: Rollout) -> str:
+    """Describe how a completion ended if not by itself; an empty one is visible as such."""
     return "" if rollout.finish in (None, "stop", "empty") else FINISHES[rollout.finish]

@@ -1,6 +1,6 @@
-"""A scored folder as columns, the records of the samples that are shown, and what the columns add up to.
+"""A scored folder as columns, the records of the samples that are shown, and aggregates of the columns.
 
-Completions are never read here: these are counts only.
+Completions are never read here, only counts.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ from hardsample.scoring.matching import moved_ids
 from hardsample.scoring.output import IN_MEMORY, OutputError, Scores
 
 MOST_GROUPS = 16
-"""Groups that are shown one by one; the rest are added up."""
+"""Groups that are shown one by one; the rest are summed up."""
 NO_IMAGE = "no image"
 NAMELESS = "—"
-MOVED = "The data moved since it was scored, and its ids are line numbers: its records were found by their content."
+MOVED = "The data changed since it was scored, and its ids are line numbers: records were found by their content."
 
 
 @dataclass(frozen=True)
 class Source:
-    """What the data says of the samples."""
+    """The samples as they are in the data."""
 
     records: dict[str, Record] = field(default_factory=dict)
-    """By id, of the samples that are shown; empty if the data is not to be had, and then `missing` says why."""
+    """By id, of the samples that are shown; empty if the data is missing, and then `missing` says why."""
     root: Path | None = None
-    """Where the paths of their images start from."""
+    """Folder that their image paths are relative to."""
     names: list[str] = field(default_factory=list)
-    """Which data set each sample is from; empty if the records do not say."""
+    """Data set of each sample; empty if the records do not have it."""
     missing: str = ""
     note: str = ""
-    """How the records were found, where that has to be said."""
+    """How the records were found, if that is worth a note."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """The columns of a finished run, one entry a sample, and the records of some of them."""
+    """The columns of a finished run, one entry per sample, and the records of some samples."""
 
     scores: Scores
     ids: list[str]
@@ -74,54 +74,56 @@ class Scored:
 
     @property
     def served(self) -> bool:
-        """Whether a server generated, whose attention cannot be read."""
+        """Whether a server generated the rollouts; its attention cannot be read."""
         return "server" in self.run["backends"]
 
     @property
     def exhaustive(self) -> bool:
-        """Whether every level of every sample with an image is full, so that there are curves."""
+        """Whether every level of every sample with an image is full, so that there are accuracy curves."""
         return self.run["settings"]["search"] == "exhaustive" and len(self.scores.config().ratios) > 1
 
 
 @dataclass(frozen=True)
 class Group:
-    """Samples that have something in common, by stratum."""
+    """Counts of a group of samples by stratum."""
 
     name: str
     counts: dict[str | None, int]
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Number of samples in the group."""
         return sum(self.counts.values())
 
 
 def gather(directory: Path, each: int, seed: int, data: str | None = None, image_root: str | None = None) -> Scored:
-    """Reads the columns of a finished run, and finds the records of some of its samples again.
+    """Read the columns of a finished run, and look up the records of some of its samples.
 
     Args:
         directory: of the run.
         each: samples of each stratum that are shown.
-        seed: of their draw.
-        data: where the data is now, if not where run.json says.
-        image_root: where its images are now, likewise.
+        seed: of their random draw.
+        data: current location of the data, if not the one in run.json.
+        image_root: current location of its images, likewise.
 
     Raises:
         OutputError: there is no finished run.
     """
     scores = Scores(directory)
     if scores.run.get("status") != "done" or not len(scores):
-        raise OutputError(f"the run in {directory} is not finished ({RUN_FILE} says so): let it come to its end")
+        raise OutputError(
+            f"the run in {directory} is not finished ({RUN_FILE} says so): run its command again to finish it"
+        )
     column = {name: scores.table.data.column(name) for name in scores.table.column_names if name != "attention_profile"}
     counts = [column[name].combine_chunks().flatten().to_numpy() for name in ("successes", "attempts")]
-    successes, attempts = (one.astype(np.int64).reshape(len(scores), -1) for one in counts)
+    successes, attempts = (count.astype(np.int64).reshape(len(scores), -1) for count in counts)
     ids, strata = column["id"].to_pylist(), column["pism_stratum"].to_pylist()
     rows = drawn(ids, strata, each, seed)
     return Scored(
         scores,
         ids,
         strata,
-        [one or NAMELESS for one in column["ability"].to_pylist()],
+        [ability or NAMELESS for ability in column["ability"].to_pylist()],
         column["failure_threshold"].to_pylist(),
         successes,
         attempts,
@@ -135,35 +137,35 @@ def gather(directory: Path, each: int, seed: int, data: str | None = None, image
 
 
 def drawn(ids: Sequence[str], strata: Sequence[str | None], each: int, seed: int) -> list[int]:
-    """Draws as many samples of each stratum, whatever their order in the data.
+    """Draw the same number of samples from each stratum, independently of their order in the data.
 
     Args:
         ids: of all samples.
         strata: of each; None is a stratum of its own.
-        each: how many.
+        each: samples per stratum.
         seed: of the draw.
 
     Returns:
         Rows, stratum by stratum.
     """
-    places: dict[str | None, list[int]] = defaultdict(list)
+    rows_of: dict[str | None, list[int]] = defaultdict(list)
     for row, name in enumerate(strata):
-        places[name].append(row)
-    found = []
+        rows_of[name].append(row)
+    rows = []
     for name in (*LABELS, None):
-        order = sorted(places[name], key=lambda row: mask_key(seed, ids[row], b"report-gallery"))
-        found += sorted(order[:each])
-    return found
+        order = sorted(rows_of[name], key=lambda row: mask_key(seed, ids[row], b"report-gallery"))
+        rows += sorted(order[:each])
+    return rows
 
 
 def _source(scores: Scores, ids: list[str], wanted: set[str], data: str | None, image_root: str | None) -> Source:
-    """One pass over the data; its images are not touched, which would take longer than all the rest."""
+    """Read the records in one pass, without opening their images, which would dominate the run time."""
     run, settings = scores.run, scores.run["settings"]
     if data is None and run["data"] == IN_MEMORY:
-        return Source(missing="the run scored a Dataset from memory: save it and name it by --data.")
+        return Source(missing="the run scored a Dataset from memory: save it and give it with --data.")
     root = image_root or (None if data else run["image_root"])
 
-    def opened() -> tuple[Iterator[Record], Path | None]:
+    def open_records() -> tuple[Iterator[Record], Path | None]:
         return unchecked(
             data or run["data"],
             image_root=root,
@@ -173,32 +175,32 @@ def _source(scores: Scores, ids: list[str], wanted: set[str], data: str | None, 
         )
 
     try:
-        records, names, folder = _read(opened, wanted)
-        scored_as = moved_ids(scores, records, folder, opened)
+        records, names, folder = _read(open_records, wanted)
+        scored_as = moved_ids(scores, records, folder, open_records)
         if scored_as is not None:
-            records, names, folder = _read(opened, wanted, scored_as)
+            records, names, folder = _read(open_records, wanted, scored_as)
     except ChangedError as error:
         return Source(missing=f"{error}.")
     except (ValueError, OSError) as error:
-        return Source(missing=f"{error}. If it has moved, name it by --data.")
+        return Source(missing=f"{error}. If it has moved, give its location with --data.")
     gone = wanted - records.keys()
-    said = f"{run['data']} has changed: {len(gone)} samples are gone, such as {min(gone)!r}." if gone else ""
+    change = f"{run['data']} has changed: {len(gone)} samples are missing, such as {min(gone)!r}." if gone else ""
     if gone and scored_as is None:
-        return Source(missing=said)
-    note = "" if scored_as is None else f"{MOVED} {said}".strip()
-    return Source(records, folder, [names.get(one, NAMELESS) for one in ids] if names else [], note=note)
+        return Source(missing=change)
+    note = "" if scored_as is None else f"{MOVED} {change}".strip()
+    return Source(records, folder, [names.get(sample, NAMELESS) for sample in ids] if names else [], note=note)
 
 
 def _read(
-    opened: Callable[[], tuple[Iterator[Record], Path | None]],
+    open_records: Callable[[], tuple[Iterator[Record], Path | None]],
     wanted: set[str],
     scored_as: Mapping[str, str | None] | None = None,
 ) -> tuple[dict[str, Record], dict[str, str], Path | None]:
-    """The records that are wanted, and the data set of all that say theirs, by the ids that they were scored under."""
+    """Return the wanted records and the data set names of all records, by the ids that they were scored under."""
     records: dict[str, Record] = {}
     names: dict[str, str] = {}
-    found, folder = opened()
-    for record in found:
+    unread, folder = open_records()
+    for record in unread:
         sample = record.id if scored_as is None else scored_as.get(record.id)
         if sample is None:
             continue
@@ -211,7 +213,7 @@ def _read(
 
 
 def grouped(names: Sequence[str], strata: Sequence[str | None]) -> list[Group]:
-    """Strata by group, the largest groups one by one, by name, the others added up in the last.
+    """Count strata by group: the largest groups one by one, sorted by name, the others summed up in the last.
 
     Args:
         names: of each sample's group.
@@ -220,49 +222,53 @@ def grouped(names: Sequence[str], strata: Sequence[str | None]) -> list[Group]:
     counts = Counter(zip(names, strata, strict=True))
     sizes = Counter(names).most_common()
     columns: list[str | None] = [*LABELS, None]
-    made = [Group(name, {one: counts[name, one] for one in columns}) for name, _ in sorted(sizes[:MOST_GROUPS])]
+    groups = [
+        Group(name, {column: counts[name, column] for column in columns}) for name, _ in sorted(sizes[:MOST_GROUPS])
+    ]
     rest = [name for name, _ in sizes[MOST_GROUPS:]]
     if rest:
-        made.append(Group(f"{len(rest)} more", {one: sum(counts[name, one] for name in rest) for one in columns}))
-    return made
+        groups.append(
+            Group(f"{len(rest)} more", {column: sum(counts[name, column] for name in rest) for column in columns})
+        )
+    return groups
 
 
 def curves(scored: Scored) -> dict[str, list[Interval]]:
-    """Accuracy P_c(λ) of each stratum at each ratio, with intervals; of an exhaustive run."""
-    found = {}
+    """Return accuracy P_c(λ) of each stratum at each ratio, with intervals; for an exhaustive run."""
+    intervals = {}
     for name in ("all", *STRATA):
         kept = STRATA if name == "all" else (name,)
-        rows = np.asarray([one in kept for one in scored.strata])
+        rows = np.asarray([stratum in kept for stratum in scored.strata])
         if rows.any():
             wins, tries = scored.successes[rows], scored.attempts[rows]
-            found[name] = [accuracy_interval(wins[:, i], tries[:, i]) for i in range(wins.shape[1])]
-    return found
+            intervals[name] = [accuracy_interval(wins[:, i], tries[:, i]) for i in range(wins.shape[1])]
+    return intervals
 
 
 def passing(scored: Scored, most: int = 5) -> dict[str, list[Interval]]:
-    """Share of the samples that still pass at each ratio (λ* lies above it): of all, and of the largest abilities.
+    """Return the share of samples that still pass at each ratio (λ* is above it): of all, and of the largest abilities.
 
     Args:
         scored: the run.
         most: abilities.
     """
     ratios = np.asarray(scored.scores.config().ratios)
-    kept = np.asarray([one in STRATA for one in scored.strata])
-    top = np.asarray([np.inf if one is None else one for one in scored.thresholds])
+    kept = np.asarray([stratum in STRATA for stratum in scored.strata])
+    top = np.asarray([np.inf if threshold is None else threshold for threshold in scored.thresholds])
     passed = top[:, None] > ratios + 1e-9
     names = np.asarray(scored.abilities)
     common = [name for name, _ in Counter(scored.abilities).most_common(most)]
     groups = {"all": kept} | {name: kept & (names == name) for name in common if len(set(scored.abilities)) > 1}
-    found = {}
+    intervals = {}
     for name, rows in groups.items():
         if rows.any():
-            ones = [1] * int(rows.sum())
-            found[name] = [accuracy_interval(passed[rows, i], ones) for i in range(len(ratios))]
-    return found
+            attempts = [1] * int(rows.sum())
+            intervals[name] = [accuracy_interval(passed[rows, i], attempts) for i in range(len(ratios))]
+    return intervals
 
 
 def crossed(first: Sequence[str | None], second: Sequence[str | None]) -> list[list[int]]:
-    """How many samples are in each stratum of one column and each of another, in the order of STRATA; no others.
+    """Count the samples in each stratum of one column and each of another, in the order of STRATA.
 
     Args:
         first: rows.
@@ -273,5 +279,5 @@ def crossed(first: Sequence[str | None], second: Sequence[str | None]) -> list[l
 
 
 def heat(rows: Sequence[Sequence[int]]) -> list[list[int]]:
-    """How dark each cell of a table is, 0 … 9, by its share of the row."""
+    """Return the shade of each cell of a table, 0 … 9, by its share of the row."""
     return [[round(9 * count / max(sum(row), 1)) for count in row] for row in rows]

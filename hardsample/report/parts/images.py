@@ -1,4 +1,4 @@
-"""Images small enough for the page: WebP in data: URIs, and the masks that a run really put on them."""
+"""Images small enough for the page, as WebP in data: URIs, plain and under the masks of a run."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from hardsample.kernels.keys import mask_key
 from hardsample.report.parts.document import Thumbnail
 
 SIDES = (256, 192, 128, 96)
-"""Longest sides in pixels that are tried, until an image is small enough."""
+"""Longest sides in pixels to try until an image is small enough."""
 MOST_IMAGES = 3
 _QUALITY = 70
 
 
 def small_images(images: Sequence[Image.Image], count: int, most_bytes: int) -> Iterator[Thumbnail]:
-    """Images of a record, small.
+    """Yield the images of a record as thumbnails.
 
     Args:
-        images: the first of them.
-        count: how many it has.
-        most_bytes: of each, as far as that can be had.
+        images: the first images of the record.
+        count: number of images of the record.
+        most_bytes: target size of each.
     """
-    for place, image in enumerate(images):
-        yield packed(image, "the image" if count == 1 else f"image {place + 1} of {count}", most_bytes)
+    for index, image in enumerate(images):
+        yield packed(image, "the image" if count == 1 else f"image {index + 1} of {count}", most_bytes)
 
 
 def masked_images(
@@ -41,15 +41,15 @@ def masked_images(
     settings: Mapping[str, Any],
     most_bytes: int,
 ) -> Iterator[Thumbnail]:
-    """The first image of a record under the masks of realization 0, in its own pixels.
+    """Yield the first image of a record under the masks of realization 0, drawn on its original pixels.
 
     Args:
         image: mode RGB.
         sample: id of the record, which the masks depend on.
         ratios: to show.
-        threshold: λ*, which is marked.
-        settings: of run.json: `seed`, `kind`.
-        most_bytes: of each, as far as that can be had.
+        threshold: λ*, which is highlighted.
+        settings: `seed` and `mask_kind` of run.json.
+        most_bytes: target size of each.
     """
     key = mask_key(settings["seed"], sample)
     pixels = torch.from_numpy(np.array(image))
@@ -59,26 +59,26 @@ def masked_images(
 
 
 def shown_ratios(ratios: Sequence[float], threshold: float | None, most: int = 5) -> list[float]:
-    """Which mask ratios to show: some that lie evenly, and λ*.
+    """Return the mask ratios to show: some evenly spaced ones, and λ*.
 
     Args:
         ratios: Λ.
         threshold: λ*.
-        most: without λ*.
+        most: number of ratios, apart from λ*.
     """
     count = min(most, len(ratios))
-    even = {ratios[round(place * (len(ratios) - 1) / max(count - 1, 1))] for place in range(count)}
+    even = {ratios[round(index * (len(ratios) - 1) / max(count - 1, 1))] for index in range(count)}
     return sorted(even | ({threshold} if threshold is not None else set()))
 
 
 def packed(image: Image.Image, caption: str, most_bytes: int, marked: bool = False) -> Thumbnail:
-    """An image of at most 256 pixels a side, smaller where it would not fit.
+    """Return an image of at most 256 pixels a side, smaller if it would not fit.
 
     Args:
         image: mode RGB.
         caption: below it.
-        most_bytes: before base64; the smallest size is taken whatever it needs.
-        marked: whether it is set off.
+        most_bytes: before base64; the smallest size is used even if it needs more.
+        marked: whether to highlight it.
     """
     small = image
     for side in SIDES:

@@ -1,4 +1,4 @@
-"""How data, models and settings are called on a page."""
+"""Names of data, models and settings on a page."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from hardsample.data.containers import DEMO_NAMES
 
 
 def short(name: str) -> str:
-    """A path's last part; other names as they are."""
+    """Return a path's last part; other names unchanged."""
     return Path(name).name if Path(name).is_absolute() else name
 
 
 def data_name(run: Mapping[str, Any]) -> str:
-    """The data, in a sentence."""
+    """Return the name of the data in a sentence."""
     return f"the {run['data']} set" if run["data"] in DEMO_NAMES else short(run["data"])
 
 
 def model_name(run: Mapping[str, Any]) -> str:
-    """The model, in a sentence."""
+    """Return the name of the model in a sentence."""
     return "the demo model" if run["model"] == "demo" else short(run["model"])
 
 
 def shown(value: Any) -> str:
-    """A setting as text."""
+    """Format the value of a setting."""
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value))
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {one}" for name, one in value.items())
+        return ", ".join(f"{name} {part}" for name, part in value.items())
     return "—" if value is None else str(value)

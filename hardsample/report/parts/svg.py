@@ -1,6 +1,6 @@
-"""matplotlib figures as SVG that belongs to the page: its colours are the page's, its text is text, and it is small.
+"""matplotlib figures as inline SVG: with the colours of the page, text as text, and small.
 
-No `style` attributes are left, which the page's Content-Security-Policy would refuse; nothing refers outside.
+The page's Content-Security-Policy would block `style` attributes, so none are left; nothing refers outside.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ COLOURS = {
     "#b0b0b0": "var(--line)",  # matplotlib's grid
     "#374151": "var(--bar)",
     "#9ca3af": "var(--muted)",
-    **{colour: f"var(--series-{place})" for place, colour in enumerate(PALETTE, 1)},
+    **{colour: f"var(--series-{number})" for number, colour in enumerate(PALETTE, 1)},
     "#1f4e79": "var(--accent)",
     **{colour: f"var(--{stratum})" for stratum, colour in STRATUM_COLOURS.items()},
 }
@@ -39,12 +39,12 @@ _DEFAULTS = {("stroke-linejoin", "round"), ("fill-opacity", "1"), ("stroke-opaci
 
 
 def to_svg(figure: Figure, name: str, label: str) -> Markup:
-    """Draws a figure for the page.
+    """Convert a figure to SVG for the page.
 
     Args:
         figure: any of `hardsample.report.parts.figures` or `hardsample.report.parts.charts`.
-        name: unique on the page, letters and digits: what the figure refers to inside is called by it.
-        label: what a screen reader says of it.
+        name: unique on the page, letters and digits; prefix of the ids inside the figure.
+        label: description for screen readers.
 
     Returns:
         An `<svg>` element.
@@ -61,7 +61,7 @@ def to_svg(figure: Figure, name: str, label: str) -> Markup:
     del root.attrib["width"], root.attrib["height"]
     used = {_target(element.attrib[key]) for element in root.iter() for key in _REFERRING if key in element.attrib}
     for element in root.iter():
-        _mend(element, name, used)
+        _restyle(element, name, used)
     _flatten(root)
     root.attrib |= {
         "class": "chart",
@@ -73,8 +73,8 @@ def to_svg(figure: Figure, name: str, label: str) -> Markup:
     return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 
-def _mend(element: ElementTree.Element, name: str, used: set[str]) -> None:
-    """Attributes instead of styles, variables instead of colours, short numbers, names of our own."""
+def _restyle(element: ElementTree.Element, name: str, used: set[str]) -> None:
+    """Replace styles by attributes, colours by variables, and ids by unique ones; shorten numbers."""
     tag = element.tag.removeprefix(f"{{{_SVG}}}")
     element.tag = tag
     old = dict(element.attrib)
@@ -98,7 +98,7 @@ def _mend(element: ElementTree.Element, name: str, used: set[str]) -> None:
         element.set("fill", "currentColor")
     for key in ("d", "x", "y", "width", "height", "transform", "points"):
         if key in element.attrib:
-            short = _NUMBER.sub(lambda found: f"{float(found[0]):.1f}".removesuffix(".0"), element.attrib[key])
+            short = _NUMBER.sub(lambda match: f"{float(match[0]):.1f}".removesuffix(".0"), element.attrib[key])
             element.set(key, re.sub(r"\s*([A-Za-z])\s+(?=[-\d])", r"\1", short).strip() if key == "d" else short)
     if tag != "text" and element.text and not element.text.strip():
         element.text = None
@@ -106,23 +106,23 @@ def _mend(element: ElementTree.Element, name: str, used: set[str]) -> None:
 
 
 def _ink(value: str) -> str:
-    """The colour of text: what is black is the page's own."""
+    """Return the colour of text: black becomes the text colour of the page."""
     return "currentColor" if value == "#000000" else COLOURS.get(value, value)
 
 
 def _target(value: str) -> str:
-    """The id that an attribute refers to, if any."""
+    """Return the id that an attribute refers to."""
     return value.removeprefix("url(").removesuffix(")").removeprefix("#")
 
 
 def _flatten(element: ElementTree.Element) -> None:
-    """Puts the children of groups that say nothing in the groups' place."""
-    for place, child in reversed(list(enumerate(element))):
+    """Replace groups without attributes by their children."""
+    for index, child in reversed(list(enumerate(element))):
         _flatten(child)
         if child.tag in ("g", "defs") and not child.attrib and (child.tag == "g" or not len(child)):
             element.remove(child)
             for offset, grandchild in enumerate(child):
-                element.insert(place + offset, grandchild)
+                element.insert(index + offset, grandchild)
 
 
 __all__ = ["COLOURS", "to_svg"]

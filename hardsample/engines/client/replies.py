@@ -56,13 +56,13 @@ class Problem:
         return f"the server answers 200 with an error ({self.code})" if self.body else f"the server answers {self.code}"
 
 
-def read_reply(reply: Any, max_new_tokens: int) -> Completion | Problem:
-    """Reads the body of a reply with status 200.
+def read_reply(reply: Any, max_new_tokens: int | None) -> Completion | Problem:
+    """Read the body of a reply with status 200.
 
     Args:
         reply: JSON.
-        max_new_tokens: the limit that was asked for: a server that does not say how a completion ended may say how many
-            tokens it has.
+        max_new_tokens: the limit that was asked for, None without one: a server that does not say how a completion
+            ended may say how many tokens it has.
 
     Raises:
         UnreadableError: it is neither a completion nor an error.
@@ -131,7 +131,7 @@ def _content(content: Any) -> tuple[str, bool]:
     return "".join(texts), thought
 
 
-def _ended(reply: Mapping[str, Any], message: Mapping[str, Any], said: Any, text: str, limit: int) -> str:
+def _ended(reply: Mapping[str, Any], message: Mapping[str, Any], said: Any, text: str, limit: int | None) -> str:
     for ended, names in ENDED.items():
         if said in names:
             return ended
@@ -142,7 +142,8 @@ def _ended(reply: Mapping[str, Any], message: Mapping[str, Any], said: Any, text
             return "content_filter"
     usage = reply.get("usage")
     made = usage.get("completion_tokens") if isinstance(usage, Mapping) else None
-    return "length" if said is None and isinstance(made, int) and made >= limit else "stop"
+    reached = limit is not None and isinstance(made, int) and made >= limit
+    return "length" if said is None and reached else "stop"
 
 
 def _has_text(value: Any) -> bool:

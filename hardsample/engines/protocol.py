@@ -1,0 +1,168 @@
+"""What an engine is: it makes rollouts for a job, and says who it is and what it did. And the table of engines.
+
+Adding an engine is one file with a class that does what `Engine` says, and one line in `ENGINES`. A job hands out
+requests and takes back results, in any order and number: an engine on this machine takes batches, one that speaks to a
+server keeps as many requests in flight as the server bears, and one that is a pool of workers does both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeGuard
+
+from hardsample.engines.results import Completion, Failure
+
+ENGINES = {
+    "transformers": "hardsample.engines.transformers:TransformersEngine",
+    "openai": "hardsample.engines.openai:OpenAIEngine",
+}
+"""Name → module and class of each engine, imported when it is used: this module imports no torch."""
+
+Settings = Any
+"""A `hardsample.scoring.config.ScoringConfig`, which lies above this room: each engine reads the fields it needs."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One rollout to make: a record (`id`, `prompt`, `images`), a mask ratio λ and a realization k."""
+
+    record: Mapping[str, Any]
+    ratio: float
+    realization: int
+
+    @property
+    def key(self) -> tuple[str, float, int]:
+        """What tells it from every other request of a job."""
+        return self.record["id"], self.ratio, self.realization
+
+
+class Job(Protocol):
+    """The work, as an engine sees it."""
+
+    @property
+    def finished(self) -> Sequence[Any]:
+        """Samples that are done and not rejected."""
+
+    def take(self, size: int) -> list[Request]:
+        """Up to `size` rollouts to make now, all of records with images or all of records without.
+
+        None are left for now if it is empty, and none at all if nothing is under way either: what is settled asks for
+        more.
+        """
+
+    def fills(self, size: int) -> bool:
+        """Whether `take(size)` would be full now."""
+
+    def settle(self, results: Sequence[tuple[Request, Completion | Failure]], under_way: int, note: str = "") -> None:
+        """Grade and commit results, in one transaction: when this returns they are kept.
+
+        Args:
+            results: of requests that were taken; equal copies of these will do.
+            under_way: rollouts that are made side by side.
+            note: shown behind the progress.
+        """
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What run.json says of an engine and of what it did in this run."""
+
+    device: str
+    """Where the model is: a torch device, or a server's address."""
+    dtype: str | None
+    """Of the weights; None if it is not known."""
+    backends: dict[str, str]
+    """Who did the work: op or step → backend."""
+    seconds: dict[str, float]
+    """Step → time in it, of this run."""
+    counts: dict[str, Any] = field(default_factory=dict)
+    """What else it counts, such as requests and tokens, of this run."""
+    sampling: dict[str, Any] | None = None
+    """Which sampling settings reached a sampler that is not ours; None if the engine samples itself."""
+
+
+class Engine(Protocol):
+    """Makes rollouts; made by `from_config`, and a context manager around their making."""
+
+    shows_attention: bool
+    """Whether CMAB can read its model's attention; it is an `AttentionEngine` then."""
+    processor: Any
+    """Of the model, which the images of the records are checked with before weights load; None if a server has it."""
+
+    @classmethod
+    def from_config(cls, model: str, config: Settings, notice: Callable[[str], None] = print) -> Self:
+        """Make the engine for a model; cheap, no weights are loaded.
+
+        Args:
+            model: folder or hub id, `demo`, or its name on a server.
+            config: settings of the job.
+            notice: called with a sentence where something went another way than planned.
+
+        Raises:
+            EngineError: it cannot be had.
+        """
+
+    def __enter__(self) -> Self:
+        """Load the weights, start the workers.
+
+        Raises:
+            EngineError: the model cannot be loaded.
+        """
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Let go of what `__enter__` took."""
+
+    def identity(self) -> dict[str, Any]:
+        """Name what of the engine changes a rollout: a folder is not continued with another; JSON values.
+
+        `max_new_tokens`, as it is used, is part of it.
+        """
+
+    def run(self, job: Job) -> None:
+        """Make all rollouts of a job.
+
+        Raises:
+            EngineError: the model does not run; what was settled is kept.
+        """
+
+    def run_info(self) -> RunInfo:
+        """What run.json says of it; asked before the job and after it."""
+
+
+class AttentionEngine(Engine, Protocol):
+    """An engine whose model CMAB runs stored completions through once more."""
+
+    model: Any
+    """Of transformers."""
+    batch_size: int
+    pad_token_id: int
+    notice: Callable[[str], None]
+
+    def prepare(self, requests: Sequence[Request]) -> Any:
+        """Make a model's inputs: an object with `inputs` (None if nothing is left) and `failures` (row → failure)."""
+
+    def moved(self, value: Any) -> Any:
+        """A value of the processor's output, on the model's device."""
+
+    def refusal(self, error: BaseException, size: int) -> str:
+        """Why a batch of this size failed; where memory ran out, later batches are half as large."""
+
+
+def can_attend(engine: Engine) -> TypeGuard[AttentionEngine]:
+    """Whether CMAB can read the attention of an engine's model."""
+    return engine.shows_attention
+
+
+def engine_class(name: str) -> type[Engine]:
+    """Import the class of an engine.
+
+    Args:
+        name: a key of `ENGINES`.
+    """
+    module, _, attribute = ENGINES[name].partition(":")
+    return getattr(import_module(module), attribute)
