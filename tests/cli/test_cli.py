@@ -118,7 +118,7 @@ def test_settings_come_from_a_file_and_the_command_line_overrides_them(tmp_path)
         (["score", "demo", "--model", "demo", "--output", "out", "--ratios", "0.1,0.2"], 2, "must start with 0.0"),
         (["score", "demo", "--model", "demo", "--output", "out", "--mask-kind", "blur"], 2, "blur"),
         (["score", "demo", "--output", "out"], 2, "--model is missing"),
-        (["score", "--metric", "cmab", "--output", "out"], 1, "holds no finished run"),
+        (["score", "--metric", "cmab", "--output", "out"], 1, "out holds none: give hardsample score"),
         (["score", "--nmasks", "3"], 2, "--num-masks"),
         (["scor"], 2, "Did you mean 'score'? (see hardsample --help)"),
         (["train", "--config", "none.yaml"], 2, "none.yaml cannot be read"),
@@ -131,7 +131,7 @@ def test_settings_come_from_a_file_and_the_command_line_overrides_them(tmp_path)
         (["stratify", "nothing"], 1, "holds no finished run"),
         (["export", "nothing", "--control"], 2, "--subset is missing"),
         (["export", "nothing", "--subset", "hrad"], 2, "'hrad'"),
-        (["compare", "nothing", "nothing"], 1, "nothing is no folder"),
+        (["compare", "nothing", "nothing"], 1, "nothing is not a folder"),
     ],
 )
 def test_exit_codes(tmp_path, arguments, code, said):
