@@ -14,21 +14,20 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-import yaml
 from datasets import Dataset
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 from trl.rewards import accuracy_reward, get_soft_overlong_punishment, reasoning_accuracy_reward, think_format_reward
 
 from hardsample.data.loading import Loaded, load
-from hardsample.data.records.option_text import DEFAULT_TEMPLATE
 from hardsample.engines.transformers import load_processor, resolved_model
-from hardsample.errors import HardsampleError
+from hardsample.errors import ConfigError, HardsampleError
 from hardsample.files import OVERLONG_FILE, RUN_FILE, TRAINING_FILE
 from hardsample.grading.grader import correctness_reward
-from hardsample.scoring.config import ScoringConfig, help_of
+from hardsample.scoring.config import RolloutConfig, ScoringConfig
 from hardsample.scoring.output import OutputError, write_rejected
 from hardsample.scoring.score import score
+from hardsample.settings import declared, read_settings
 from hardsample.trainer.config import DifficultyAwareGRPOConfig
 from hardsample.trainer.data.decoding import samples_named
 from hardsample.trainer.data.prompts import keep_short
@@ -64,14 +63,9 @@ class TrainingArguments:
         default=None, metadata={"help": "data of the evaluation during training, likewise; used if eval_strategy says"}
     )
     dataset_limit: int | None = field(default=None, metadata={"help": "train on the first N records only, at least 1"})
-    image_root: str | None = field(
-        default=None,
-        metadata={"help": "folder of relative image paths, which they may not leave (default: the data's)"},
-    )
-    grader: str | None = field(
-        default=None, metadata={"help": "grader of records that do not say, as in hardsample score"}
-    )
-    options_template: str = field(default=DEFAULT_TEMPLATE, metadata={"help": help_of("options_template")})
+    image_root: str | None = declared(RolloutConfig, "image_root")
+    grader: str | None = declared(RolloutConfig, "grader")
+    options_template: str = declared(RolloutConfig, "options_template")
     reward_funcs: list[str] = field(
         default_factory=lambda: ["correctness"],
         metadata={
@@ -87,9 +81,9 @@ class TrainingArguments:
         default=None,
         metadata={"help": "records whose prompt has more tokens, image tokens included, are left out (default: none)"},
     )
-    start_over: bool = field(
-        default=False,
-        metadata={"help": "whether to ignore checkpoints in output_dir: else the last is gone on from"},
+    resume: bool = field(
+        default=True,
+        metadata={"help": "resume from the last complete checkpoint in output_dir; false starts from the beginning"},
     )
 
 
@@ -108,27 +102,34 @@ def parser() -> TrlParser:
 
 
 def parse(arguments: list[str]) -> Options:
-    """Reads options as `trl grpo` does: `--config FILE.yaml`, and on the command line what is to differ from it.
+    """Read options as `trl grpo` does: `--config FILE.yaml`, and on the command line what is to differ from it.
+
+    Names may be written with dashes or underscores, in the file too.
 
     Args:
         arguments: of the command line.
 
     Raises:
-        TrainingError: data or model are missing.
-        ValueError: an option is out of range, or the file holds one that is unknown.
-        OSError: the file cannot be read.
+        TrainingError: data, model or output are missing, or an option is unknown or not accepted.
+        ConfigError: an option is out of range, or the file cannot be read.
     """
-    arguments = list(arguments)
     if not arguments:
         raise TrainingError("there are no options: give --config FILE.yaml, such as examples/train_demo.yaml")
-    if not torch.cuda.is_available() and not any(one.split("=")[0] == "--use_cpu" for one in arguments):
+    arguments = [_underscored(text) for text in arguments]
+    if not torch.cuda.is_available() and not any(text.split("=")[0] == "--use_cpu" for text in arguments):
         arguments += ["--use_cpu", "true"]
     reader = parser()
     reader.error = _refuse
+    if (path := _config_file(arguments)) is not None:
+        content = read_settings(path, {action.dest for action in reader._actions} - {"help"} | {"env"})
+        os.environ |= {name: str(value) for name, value in (content.pop("env", None) or {}).items()}
+        reader.set_defaults_with_config(**content)
     try:
-        training, grpo, model, unknown = reader.parse_args_and_config(arguments, return_remaining_strings=True)
-    except yaml.YAMLError as error:
-        raise TrainingError(f"the config file is no YAML: {' '.join(str(error).split())}") from error
+        training, grpo, model, unknown = reader.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+    except ConfigError:
+        raise
+    except (ValueError, TypeError, ImportError) as error:  # TRL's and transformers' own checks of their options
+        raise TrainingError(str(error)) from error
     _refuse_unknown(unknown, reader)
     if training.dataset_name is None:
         raise TrainingError("there is no dataset_name: name the training data, such as dataset_name: data.jsonl")
@@ -139,15 +140,34 @@ def parse(arguments: list[str]) -> Options:
     return Options(training, grpo, model)
 
 
+def _underscored(text: str) -> str:
+    """Write the name of an option as its field; other arguments stay as they are."""
+    name, equals, value = text.partition("=")
+    return f"--{name[2:].replace('-', '_')}{equals}{value}" if name.startswith("--") else text
+
+
+def _config_file(arguments: list[str]) -> str | None:
+    """Take `--config FILE` out of the arguments."""
+    for index, text in enumerate(arguments):
+        if text.startswith("--config="):
+            return arguments.pop(index).removeprefix("--config=")
+        if text == "--config":
+            if index + 1 == len(arguments):
+                raise TrainingError("--config names no file: give a YAML file, such as examples/train_demo.yaml")
+            arguments.pop(index)
+            return arguments.pop(index)
+    return None
+
+
 def _refuse(message: str) -> NoReturn:
     raise TrainingError(message)
 
 
 def _refuse_unknown(unknown: list[str], reader: TrlParser) -> None:
-    """Names the first option that there is none of, and those that look like it."""
-    names = [one.lstrip("-").split("=")[0] for one in unknown if one.startswith("--")]
+    """Reject the first unknown option, and name those that look like it."""
     if not unknown:
         return
+    names = [text.lstrip("-").split("=")[0] for text in unknown if text.startswith("--")]
     if not names:
         raise TrainingError(f"{unknown[0]!r} is no option: write --name value")
     known = [text.lstrip("-") for action in reader._actions for text in action.option_strings]
@@ -178,7 +198,7 @@ def train(options: Options) -> DifficultyAwareGRPOTrainer:
     name = resolved_model(str(model.model_name_or_path))
     output.mkdir(parents=True, exist_ok=True)
     checkpoint = args.resume_from_checkpoint
-    if checkpoint in (None, True, "true", "True") and not training.start_over:
+    if checkpoint in (None, True, "true", "True") and training.resume:
         checkpoint = last_checkpoint(output)
     _check_run(options, output, resumes=checkpoint is not None)
     loaded = _load(training, str(training.dataset_name), output)
@@ -295,7 +315,7 @@ def _check_run(options: Options, output: Path, resumes: bool) -> None:
             name = other[0]
             raise TrainingError(
                 f"{output} holds checkpoints of a training with {name} {before[name]!r}, this one has {about[name]!r}: "
-                "give another output_dir, the same options, or --start_over true"
+                "give another output_dir, the same options, or --resume false"
             )
     if args.process_index == 0:
         path.write_text(json.dumps(about, indent=1) + "\n")

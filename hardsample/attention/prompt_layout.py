@@ -10,7 +10,7 @@ from torch import Tensor
 from hardsample.errors import HardsampleError
 from hardsample.kernels.ops import IMAGE, OTHER, TEXT
 from hardsample.kernels.reference_attention import visible_keys
-from hardsample.metrics.cmab import TEXTS
+from hardsample.metrics.options import TEXTS
 
 _CHUNK_BYTES = 16 * 2**20
 

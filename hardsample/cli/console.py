@@ -1,106 +1,155 @@
-"""What the commands share: the application, exit codes, choices, and how a job is run, interrupted and fails."""
+"""What the commands share: the application, its exit codes, what is an error and what a bug, and how a job is run."""
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from functools import cache
 from types import FrameType
 from typing import Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
-from hardsample.data.records.option_text import DEFAULT_TEMPLATE
-from hardsample.scoring.config import help_of
+from hardsample.errors import ConfigError, HardsampleError
 
 DONE, FAILED, USAGE, NOTHING, INTERRUPTED = 0, 1, 2, 3, 130
 
 EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 usage, 3 nothing to score, 130 interrupted (the same command resumes)."
 
+OUT = Console(soft_wrap=True, highlight=False)
+ERR = Console(stderr=True, soft_wrap=True, highlight=False)
+
+UsageError = typer.BadParameter.__mro__[1]
+"""typer's error for a command line that cannot be read; typer names it nowhere else."""
+
+LIBRARY_ERRORS = (
+    ("hardsample.kernels.backends", "BackendError"),
+    ("huggingface_hub.errors", "RepositoryNotFoundError"),
+    ("huggingface_hub.errors", "RevisionNotFoundError"),
+    ("huggingface_hub.errors", "EntryNotFoundError"),
+    ("huggingface_hub.errors", "GatedRepoError"),
+    ("huggingface_hub.errors", "DisabledRepoError"),
+    ("huggingface_hub.errors", "LocalEntryNotFoundError"),
+    ("huggingface_hub.errors", "OfflineModeIsEnabled"),
+    ("huggingface_hub.errors", "HFValidationError"),
+    ("yaml", "YAMLError"),
+)
+"""Errors of libraries that mean bad input; looked up where their module is loaded, so that nothing is imported."""
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+class Help:
+    """A --help whose value is False while it is not asked for: typer imports pydantic to read the None that it has."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        """Return the option."""
+        option = super().get_help_option(ctx)  # type: ignore[misc]
+        if option is not None:
+            option.default = False
+        return option
+
+
+class Commands(Help, TyperGroup):
+    """The commands, and the one rule for what ends them."""
+
+    def main(self, *args: Any, **more: Any) -> Any:
+        """Run a command: what a user can fix becomes one line and an exit code, a bug keeps its traceback."""
+        try:
+            code = super().main(*args, **more | {"standalone_mode": False})
+        except (KeyboardInterrupt, typer.Abort):
+            say("interrupted", err=True)
+            code = INTERRUPTED
+        except Exception as error:
+            known = exit_code(error)
+            if known is None:
+                raise
+            ERR.print(f"error: {message_of(error)}", style="bold red", markup=False)
+            code = known
+        sys.exit(code if isinstance(code, int) else DONE)
+
+
+def exit_code(error: Exception) -> int | None:
+    """Return the exit code for an error that a user can fix; None for a bug."""
+    if isinstance(error, HardsampleError):
+        return error.exit_code
+    if isinstance(error, UsageError):
+        return USAGE
+    for module, name in LIBRARY_ERRORS:
+        if module in sys.modules and isinstance(error, getattr(sys.modules[module], name)):
+            return FAILED
+    if isinstance(error, OSError) and (error.filename is not None or error.errno in DISK_ERRORS):
+        return FAILED
+    return None
+
+
+def message_of(error: Exception) -> str:
+    """Return an error's message in one line; a usage error's also says where the help is."""
+    if not isinstance(error, UsageError):
+        return " ".join(str(error).split())
+    context = getattr(error, "ctx", None)
+    where = f" (see {context.command_path} --help)" if context is not None else ""
+    text: str = error.format_message()  # type: ignore[attr-defined]
+    message = " ".join(text.split()).replace("Value error, ", "").removesuffix(".")
+    return message + where
+
+
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    help="Find the image-and-text samples that are worth training a vision-language model on.",
+    help="Find the image-and-text samples that are worth training a vision-language model on.\n\n"
+    "Try it: `hardsample demo`, then `hardsample score YOUR_DATA.jsonl --model YOUR_MODEL --output runs/mine`.",
     epilog=EXIT_CODES,
 )
-
-Search = StrEnum("Search", ("lossless", "exhaustive"))
-MaskKind = StrEnum("MaskKind", ("pixel", "patch", "rectangle"))
-CmabVariant = StrEnum("CmabVariant", ("paper", "released"))
-MaskSpace = StrEnum("MaskSpace", ("source", "model"))
-EngineName = StrEnum("EngineName", ("transformers", "openai"))
-GraderName = StrEnum("GraderName", ("math", "ocr", "counting", "grounding", "detection", "choice", "text"))
-BoxFormat = StrEnum("BoxFormat", ("pixels", "relative_1000"))
-DType = StrEnum("DType", ("float32", "bfloat16", "float16", "auto"))
-BenchmarkName = StrEnum("BenchmarkName", ("mathvista", "mmvet", "ocrbench", "hallusionbench", "mmmu", "mmstar"))
-
-OUT = Console(soft_wrap=True, highlight=False)
-ERR = Console(stderr=True, soft_wrap=True, highlight=False)
-
-
-def option(name: str, **more: Any) -> Any:
-    """An option of the command line with the help text of the setting of that name."""
-    return typer.Option(help=help_of(name), **more)
-
-
-OPTIONS_TEMPLATE_HELP = help_of("options_template") + f"; \\n is a new line (default: {DEFAULT_TEMPLATE!r})"
-
-
-def template_of(text: str | None) -> str:
-    """The setting options_template of the command line, where a new line may be written as two characters."""
-    return DEFAULT_TEMPLATE if text is None else text.replace("\\n", "\n")
 
 
 @contextmanager
 def running(output: str) -> Iterator[None]:
-    """Let a job be stopped and resumed; end every known failure with its exit code."""
-    say_loading()
-    import datasets
-    import transformers
+    """Let a job be stopped and resumed.
 
-    from hardsample.data.loading import DataError
-    from hardsample.engines.transformers import EngineError
-    from hardsample.scoring.output import OutputError
-    from hardsample.scoring.score import NothingToScoreError
-    from hardsample.scoring.store import StoreError
-
-    # what upstream will rename is for us to follow, not for a user to act on
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # said once while loading, with the file's name
-    datasets.disable_progress_bars()  # ours tells what the user waits for
-    transformers.utils.logging.disable_progress_bar()
-    for name in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell's background jobs are started to ignore it
-        signal.signal(name, interrupt)
+    Args:
+        output: where what is done so far lies, for the message.
+    """
+    quiet_libraries()
+    catch_signals()
     try:
-        with failing(EngineError, StoreError, DataError, OutputError, ValueError, nothing=(NothingToScoreError,)):
-            yield
+        yield
     except KeyboardInterrupt:
         say(f"\nstopped; every finished batch is in {output}. To resume, give the same command again:", err=True)
         say(f"  {' '.join(['hardsample', *sys.argv[1:]])}", err=True)
         raise typer.Exit(INTERRUPTED) from None
 
 
-class failing:
-    """Print these errors and end with exit code 1, or 3 for those of `nothing`."""
+def quiet_libraries() -> None:
+    """Import what takes seconds, saying so, and silence the libraries' own progress bars and news."""
+    say_loading()
+    import datasets
+    import transformers
 
-    def __init__(self, *errors: type[Exception], nothing: tuple[type[Exception], ...] = ()) -> None:
-        self.errors, self.nothing = errors, nothing
+    # what upstream will rename is for us to follow, not for a user to act on
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # loading reports these once, with the file's name
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
 
-    def __enter__(self) -> None:
-        return None
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if isinstance(error, typer.BadParameter | typer.Exit) or not isinstance(error, (*self.nothing, *self.errors)):
-            return
-        ERR.print(f"error: {error}", style="bold red", markup=False)
-        raise typer.Exit(NOTHING if isinstance(error, self.nothing) else FAILED) from error
+def catch_signals() -> None:
+    """Let SIGINT and SIGTERM end a job as Ctrl-C does; a shell starts background jobs to ignore SIGINT."""
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, interrupt)
+
+
+def interrupt(_signal: int, _frame: FrameType | None) -> None:
+    """A signal handler that ends the job as Ctrl-C does."""
+    raise KeyboardInterrupt
 
 
 def say(text: str, err: bool = False) -> None:
@@ -110,10 +159,31 @@ def say(text: str, err: bool = False) -> None:
 
 @cache
 def say_loading() -> None:
-    """Say, once, why nothing is seen to happen: importing torch takes seconds."""
+    """Say once why nothing seems to happen: importing torch takes seconds."""
     say("loading …", err=True)
 
 
-def interrupt(_signal: int, _frame: FrameType | None) -> None:
-    """A signal handler that ends the job as Ctrl-C does."""
-    raise KeyboardInterrupt
+@contextmanager
+def reading_options() -> Iterator[None]:
+    """Make every error that a user can fix one of usage: nothing has been done yet but to read the options."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except HardsampleError as error:
+        raise ConfigError(str(error)) from error
+
+
+def missing(**values: Any) -> None:
+    """Check that the command line or its file gives what a command needs.
+
+    Args:
+        values: as the command line calls them, `DATA=data`, or `model=model` for --model.
+
+    Raises:
+        ConfigError: one is None.
+    """
+    for name, value in values.items():
+        if value is None:
+            shown = name if name.isupper() else f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{shown} is missing: give it, or put {name.lower()} in the --config file")

@@ -22,13 +22,12 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from hardsample.data.png_exif import png_exif
+from hardsample.data.records.defaults import DEFAULT_MAX_PIXELS
 from hardsample.errors import HardsampleError
 
 LEAST_BASE64_CHARS = 60
 _BASE64_OF_IMAGES = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "Qk0", "SUkq", "TU0A")
 """How PNG, JPEG, GIF, WebP, BMP and TIFF begin in base64."""
-DEFAULT_MAX_PIXELS = 89_478_485
-"""Largest image that is opened, in pixels: Pillow's own limit (256 MB as RGB)."""
 
 
 class ImageRef(TypedDict):

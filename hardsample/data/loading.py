@@ -23,8 +23,7 @@ from hardsample.data.formats import Record, absent, canonical, extra_name, known
 from hardsample.data.gold_check import gold_problems
 from hardsample.data.images import DEFAULT_MAX_PIXELS, ImageError, ImageRef, as_ref, image_header
 from hardsample.data.records.conversation import RecordError
-from hardsample.data.records.option_text import DEFAULT_TEMPLATE, check_template
-from hardsample.data.records.solutions import GRADERS
+from hardsample.data.records.defaults import DEFAULT_TEMPLATE, GRADERS, check_template
 from hardsample.errors import ConfigError
 from hardsample.grading.grader import Grader
 

@@ -195,8 +195,8 @@ def check_alike(first: Scores, second: Scores) -> list[str]:
             )
     if len(settings[0]["ratios"]) < 2:
         raise ComparisonError(
-            f"{first.directory} and {second.directory} mask nothing, as evaluations do: compare them with "
-            f"`hardsample evaluate --compare {first.directory} {second.directory}`"
+            f"{first.directory} and {second.directory} mask nothing, so no sample has a λ* to compare: make them with "
+            "`hardsample evaluate`, and `hardsample compare` gives the differences in accuracy"
         )
     notes = [
         f"{title}: {_text(settings[0].get(name))} in the first, {_text(settings[1].get(name))} in the second"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ from datasets import Dataset
 
 from hardsample.data.digests import sample_digest
 from hardsample.data.loading import NoRecordsError, load
-from hardsample.errors import ConfigError, HardsampleError
+from hardsample.errors import HardsampleError
+from hardsample.evaluation.config import EvaluationConfig, evaluation_config
 from hardsample.files import EVALUATION_FILE
 from hardsample.metrics.intervals import Interval, accuracy_interval, mean_interval, p_value
 from hardsample.metrics.signatures import cut_off, no_answer
-from hardsample.scoring.config import ScoringConfig
 from hardsample.scoring.matching import check_finished, matched, table_digests
 from hardsample.scoring.output import OutputError, Scores
 from hardsample.scoring.score import score
@@ -33,7 +33,6 @@ GROUPS = {
     "level": ("level", "difficulty"),
 }
 """Groupings of samples, and the columns of the data that may hold them; the first that exists is used."""
-_FIXED = ("ratios", "num_masks", "search", "metric", "blind", "tau", "mask_kind", "mask_space", "hard_max", "easy_min")
 MOST_VALUES = 40
 """A column with more values than this is not used as a grouping: it holds numbers or ids."""
 
@@ -79,10 +78,8 @@ def evaluate(
     data: str | Path | Dataset,
     model: str,
     output: str | Path,
+    config: EvaluationConfig | None = None,
     *,
-    rollouts: int = 1,
-    temperature: float = 0.0,
-    strata: str | Path | None = None,
     progress: bool = True,
     **settings: Any,
 ) -> Evaluation:
@@ -92,11 +89,9 @@ def evaluate(
         data: as for `hardsample.scoring.score.score`.
         model: folder or hub id, or `demo`.
         output: folder of the results.
-        rollouts: of each sample, at least 1.
-        temperature: 0 (greedy) or above.
-        strata: folder of a scoring run of these samples; its strata are used as groups.
+        config: settings; or give them one by one as `settings`.
         progress: show a bar.
-        settings: fields of `ScoringConfig` that a rollout depends on, such as `max_new_tokens`.
+        settings: fields of `EvaluationConfig`, such as `rollouts` and `temperature`.
 
     Returns:
         The evaluation, also in `output`: evaluation.json.
@@ -107,24 +102,21 @@ def evaluate(
         NothingToScoreError: no record is left.
         ChangedError: a record is not what `strata` has under its id.
     """
-    config = evaluation_config(rollouts, temperature, **settings)
-    if strata is not None:
-        _check_strata(data, strata, config)
-    scores = score(data, model, output, config, progress=progress)
+    config = config or evaluation_config(**settings)
+    if config.strata is not None:
+        _check_strata(data, config.strata, config)
+    scores = score(data, model, output, config.scoring(), progress=progress)
     records = data if isinstance(data, Dataset) else source_records(scores, list(scores.table["id"]), decode=False)
-    evaluation = summarize(scores, _groups_of(scores, records, strata))
-    content = as_json(evaluation) | {
-        "model": scores.run["model"],
-        "data": scores.run["data"],
-        "temperature": temperature,
-    }
+    evaluation = summarize(scores, _groups_of(scores, records, config.strata))
+    about = {name: scores.run[name] for name in ("model", "data")} | {"temperature": config.temperature}
+    content = as_json(evaluation) | about
     path = evaluation.directory / EVALUATION_FILE
     path.with_suffix(".new").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     path.with_suffix(".new").replace(path)
     return evaluation
 
 
-def _check_strata(data: str | Path | Dataset, strata: str | Path, config: ScoringConfig) -> None:
+def _check_strata(data: str | Path | Dataset, strata: str | Path, config: EvaluationConfig) -> None:
     """Check that the data is what was scored, before any rollout is made."""
     known = Scores(strata)
     try:
@@ -141,30 +133,6 @@ def _check_strata(data: str | Path | Dataset, strata: str | Path, config: Scorin
     ids = list(loaded.dataset["id"])
     if set(ids) & set(known.table["id"]):
         matched(known, ids, [sample_digest(record) for record in loaded.dataset])
-
-
-def evaluation_config(rollouts: int = 1, temperature: float = 0.0, **settings: Any) -> ScoringConfig:
-    """Return the scoring config of an evaluation.
-
-    Args:
-        rollouts: of each sample, at least 1.
-        temperature: 0 (greedy) or above.
-        settings: fields of `ScoringConfig` that a rollout depends on.
-
-    Raises:
-        ValueError: a setting is out of range or does not apply to an evaluation.
-    """
-    if rollouts > 1 and not temperature:
-        raise ConfigError(
-            f"rollouts is {rollouts} at temperature 0, where all rollouts of a sample are the same: set rollouts to 1, "
-            "or a temperature such as 0.7"
-        )
-    wrong = [name for name in settings if name in _FIXED or name not in {known.name for known in fields(ScoringConfig)}]
-    if wrong:
-        raise ConfigError(f"{wrong[0]} is not a setting of an evaluation: leave it out")
-    return ScoringConfig(
-        **settings, ratios=(0.0,), num_masks=rollouts, search="exhaustive", temperature=temperature, metric=("pism",)
-    )
 
 
 def summarize(scores: Scores, groups: Mapping[str, Sequence[str | None]]) -> Evaluation:

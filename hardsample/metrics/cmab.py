@@ -16,21 +16,17 @@ return numbers.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import isfinite
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray
 
-from hardsample.errors import ConfigError, HardsampleError
+from hardsample.errors import HardsampleError
+from hardsample.metrics.options import BalanceBounds, CmabConfig
 from hardsample.metrics.signatures import MIN_SOLVED, NEARLY_ALL
 from hardsample.metrics.strata import StrataError
 
-VARIANTS = ("paper", "released")
-TEXTS = ("all", "before_image")
-"""Which prompt text counts: all of it, or only the text before the first image."""
-HEADS = ("mean", "each")
 EPSILON = 1e-8
 """Added to ρ(l, t) before taking the logarithm."""
 MIN_LAYERS = 3
@@ -44,89 +40,6 @@ _RELEASED_DEPTH = 20 / 28
 
 class CmabError(HardsampleError, ValueError):
     """The masses give no attention balance, or do not fit the request; the message says why."""
-
-
-@dataclass(frozen=True)
-class BalanceBounds:
-    """Bounds on ρ̄ between strata; the defaults are the paper's."""
-
-    easy_below: float = field(
-        default=0.1, metadata={"help": "easy if ρ̄ is below this (ratio of image to text attention, 0 to hard_min)"}
-    )
-    hard_min: float = field(
-        default=0.4, metadata={"help": "hard if ρ̄ is at least this and at most hard_max (easy_below to hard_max)"}
-    )
-    hard_max: float = field(
-        default=1.6, metadata={"help": "hard if ρ̄ is at most this and at least hard_min (hard_min to easy_above)"}
-    )
-    easy_above: float = field(default=1.9, metadata={"help": "easy if ρ̄ is above this (hard_max or more)"})
-
-    def __post_init__(self) -> None:
-        """Check that the bounds ascend from 0."""
-        values = (self.easy_below, self.hard_min, self.hard_max, self.easy_above)
-        if not all(isfinite(value) for value in values) or not 0 <= values[0] <= values[1] <= values[2] <= values[3]:
-            raise ConfigError(
-                f"easy_below, hard_min, hard_max, easy_above are {', '.join(map(str, values))}, must ascend from 0: "
-                "sort them, such as 0.1, 0.4, 1.6, 1.9"
-            )
-
-
-@dataclass(frozen=True)
-class CmabConfig:
-    """Settings of CMAB. The defaults are the paper's."""
-
-    variant: str = field(
-        default="paper",
-        metadata={"help": "paper (all layers but the first and last) or released (one layer, mean per token)"},
-    )
-    layers: tuple[int, ...] | None = field(
-        default=None, metadata={"help": "paper: layers of the mean, counted from 1 (default: 2 to L - 1)"}
-    )
-    layer: int | None = field(
-        default=None, metadata={"help": "released: the layer, counted from 0 (default: round(20 / 28 of L))"}
-    )
-    text: str | None = field(
-        default=None,
-        metadata={
-            "help": "prompt text that counts: all or before_image (default: all for paper, before_image for released)"
-        },
-    )
-    heads: str = field(
-        default="mean",
-        metadata={
-            "help": "mean (attention is averaged over heads, then the ratio is taken) or each (the logarithms of each "
-            "head's ratio are averaged; needs masses per head)"
-        },
-    )
-    profile: bool = field(default=False, metadata={"help": "whether to keep ρ of each layer and of each token"})
-    bounds: BalanceBounds = field(default=BalanceBounds(), metadata={"help": "bounds on ρ̄ between strata"})
-
-    def __post_init__(self) -> None:
-        """Check every field; `layers` may be any sequence."""
-        for name, choices in (("variant", VARIANTS), ("heads", HEADS), ("text", (*TEXTS, None))):
-            if getattr(self, name) not in choices:
-                names = ", ".join(choice for choice in choices if choice)
-                raise ConfigError(f"{name} is {getattr(self, name)!r}, must be one of {names}: choose one")
-        released = self.variant == "released"
-        if self.text is None:
-            object.__setattr__(self, "text", "before_image" if released else "all")
-        invalid = {
-            "layers": released and self.layers is not None,
-            "layer": not released and self.layer is not None,
-            "text": released and self.text != "before_image",
-            "heads": released and self.heads != "mean",
-        }
-        for name in (name for name, is_invalid in invalid.items() if is_invalid):
-            raise ConfigError(
-                f"{name} is {getattr(self, name)!r}, which variant {self.variant!r} does not have: leave it out, or "
-                "choose the other variant"
-            )
-        if self.layer is not None and self.layer < 0:
-            raise ConfigError(f"layer is {self.layer}, must be at least 0: layers of variant released count from 0")
-        if self.layers is not None:
-            object.__setattr__(self, "layers", tuple(self.layers))
-            if not self.layers or min(self.layers) < 1 or len(set(self.layers)) < len(self.layers):
-                raise ConfigError(f"layers are {self.layers}, must be different numbers from 1: such as 2, 3, 4")
 
 
 @dataclass(frozen=True)
@@ -326,7 +239,8 @@ def piled_up(balances: Sequence[float | None], bounds: BalanceBounds = BalanceBo
     return (
         f"Piled up at the extremes: of {len(known)} solved samples, {low} have an attention balance below "
         f"{bounds.easy_below:g} and {high} one above {bounds.easy_above:g} (quantiles {quantiles}). The bounds do "
-        "not fit this model; take them from the data: `hardsample strata --cmab-bounds quantile:0.1,0.3,0.7,0.9`."
+        "not fit this model; take them from the data: `hardsample stratify DIR --cmab-bounds "
+        "quantile:0.1,0.3,0.7,0.9`."
     )
 
 

@@ -11,18 +11,12 @@ search, which fills the whole curve.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from fractions import Fraction
-from itertools import pairwise
 
-from hardsample.errors import ConfigError
-from hardsample.kernels.keys import FULL_RATIO, KINDS, ratio_units
-from hardsample.metrics.strata import SOLVED, UNFINISHED, Bounds, Verdict, count_verdict, level_passes
+from hardsample.metrics.options import PismConfig
+from hardsample.metrics.strata import SOLVED, UNFINISHED, Verdict, count_verdict, level_passes
 
 __all__ = [
     "BLIND_RATIO",
-    "MASK_SPACES",
-    "SEARCHES",
     "Grades",
     "PismConfig",
     "Verdict",
@@ -36,78 +30,10 @@ __all__ = [
     "verdict",
 ]
 
-SEARCHES = ("lossless", "exhaustive")
-MASK_SPACES = ("source", "model")
 BLIND_RATIO = 1.0
 """Mask ratio of the blind level, where nothing of the image is left."""
 
 Grades = Sequence[Sequence[int | None]]
-
-
-@dataclass(frozen=True)
-class PismConfig:
-    """Settings of a PISM search. The defaults are the paper's."""
-
-    ratios: tuple[float, ...] = field(
-        default=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
-        metadata={"help": "mask ratios Λ, share of pixels, ascending from 0 to below 1"},
-    )
-    num_masks: int = field(default=10, metadata={"help": "K, masks and rollouts at each ratio, at least 1"})
-    tau: float = field(
-        default=0.1, metadata={"help": "τ, a level fails if its share of successes is below this, above 0 to 1"}
-    )
-    search: str = field(
-        default="lossless",
-        metadata={"help": "lossless (as few rollouts as decide the stratum) or exhaustive (the whole accuracy curve)"},
-    )
-    mask_kind: str = field(default="pixel", metadata={"help": "mask kind: pixel, patch (14 × 14 pixels) or rectangle"})
-    mask_space: str = field(
-        default="source",
-        metadata={
-            "help": "source (the file's pixels are masked) or model (the preprocessed tensor is); never compared"
-        },
-    )
-    hard_max: float = field(default=0.4, metadata={"help": "hard if λ* is at most this, mask ratio from 0 to 1"})
-    easy_min: float = field(
-        default=0.7, metadata={"help": "easy if λ* is at least this or no ratio fails, mask ratio above hard_max to 1"}
-    )
-    blind: bool = field(
-        default=False, metadata={"help": "whether each sample with an image also gets K rollouts at mask ratio 1.0"}
-    )
-
-    def __post_init__(self) -> None:
-        """Check every field; `ratios` may be any sequence."""
-        object.__setattr__(self, "ratios", tuple(self.ratios))
-        units = [ratio_units(ratio) for ratio in self.ratios]
-        if not units or units[0] != 0:
-            raise ConfigError(
-                f"ratios are {self.ratios}, must start with 0.0, which decides what is unsolved: add 0.0 at the front"
-            )
-        if any(a >= b for a, b in pairwise(units)):
-            raise ConfigError(
-                f"ratios are {self.ratios}, must ascend by at least 1/65536: sort them and drop repeated ones"
-            )
-        if units[-1] == FULL_RATIO:
-            raise ConfigError(
-                f"ratios end at {self.ratios[-1]}, must stay below 1.0: ask for the blind level with blind"
-            )
-        if isinstance(self.num_masks, bool) or not isinstance(self.num_masks, int) or not 1 <= self.num_masks <= 2**32:
-            raise ConfigError(
-                f"num_masks is {self.num_masks}, must be an integer from 1 to 2**32: choose one, such as 10"
-            )
-        if not 0 < Fraction(str(self.tau)) <= 1:
-            raise ConfigError(
-                f"tau is {self.tau}, must be above 0 and at most 1: give a share of successes, such as 0.1"
-            )
-        for name, choices in (("search", SEARCHES), ("mask_kind", KINDS), ("mask_space", MASK_SPACES)):
-            if getattr(self, name) not in choices:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}, must be one of {', '.join(choices)}: choose one")
-        _ = self.bounds
-
-    @property
-    def bounds(self) -> Bounds:
-        """The bounds on λ* between strata."""
-        return Bounds(self.hard_max, self.easy_min)
 
 
 def empty_grades(config: PismConfig) -> list[list[int | None]]:

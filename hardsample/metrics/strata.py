@@ -40,11 +40,9 @@ class StrataError(HardsampleError, ValueError):
 class Bounds:
     """Bounds on the failure threshold λ* between strata; the defaults are those of the paper's text."""
 
-    hard_max: float = field(
-        default=0.4, metadata={"help": "a solved sample is hard if λ* is at most this (mask ratio, 0 … 1)"}
-    )
+    hard_max: float = field(default=0.4, metadata={"help": "hard if λ* is at most this, mask ratio from 0 to 1"})
     easy_min: float = field(
-        default=0.7, metadata={"help": "a solved sample is easy if λ* is at least this (mask ratio, hard_max … 1)"}
+        default=0.7, metadata={"help": "easy if λ* is at least this or no ratio fails, mask ratio above hard_max to 1"}
     )
 
     def __post_init__(self) -> None:

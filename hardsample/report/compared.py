@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from hardsample.evaluation.comparing import Moves, by_ability, furthest
+from pathlib import Path
+
+from hardsample.evaluation.comparing import ComparisonError, Moves, by_ability, furthest
 from hardsample.metrics.intervals import Interval
 from hardsample.metrics.strata import STRATA
 from hardsample.report.parts import charts
 from hardsample.report.parts.document import Chart, Finding, Moved, Page, Part, Section, Table, Text
+from hardsample.report.parts.folders import kind_of
 from hardsample.report.parts.gather import MOST_GROUPS, heat
 from hardsample.report.parts.names import short, shown
 from hardsample.report.parts.svg import to_svg
@@ -14,6 +17,31 @@ from hardsample.report.parts.svg import to_svg
 MOST_ROWS = 400
 """Most samples in the list on the page; the file next to it has all."""
 NONE_FAILS = "none"
+
+
+def kind_of_both(first: Path, second: Path) -> str:
+    """Name what two folders are, so that they can be compared.
+
+    Args:
+        first: one folder.
+        second: the other.
+
+    Returns:
+        `scores` or `evaluation`.
+
+    Raises:
+        OutputError: a folder cannot be read.
+        ComparisonError: they are of two kinds, or of a kind that is not compared.
+    """
+    kinds = kind_of(first), kind_of(second)
+    if kinds in (("scores", "scores"), ("evaluation", "evaluation")):
+        return kinds[0]
+    names = {"scores": "a scoring", "evaluation": "an evaluation", "training": "a training"}
+    names["experiment"] = "an experiment"
+    raise ComparisonError(
+        f"{first} is {names[kinds[0]]}, {second} {names[kinds[1]]}: give two folders of `hardsample score`, or two of "
+        "`hardsample evaluate`"
+    )
 
 
 def compared_page(moves: Moves, listed: str) -> Page:

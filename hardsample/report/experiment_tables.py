@@ -74,6 +74,25 @@ def recipe_table(results: Results) -> RenderableType:
     )
 
 
+def recipe_lines(found: Results) -> list[str]:
+    """One line a recipe and one for the primary comparison; `recipe_table` and the report have the rest."""
+    before = f", {100 * found.base:.1f} before" if found.base is not None else ""
+    lines = [
+        f"trained    {shown(row.accuracy)} % right after GRPO on {name_of(row, found.rows)}{before} "
+        f"({' → '.join(f'{size:,}' for size in row.samples)} samples, {row.rollouts:,.0f} rollouts, "
+        f"{len(row.values)} seeds)"
+        for row in found.rows
+        if row.accuracy
+    ]
+    return lines + [
+        f"difference {shown(one.difference, signed=True)} points, {name_of(one.row, found.rows)} minus "
+        f"{name_of(one.against, found.rows)}, 95 % interval over seeds"
+        + ("" if one.p is None else f", p = {one.p:.2g}")
+        for one in found.differences
+        if one.primary
+    ]
+
+
 def _rows(rows: Sequence[Row], base: float | None) -> Table:
     before = f", {100 * base:.1f} before training" if base is not None else ""
     table = Table(title=Text(f"Accuracy in %, 95 % intervals over seeds (t){before}"), title_justify="left")

@@ -48,7 +48,7 @@ def write_report(
         The file's path.
 
     Raises:
-        OutputError: the folder holds nothing to report, or is not finished.
+        OutputError: the folder holds no results, or is not finished.
         FiguresError: matplotlib is not installed.
         ReportError: jinja2 is not installed.
     """

@@ -172,7 +172,7 @@ def strata_section(scored: Scored) -> Section:
     parts.append(
         Text(
             "Relabel without new rollouts, or write a subset and a random control of the same size to train on:",
-            f"hardsample strata {scored.scores.directory} --subset medium+hard --control",
+            f"hardsample export {scored.scores.directory} --subset medium+hard --control",
         )
     )
     return Section("strata", "Strata", parts)

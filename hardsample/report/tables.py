@@ -19,6 +19,8 @@ from hardsample.metrics.strata import LABELS, shown_labels
 from hardsample.scoring.output import Scores
 
 MOST_ABILITIES = 20
+BAR_WIDTH = 40
+"""Characters of the bar of a stratum that all samples are in."""
 
 
 def strata_table(abilities: Sequence[str | None], strata: Sequence[str | None], title: str) -> Table:
@@ -128,6 +130,32 @@ def comparison_table(comparison: Comparison, first: str, second: str) -> Rendera
     return Group(table, Text(totals + test + left_out))
 
 
+def brief_summary(scores: Scores) -> RenderableType:
+    """One line a stratum, rollouts, attention balance, and what needs attention; the report has the rest."""
+    counts, labels = scores.run["counts"], list(scores.table["pism_stratum"])
+    total, totals = max(len(labels), 1), Counter(labels)
+    lines = [
+        f"{label or 'no image':<10} {totals[label]:>5,}  {totals[label] / total:>4.0%}  "
+        + "█" * round(BAR_WIDTH * totals[label] / total)
+        for label in shown_labels(labels)
+    ]
+    lines.append(
+        f"rollouts   {counts['rollouts']:,} of the {counts['rollouts_exhaustive']:,} of an exhaustive search "
+        f"({counts['rollouts'] / max(counts['rollouts_exhaustive'], 1):.0%}) in "
+        + _seconds(scores.run["seconds"]["total"])
+    )
+    balances = sorted(value for value in scores.table["attention_balance"] if value is not None)
+    if balances:
+        lines.append(
+            f"attention  median ρ̄ {balances[len(balances) // 2]:.3g} over {len(balances):,} solved samples "
+            "(attention on the image over attention on the text)"
+        )
+    if counts["rejected"]:
+        lines.append(f"rejected   {counts['rejected']} records: see {scores.directory / REJECTED_FILE}")
+    sentences = [*scores.run.get("warnings", []), *scores.run["signatures"]]
+    return Group(*map(Text, lines), *(Text(f"! {sentence}", style="bold yellow") for sentence in sentences))
+
+
 def summary(scores: Scores) -> RenderableType:
     """Return the strata table, rollouts against an exhaustive search, time, rejected records, and warnings."""
     run, counts = scores.run, scores.run["counts"]
@@ -141,7 +169,7 @@ def summary(scores: Scores) -> RenderableType:
         f"{'waiting for the server' if served else 'in the model'}, "
         f"{_seconds(seconds['wait_for_prepare'])} waiting for images, {_seconds(seconds['grade'])} grading; "
         f"{counts['rollouts_this_run']:,} rollouts in this run",
-        f"images   {'in threads' if served else 'beside the model'}: {_seconds(seconds['decode'])} decoding, "
+        f"images     {'in threads' if served else 'beside the model'}: {_seconds(seconds['decode'])} decoding, "
         f"{_seconds(seconds['mask'])} masking ({run['backends']['mask_pixels']}), {_seconds(seconds['processor'])} "
         + ("writing PNG" if served else f"in the processor ({run['backends']['image_processor']})"),
         *([_requests(counts)] if served else []),

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from datasets import Dataset
 from datasets.table import InMemoryTable
 
 from hardsample import __version__
-from hardsample.data.records.option_text import DEFAULT_TEMPLATE
+from hardsample.data.records.defaults import DEFAULT_TEMPLATE
 from hardsample.errors import HardsampleError
 from hardsample.files import REJECTED_FILE, RUN_FILE, SCORES_FILE, STRATA_FILE
 from hardsample.metrics import pism, strata
@@ -259,6 +260,40 @@ def write_labels(
     path = scores.directory / STRATA_FILE
     pq.write_table(table, path.with_suffix(".new"))
     return path.with_suffix(".new").replace(path)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Strata of all rows of a folder, and by which bounds."""
+
+    verdicts: list[strata.Verdict]
+    bounds: strata.Bounds
+    tau: float
+    source: str
+    """Who set the bounds: the last `hardsample stratify`, or the run."""
+
+
+def read_labels(scores: Scores) -> Labels:
+    """Label the rows by the bounds and the τ of the last `hardsample stratify`, or by the run's own.
+
+    The labels are made from the counts in scores.parquet, so they fit the scores also where more was scored since.
+
+    Args:
+        scores: the run.
+
+    Raises:
+        StrataError: the rollouts do not decide that τ.
+        OutputError: strata.parquet cannot be read.
+    """
+    run, path = scores.config(), scores.directory / STRATA_FILE
+    if not path.exists():
+        return Labels(scores.labels(), run.bounds, run.tau, "the run's own bounds")
+    try:
+        values = json.loads((pq.read_schema(path).metadata or {})[b"hardsample"])
+    except (pa.ArrowInvalid, KeyError, json.JSONDecodeError) as error:
+        raise OutputError(f"{path} cannot be read ({error}): run `hardsample stratify` again, or delete it") from error
+    bounds = strata.Bounds(values["hard_max"], values["easy_min"])
+    return Labels(scores.labels(bounds, values["tau"]), bounds, values["tau"], f"bounds of the last stratify, {path}")
 
 
 def write_run(directory: Path, content: Mapping[str, object]) -> None:

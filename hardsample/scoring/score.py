@@ -23,7 +23,7 @@ from hardsample.data.digests import is_old, old_digest, sample_digest
 from hardsample.data.loading import Data, Loaded, NoRecordsError, Rejection, load
 from hardsample.engines.protocol import Engine, can_attend, engine_class
 from hardsample.engines.results import EngineError
-from hardsample.errors import ConfigError, HardsampleError
+from hardsample.errors import ConfigError, NothingToScoreError
 from hardsample.grading.grader import Grader
 from hardsample.metrics.pism import max_rollouts
 from hardsample.scoring.add_cmab import add_cmab, cmab_command
@@ -36,10 +36,6 @@ from hardsample.scoring.store import Store, StoreError
 
 UPGRADES = {"search": ("lossless", "exhaustive"), "blind": (False, True)}
 """Settings that may change in one direction when a folder is continued: they ask for more of the same rollouts."""
-
-
-class NothingToScoreError(HardsampleError, ValueError):
-    """Every record was rejected, or there was none."""
 
 
 @dataclass(frozen=True)

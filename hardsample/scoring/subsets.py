@@ -14,7 +14,9 @@ from hardsample.scoring.output import IN_MEMORY, OutputError, Scores
 SUBSETS_FOLDER = "subsets"
 
 
-def write_subsets(scores: Scores, labels: list[Verdict], specs: list[str], seeds: list[int]) -> dict[Path, int]:
+def write_subsets(
+    scores: Scores, labels: list[Verdict], specs: list[str], seeds: list[int], output: Path | None = None
+) -> dict[Path, int]:
     """Write each subset, and for each seed a random control of its size, with `save_to_disk`.
 
     Args:
@@ -22,6 +24,7 @@ def write_subsets(scores: Scores, labels: list[Verdict], specs: list[str], seeds
         labels: λ* and stratum of each of its rows.
         specs: subsets, such as `medium+hard`.
         seeds: of the controls; none: no control.
+        output: folder of the datasets; default DIR/subsets.
 
     Returns:
         Folder → number of samples. Each dataset has the columns of the data (images decoded when read), `stratum` and
@@ -44,7 +47,7 @@ def write_subsets(scores: Scores, labels: list[Verdict], specs: list[str], seeds
     records = records.add_column("failure_threshold", [label.failure_threshold for label in labels])
     written = {}
     for name, rows in wanted.items():
-        path = scores.directory / SUBSETS_FOLDER / name
+        path = (output or scores.directory / SUBSETS_FOLDER) / name
         records.select(rows).save_to_disk(path)
         written[path] = len(rows)
     return written

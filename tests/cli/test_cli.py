@@ -2,18 +2,19 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from commands import run_module
 from datasets import load_from_disk
 
-from hardsample.cli.main import parse_ratios
-
+COMMANDS = "score stratify export explain report compare evaluate train experiment demo".split()
 SMALL = ["--limit", "12", "--num-masks", "3", "--tau", "0.3", "--ratios", "0,0.3,0.6"]
 
 
@@ -34,37 +35,34 @@ def test_score_ends_with_the_table_and_the_next_command(scored):
     directory, printed = scored
     for word in ("ability", "reading", "unsolved", "of the 108 of an exhaustive search", "rejected   0 records"):
         assert word in printed
-    assert f"next: hardsample strata {directory} --subset medium+hard --control" in printed
+    assert f"hardsample export {directory} --subset medium+hard --control" in printed
 
 
-def test_strata_relabels_and_writes_subsets(scored):
-    directory, _ = scored
-    done = hardsample(
-        "strata",
-        directory,
-        "--hard-max",
-        "0.3",
-        "--easy-min",
-        "0.6",
-        "--subset",
-        "easy+medium+hard",
-        "--control",
-        "--seed",
-        "3",
-    )
+def test_stratify_relabels_and_export_writes_subsets_by_its_labels(scored, tmp_path):
+    directory = shutil.copytree(scored[0], tmp_path / "out")
+    subset = ["--subset", "easy+medium+hard"]
+    done = hardsample("export", directory, *subset, "--output", tmp_path / "before")
     assert done.returncode == 0, done.stderr
-    subset = load_from_disk(directory / "subsets" / "easy+medium+hard")
+    assert "labels     the run's own bounds: hard λ* ≤ 0.4, easy λ* ≥ 0.7, τ = 0.3" in done.stdout
+    done = hardsample("stratify", directory, "--hard-max", "0.2", "--easy_min", "0.3")
+    assert done.returncode == 0, done.stderr
+    assert (directory / "strata.parquet").exists() and f"hardsample export {directory}" in done.stdout
+    done = hardsample("export", directory, *subset, "--subset", "easy", "--control", "--seed", "3")
+    assert done.returncode == 0, done.stderr
+    assert f"bounds of the last stratify, {directory}/strata.parquet: hard λ* ≤ 0.2, easy λ* ≥ 0.3" in done.stdout
+    solved = load_from_disk(directory / "subsets" / "easy+medium+hard")
     control = load_from_disk(directory / "subsets" / "random-like-easy+medium+hard-seed3")
-    assert len(subset) == len(control) > 0
-    assert set(subset["pism_stratum"]) <= {"easy", "medium", "hard"}
-    assert subset[0]["images"][0].size == (96, 96)
-    assert {"prompt", "images", "solution", "ability", "grader", "shift"} <= set(subset.column_names)
-    assert (directory / "strata.parquet").exists()
+    assert len(solved) == len(control) > 0
+    assert solved[0]["images"][0].size == (96, 96)
+    assert {"prompt", "images", "solution", "ability", "grader", "shift"} <= set(solved.column_names)
+    before = load_from_disk(tmp_path / "before" / "easy+medium+hard")
+    assert set(before["pism_stratum"]) != {"easy"} == set(solved["pism_stratum"]), "every λ* above 0 is at least 0.3"
+    assert f"--dataset-name {directory}/subsets/easy+medium+hard" in done.stdout
 
 
-def test_strata_refuses_a_tau_that_is_not_decided(scored):
+def test_stratify_rejects_a_tau_that_is_not_decided(scored):
     directory, _ = scored
-    done = hardsample("strata", directory, "--tau", "1.0")
+    done = hardsample("stratify", directory, "--tau", "1.0")
     assert done.returncode == 1
     assert "do not decide tau = 1.0" in done.stderr
     assert "--limit 12 --num-masks 3" in done.stderr
@@ -72,27 +70,75 @@ def test_strata_refuses_a_tau_that_is_not_decided(scored):
     assert "--search exhaustive" in done.stderr
 
 
+def test_cmab_is_added_to_a_finished_folder(scored, tmp_path):
+    directory = shutil.copytree(scored[0], tmp_path / "out")
+    done = hardsample("score", "--metric", "cmab", "--output", directory)
+    assert done.returncode == 0, done.stderr
+    assert "median ρ̄" in done.stdout and "PISM and CMAB" in done.stdout
+    table = pq.read_table(directory / "scores.parquet").to_pydict()
+    before = pq.read_table(scored[0] / "scores.parquet").to_pydict()
+    assert any(table["attention_balance"]) and not any(before["attention_balance"])
+    assert table["successes"] == before["successes"], "no new rollouts"
+
+
+def test_compare_looks_at_what_the_folders_are(scored, tmp_path):
+    directory, _ = scored
+    done = hardsample("compare", directory, directory, "--output", tmp_path / "c.html")
+    assert done.returncode == 0, done.stderr
+    assert "of 12 samples are in the same stratum" in done.stdout and (tmp_path / "c.jsonl").exists()
+    more = ["--model", "demo", "--limit", "6", "--batch_size", "8"]
+    done = hardsample("evaluate", "demo", "--output", tmp_path / "evaluated", *more)
+    assert done.returncode == 0, done.stderr
+    assert f"hardsample compare {tmp_path}/evaluated" in done.stdout
+    done = hardsample("compare", tmp_path / "evaluated", tmp_path / "evaluated")
+    assert done.returncode == 0, done.stderr
+    assert "points of accuracy" in done.stdout and "better on 0 samples, worse on 0" in done.stdout
+    done = hardsample("compare", directory, tmp_path / "evaluated")
+    assert done.returncode == 1
+    assert f"{directory} is a scoring, {tmp_path}/evaluated an evaluation" in " ".join(done.stderr.split())
+
+
+def test_settings_come_from_a_file_and_the_command_line_overrides_them(tmp_path):
+    lines = ["data: demo", "model: demo", "num-masks: 2", "ratios: [0, 0.5]", "tau: 0.5", "limit: 9", "strict: true"]
+    lines += ["mask_kind: patch", "cmab_variant: released", "metric: [pism, cmab]", f"output: {tmp_path}/out"]
+    (tmp_path / "score.yaml").write_text("\n".join(lines) + "\n")
+    done = hardsample("score", "--config", tmp_path / "score.yaml", "--limit=4", "--num_masks", "3", "--no-strict")
+    assert done.returncode == 0, done.stderr
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    expected = {"num_masks": 3, "ratios": [0.0, 0.5], "tau": 0.5, "limit": 4, "strict": False, "mask_kind": "patch"}
+    assert {name: run["settings"][name] for name in expected} == expected
+    assert run["cmab"]["settings"]["variant"] == "released"
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
         (["score", "demo", "--model", "demo", "--output", "out", "--tau", "2"], 2, "tau is 2"),
-        (["score", "demo", "--model", "demo", "--output", "out", "--ratios", "0,x"], 2, "no list of ratios"),
+        (["score", "demo", "--model", "demo", "--output", "out", "--ratios", "0,x"], 2, "no list of numbers"),
         (["score", "demo", "--model", "demo", "--output", "out", "--ratios", "0.1,0.2"], 2, "must start with 0.0"),
         (["score", "demo", "--model", "demo", "--output", "out", "--mask-kind", "blur"], 2, "blur"),
-        (["score", "demo", "--output", "out"], 2, "--model"),
+        (["score", "demo", "--output", "out"], 2, "--model is missing"),
+        (["score", "--metric", "cmab", "--output", "out"], 1, "out holds none: give hardsample score"),
+        (["score", "--nmasks", "3"], 2, "--num-masks"),
+        (["scor"], 2, "Did you mean 'score'? (see hardsample --help)"),
+        (["train", "--config", "none.yaml"], 2, "none.yaml cannot be read"),
+        (["experiment", "--config", "none.yaml"], 2, "none.yaml cannot be read"),
+        (["evaluate", "demo", "--rollouts", "2"], 2, "rollouts is 2 at temperature 0"),
         (["score", "none.jsonl", "--model", "demo", "--output", "out"], 1, "none.jsonl"),
         (["score", "demo", "--model", "no/such/model/here", "--output", "out"], 1, "no/such/model/here"),
         (["score", "demo", "--model", "demo", "--output", "out", "--device", "foo"], 1, "there is no device 'foo'"),
         (["score", "demo", "--model", "demo", "--output", "/proc/x"], 1, "cannot be made"),
-        (["strata", "nothing"], 1, "holds no finished run"),
-        (["strata", "nothing", "--control"], 2, "--subset"),
+        (["stratify", "nothing"], 1, "holds no finished run"),
+        (["export", "nothing", "--control"], 2, "--subset is missing"),
+        (["export", "nothing", "--subset", "hrad"], 2, "'hrad'"),
+        (["compare", "nothing", "nothing"], 1, "nothing is not a folder"),
     ],
 )
 def test_exit_codes(tmp_path, arguments, code, said):
     done = hardsample(*arguments, cwd=tmp_path)
     assert done.returncode == code, done.stderr
-    assert said in " ".join(done.stderr.split())
-    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line != "loading …"]
+    assert len(lines) == 1 and lines[0].startswith("error: ") and said in lines[0]
 
 
 def test_nothing_to_score_is_three(tmp_path):
@@ -128,20 +174,14 @@ def test_an_interrupt_ends_tidily_and_says_how_to_go_on(tmp_path, how):
 
 def test_help_teaches():
     overview = hardsample("--help").stdout
-    assert "score" in overview
-    assert "strata" in overview
+    assert all(name in overview for name in COMMANDS)
+    for name in COMMANDS:
+        text = " ".join(hardsample(name, "--help").stdout.split())
+        assert f"Try it: hardsample {name}" in text and "3 nothing to score" in text, name
     text = hardsample("score", "--help").stdout
-    for (
-        option
-    ) in "--limit --image-root --grader --engine --search --mask --mask-space --num-masks --ratios --tau".split():
+    for option in "--limit --image-root --grader --engine --search --mask-space --num-masks --cmab-variant".split():
         assert option in text
-    assert "hardsample score demo --model demo --output out" in " ".join(text.split())
-    assert "3 nothing to score" in " ".join(text.split())
-
-
-def test_ratios():
-    assert parse_ratios("0:0.9:0.1") == (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-    assert parse_ratios("0,.25,1/2") == (0.0, 0.25, 0.5)
+    assert "<lossless|exhaustive>" in text and "0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9" in text
 
 
 def test_the_real_questions_run(tmp_path):
@@ -166,15 +206,61 @@ def test_the_real_questions_run(tmp_path):
     assert "rejected   0 records" in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["score", "--help"], ["score", "--no-such-option"]])
-def test_what_only_prints_imports_no_torch(arguments):
+def run_code(code, *arguments):
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    root = Path(__file__).parents[2]
+    return subprocess.run(command, capture_output=True, text=True, cwd=root, check=False, timeout=120)
+
+
+HEAVY = ("torch", "transformers", "datasets", "numpy", "scipy", "pyarrow", "trl")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--version"],
+        ["--help"],
+        ["no-such-command"],
+        *([name, "--help"] for name in COMMANDS),
+        *([name, "--no-such-option"] for name in COMMANDS if name != "train"),  # TRL's parser reads those of train
+        ["score", "demo", "--output", "out"],
+        ["score", "demo", "--model", "demo", "--output", "out", "--tau", "2"],
+        ["evaluate", "--config", "none.yaml"],
+    ],
+)
+def test_what_only_prints_imports_nothing_heavy(arguments):
     code = (
         "import sys; from hardsample.cli.main import app\n"
         "try: app(sys.argv[1:])\n"
         "except SystemExit: pass\n"
-        "print([name for name in ('torch', 'transformers', 'datasets', 'scipy') if name in sys.modules])"
+        f"print([name for name in {HEAVY} if name in sys.modules])"
     )
-    command = [sys.executable, "-c", code, *arguments]
-    root = Path(__file__).parents[2]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=root, check=True, timeout=120)
-    assert ended.stdout.splitlines()[-1] == "[]"
+    ended = run_code(code, *arguments)
+    assert ended.stdout.splitlines()[-1] == "[]", ended.stderr
+
+
+INJECTED = """
+import sys
+from hardsample.cli.main import main
+from hardsample.scoring.store import Store
+
+def broken(self, *arguments, **more):
+    raise {error}
+
+Store.commit = broken
+sys.argv = ["hardsample", "score", "demo", "--model", "demo", "--output", {output!r}, "--limit", "2"]
+main()
+"""
+
+
+@pytest.mark.parametrize("error", ["ValueError('a bug')", "KeyError('a bug')", "OSError('a bug')"])
+def test_a_bug_in_a_running_command_shows_its_traceback(tmp_path, error):
+    ended = run_code(INJECTED.format(error=error, output=str(tmp_path / "out")))
+    assert ended.returncode == 1
+    assert "Traceback" in ended.stderr and "in broken" in ended.stderr and "a bug" in ended.stderr
+
+
+def test_a_full_disk_in_a_running_command_is_one_line(tmp_path):
+    ended = run_code(INJECTED.format(error="OSError(28, 'No space left on device')", output=str(tmp_path / "out")))
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr
+    assert ended.stderr.splitlines()[-1] == "error: [Errno 28] No space left on device"

@@ -4,7 +4,8 @@ import pytest
 
 from hardsample.data.formats import canonical
 from hardsample.data.records.conversation import RecordError
-from hardsample.data.records.option_text import DEFAULT_TEMPLATE, check_template, lists_options
+from hardsample.data.records.defaults import DEFAULT_TEMPLATE, check_template
+from hardsample.data.records.option_text import lists_options
 from hardsample.data.records.solutions import given_options
 
 ANIMALS = ["cat", "dog", "bird", "fish"]

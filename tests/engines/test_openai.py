@@ -6,10 +6,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from hardsample.cli.console import template_of
 from hardsample.cli.main import app
+from hardsample.cli.options import build
 from hardsample.data.digests import sample_digest
-from hardsample.data.records.option_text import DEFAULT_TEMPLATE
+from hardsample.data.records.defaults import DEFAULT_TEMPLATE
 from hardsample.scoring.config import ScoringConfig
 from hardsample.scoring.output import Scores
 from hardsample.scoring.score import data_name, score
@@ -67,8 +67,9 @@ def test_names_of_data(data, tmp_path, monkeypatch):
 
 
 def test_the_template_as_a_setting():
-    assert template_of(None) == ScoringConfig().options_template == DEFAULT_TEMPLATE
-    assert template_of(r"{letter}\n{option}") == "{letter}\n{option}"
+    assert build(ScoringConfig, {}).options_template == DEFAULT_TEMPLATE
+    given = build(ScoringConfig, {"options_template": r"{letter}\n{option}"})
+    assert given.options_template == "{letter}\n{option}"
     with pytest.raises(ValueError, match="options_template is 'no'"):
         ScoringConfig(options_template="no")
     bad = CliRunner().invoke(app, ["score", "demo", "--model", "demo", "--output", "x", "--options-template", "no"])

@@ -63,7 +63,7 @@ def write(folder: Path, **changes) -> Path:
 
 
 def start(path: Path, *more: str, **environment: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "hardsample.cli.main", "experiment", str(path), *more]
+    command = [sys.executable, "-m", "hardsample.cli.main", "experiment", "--config", str(path), *more]
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

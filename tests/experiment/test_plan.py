@@ -2,7 +2,8 @@
 
 import pytest
 
-from hardsample.trainer.experiment.config import ExperimentConfig, ExperimentError, Variant, read_experiment
+from hardsample.errors import ConfigError, HardsampleError
+from hardsample.trainer.experiment.config import ExperimentConfig, Variant, read_experiment
 from hardsample.trainer.experiment.plan import BASE, Strata, make_plan, strata_of
 
 LABELS = ["medium"] * 6 + ["hard"] * 10 + ["unsolved"] * 8 + ["easy"] * 8
@@ -103,7 +104,7 @@ def test_thirds_where_a_stratum_is_small():
         ({"recipes": ["dpo all"]}, "there is no recipe"),
         ({"grpo": {"max_steps": 3}}, "max_steps, which the experiment sets itself"),
         ({"primary": {"recipe": "full"}}, "the primary comparison names 'full'"),
-        ({"variants": {"a": {"rewards": []}}}, "variants.a: there is no option 'rewards'"),
+        ({"variants": {"a": {"rewards": []}}}, "variants.a: there is no setting 'rewards'"),
     ],
 )
 def test_what_is_no_experiment(options, said):
@@ -117,13 +118,13 @@ def test_the_file(tmp_path):
     found = read_experiment(path, output="other")
     assert len(found.recipes) == 12 and found.output == "other" and found.variants == {"a": Variant(grpo={"beta": 0.1})}
     for text, said in (
-        ("data: [", "is no YAML"),
-        ("- a", "holds no options"),
-        ("data: d\nseed: 3", "no option 'seed': did you mean seeds"),
+        ("data: [", "is not valid YAML"),
+        ("- a", "holds no settings"),
+        ("data: d\nseed: 3", "no setting 'seed': did you mean seeds"),
         ("data: d", "must be given"),
     ):
         path.write_text(text)
-        with pytest.raises(ExperimentError, match=said):
+        with pytest.raises(HardsampleError, match=said):
             read_experiment(path)
-    with pytest.raises(ExperimentError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="cannot be read"):
         read_experiment(tmp_path / "none.yaml")

@@ -302,7 +302,7 @@ def test_a_signature_comes_with_what_to_do():
         ["Flat curve: for all.", "Piled up at the extremes: x.", "New sign."], "DIR"
     )
     assert "--blind" in flat.advice
-    assert piled.command == "hardsample strata DIR --cmab-bounds quantile:0.1,0.3,0.7,0.9"
+    assert piled.command == "hardsample stratify DIR --cmab-bounds quantile:0.1,0.3,0.7,0.9"
     assert (unknown.text, unknown.advice, unknown.command) == ("New sign.", "", "")
 
 
@@ -387,7 +387,7 @@ def test_the_command_writes_the_page_and_says_where(scored_folder, tmp_path):
     assert output.stat().st_size < 2_000_000
     done = CliRunner().invoke(app, ["report", str(tmp_path)])
     assert done.exit_code == 1
-    assert "holds nothing to report" in done.output
+    assert "holds no results" in done.output
 
 
 def test_a_training_is_watched_by_the_command(tmp_path):

@@ -355,10 +355,10 @@ def test_explain_names_the_fix_for_an_unknown_id(run):
 def test_other_bounds_from_the_data(run):
     from typer.testing import CliRunner
 
-    done = CliRunner().invoke(app, ["strata", str(run.directory), "--cmab-bounds", "quantile:0.1,0.3,0.7,0.9"])
+    done = CliRunner().invoke(app, ["stratify", str(run.directory), "--cmab-bounds", "quantile:0.1,0.3,0.7,0.9"])
     assert done.exit_code == 0, done.output
     assert "PISM and CMAB, bounds on ρ̄" in done.output
-    done = CliRunner().invoke(app, ["strata", str(run.directory), "--cmab-bounds", "3,2,1,0"])
+    done = CliRunner().invoke(app, ["stratify", str(run.directory), "--cmab-bounds", "3,2,1,0"])
     assert done.exit_code == 1 and "must be four ascending numbers" in done.output
 
 

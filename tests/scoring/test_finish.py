@@ -272,16 +272,10 @@ def test_subsets_and_controls(cut, tmp_path):
     with pytest.raises(StrataError, match="easy, medium, hard, unsolved, unfinished"):
         parse_subset("unfinsihed")
     folder = shutil.copytree(cut.directory, tmp_path / "run")
-    options = [
-        "--subset",
-        "unfinished",
-        "--subset",
-        "easy+medium+hard",
-        "--control",
-        "--cmab-bounds",
-        "0.1,0.4,1.6,1.9",
-    ]
-    done = CliRunner().invoke(app, ["strata", str(folder), *options])
+    done = CliRunner().invoke(app, ["stratify", str(folder), "--cmab-bounds", "0.1,0.4,1.6,1.9"])
+    assert done.exit_code == 0, done.output
+    options = ["--subset", "unfinished", "--subset", "easy+medium+hard", "--control"]
+    done = CliRunner().invoke(app, ["export", str(folder), *options])
     assert done.exit_code == 0, done.output
     from datasets import load_from_disk
 

@@ -139,7 +139,7 @@ def test_subsets_hold_the_samples_that_were_scored(moved, caplog):
 
 def test_subsets_of_data_that_lacks_a_sample_are_refused_by_the_command(moved):
     run = moved(SHORTER)
-    command = [sys.executable, "-m", "hardsample.cli.main", "strata", str(run), "--subset", "easy+medium+hard+unsolved"]
+    command = [sys.executable, "-m", "hardsample.cli.main", "export", str(run), "--subset", "easy+medium+hard+unsolved"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     errors = " ".join(done.stderr.split())
@@ -245,12 +245,12 @@ def test_scores_of_an_older_version_are_used_with_a_warning_and_the_remedy_helps
 
 
 def test_a_folder_that_is_not_finished_is_said(moved, capsys, caplog):
-    from hardsample.cli.main import strata
+    from hardsample.cli.scoring import stratify
 
     run = moved(range(COUNT))
     content = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(content | {"status": "running"}))
-    strata(run)
+    stratify(run)
     assert "status in run.json is 'running'" in caplog.text and "the 18 samples of the run before" in caplog.text
     assert "labels" in capsys.readouterr().out
     caplog.clear()

@@ -15,6 +15,7 @@ from datasets import Image, List
 from safetensors.numpy import load_file
 
 from hardsample.demo import load_split, model_path
+from hardsample.errors import ConfigError
 from hardsample.scoring.config import ScoringConfig
 from hardsample.scoring.score import score
 from hardsample.trainer.data.prompts import keep_short
@@ -95,11 +96,13 @@ def test_bad_options_are_refused_before_anything_is_loaded(tmp_path):
 
     (tmp_path / "no.yaml").write_text("a: b: c")
     (tmp_path / "unknown.yaml").write_text("polcy: signal\n")
-    with pytest.raises(TrainingError, match="no YAML"):
+    with pytest.raises(ConfigError, match="not valid YAML"):
         of("--config", tmp_path / "no.yaml")
-    with pytest.raises(TrainingError, match="no option 'polcy': did you mean policy"):
+    with pytest.raises(ConfigError, match=r"unknown\.yaml: there is no setting 'polcy': did you mean policy\?"):
         of("--config", tmp_path / "unknown.yaml")
-    with pytest.raises(OSError, match=r"absent\.yaml"):
+    with pytest.raises(TrainingError, match="no option 'polcy': did you mean policy"):
+        of("--config", EXAMPLE, "--polcy", "signal")
+    with pytest.raises(ConfigError, match=r"absent\.yaml cannot be read"):
         of("--config", "absent.yaml")
     with pytest.raises(ValueError, match="policy is 'best', must be one of uniform"):
         of("--config", EXAMPLE, "--policy", "best")
@@ -107,6 +110,17 @@ def test_bad_options_are_refused_before_anything_is_loaded(tmp_path):
         of("--dataset_name", "demo", "--output_dir", "out")
     with pytest.raises(TrainingError, match="no options"):
         of()
+
+
+def test_names_may_have_dashes_or_underscores(tmp_path):
+    path = tmp_path / "dashes.yaml"
+    path.write_text(
+        "dataset-name: demo\nmodel_name_or_path: demo\noutput-dir: out\nresume: false\nlearning-rate: 1e-5\n"
+    )
+    options = parse(["--config", str(path), "--max-steps", "3", "--learning_rate=2e-5"])
+    assert (options.training.dataset_name, options.training.resume) == ("demo", False)
+    assert (options.grpo.max_steps, options.grpo.learning_rate) == (3, 2e-5)
+    assert parse(["--config", str(path), "--resume", "true"]).training.resume
 
 
 def test_another_training_does_not_resume_in_a_folder(tmp_path):

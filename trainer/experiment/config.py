@@ -11,16 +11,16 @@ grpo: {learning_rate: 5.0e-5, per_device_train_batch_size: 64, num_generations: 
 
 from __future__ import annotations
 
-import difflib
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import TYPE_CHECKING, Any
 
 from hardsample.errors import HardsampleError
-from hardsample.scoring.config import METRICS
-from hardsample.trainer.experiment.paradigms import PAPER, Recipe, parse_recipe
+from hardsample.scoring.config import METRICS, RolloutConfig
+from hardsample.settings import declared, named_settings, read_settings
+
+if TYPE_CHECKING:
+    from hardsample.trainer.experiment.paradigms import Recipe
 
 BUDGETS = ("epoch", "rollouts")
 PLAIN = "plain"
@@ -97,8 +97,8 @@ class ExperimentConfig:
     )
     limit: int | None = field(default=None, metadata={"help": "score and train on the first N records only"})
     test_limit: int | None = field(default=None, metadata={"help": "evaluate on the first N records only"})
-    image_root: str | None = field(default=None, metadata={"help": "folder of relative image paths of the data"})
-    grader: str | None = field(default=None, metadata={"help": "grader of records that do not say"})
+    image_root: str | None = declared(RolloutConfig, "image_root")
+    grader: str | None = declared(RolloutConfig, "grader")
     freeze: list[str] = field(
         default_factory=list, metadata={"help": "parts of parameter names that are not trained, such as vision_tower"}
     )
@@ -116,15 +116,15 @@ class ExperimentConfig:
     evaluation: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "options of hardsample evaluate: rollouts, temperature, batch_size, …"}
     )
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "run Python code that the checkpoint brings (only if you trust its authors)"}
-    )
+    trust_remote_code: bool = declared(RolloutConfig, "trust_remote_code")
     keep_models: bool = field(
         default=True, metadata={"help": "whether models stay once they are evaluated; each takes its weights' size"}
     )
 
     def __post_init__(self) -> None:
-        """Checks every field."""
+        """Check every field."""
+        from hardsample.trainer.experiment.paradigms import PAPER
+
         given: Any = self.recipes  # what a YAML file holds is of any type
         if given in ("paper", ["paper"]):
             self.recipes = list(PAPER)
@@ -168,6 +168,8 @@ class ExperimentConfig:
 
     def parsed(self) -> list[Recipe]:
         """The recipes."""
+        from hardsample.trainer.experiment.paradigms import parse_recipe
+
         return [parse_recipe(text) for text in self.recipes]
 
     @property
@@ -182,54 +184,38 @@ class ExperimentConfig:
 
 
 def read_experiment(path: str | Path, **changes: Any) -> ExperimentConfig:
-    """Reads an experiment's file.
+    """Read an experiment's file.
 
     Args:
         path: of the YAML file.
         changes: fields that are to differ from it; None does not count.
 
     Raises:
-        ExperimentError: the file cannot be read, or does not make an experiment.
+        ConfigError: the file cannot be read, holds an unknown setting, or does not make an experiment.
         RecipeError: a recipe cannot be read.
     """
-    try:
-        content = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise ExperimentError(f"{path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ExperimentError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise ExperimentError(f"{path} holds no options: write name: value lines, see examples/experiment_demo.yaml")
-    content |= {name: value for name, value in changes.items() if value is not None}
-    return _made(ExperimentConfig, content, str(path))
+    content = read_settings(path, [known.name for known in fields(ExperimentConfig)])
+    return _made(
+        ExperimentConfig, content | {name: value for name, value in changes.items() if value is not None}, path
+    )
 
 
-def explain_options() -> str:
-    """Every option of the file, with its default and its help text."""
-    lines = []
-    for one in fields(ExperimentConfig):
-        if one.default is not MISSING:
-            default = f" (default: {one.default})" if one.default is not None else ""
-        elif one.default_factory is not MISSING:
-            value = one.default_factory()
-            default = f" (default: {vars(value) if isinstance(value, Pair) else value})" if value else ""
-        else:
-            default = " (must be given)"
-        lines.append(f"{one.name}{default}\n    {one.metadata['help']}")
-    return "\n".join(lines)
+def file_only_help() -> str:
+    """Explain the settings that only a file can hold: mappings."""
+    lines = [
+        f"`{known.name}` ({known.metadata['help']})"
+        for known in fields(ExperimentConfig)
+        if str(known.type).startswith(("dict", "Pair"))
+    ]
+    return f"In the file only, for they are mappings: {'; '.join(lines)}."
 
 
-def _made(kind: Any, content: Any, where: str) -> Any:
+def _made(kind: Any, content: Any, where: str | Path) -> Any:
     if not isinstance(content, dict):
         raise ExperimentError(f"{where} is {content!r}, must be name: value lines")
-    names = [one.name for one in fields(kind)]
-    for name in content:
-        if name not in names:
-            near = difflib.get_close_matches(str(name), names, 1)
-            hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(names)}"
-            raise ExperimentError(f"{where}: there is no option {name!r}: {hint}")
+    named = named_settings(content, [known.name for known in fields(kind)], str(where))
     try:
-        return kind(**content)
+        return kind(**named)
     except TypeError as error:
-        missing = str(error).rpartition("argument")[2].strip("s: ") or str(error)
-        raise ExperimentError(f"{where}: {missing} must be given") from error
+        names = str(error).rpartition("argument")[2].strip("s: ") or str(error)
+        raise ExperimentError(f"{where}: {names} must be given") from error

@@ -9,19 +9,17 @@ from functools import lru_cache
 from typing import Any
 
 from hardsample.data.records.conversation import RecordError
+from hardsample.data.records.defaults import DEFAULT_TEMPLATE, NO_TEMPLATE
 from hardsample.data.records.solutions import given_options, read_literal, unwrap, written_options
-from hardsample.errors import ConfigError
 from hardsample.grading.parsing.answers import find_answer
 
 OPTION_COLUMNS = ("options", "choices", "option", "choice")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
-DEFAULT_TEMPLATE = "{letter}. {option}\nAnswer with the letter of the right option."
 SEVERAL_TEMPLATE = "{letter}. {option}\nAnswer with the letters of all right options."
 """The default if several options together are the answer."""
 BARE_TEMPLATE = "- {option}\nAnswer with the right option."
 """The default if an option's text is the letter of another option, so that a letter would be ambiguous."""
-NO_TEMPLATE = "none"
 
 _FIELD = re.compile(r"\{(letter|option)\}")
 _ONE_LETTER = re.compile(r"\(?([A-Za-z])\)?[.:)]?")
@@ -45,19 +43,6 @@ class Choice:
 
     indices: frozenset[int]
     given_index: int | None = None
-
-
-def check_template(template: str) -> None:
-    """Check that a template can list options.
-
-    Raises:
-        ConfigError: it is not "none" and not exactly one of its lines has {option}.
-    """
-    if template != NO_TEMPLATE and sum("{option}" in line for line in template.split("\n")) != 1:
-        raise ConfigError(
-            f"options_template is {template!r}: exactly one line must contain {{option}} (and may contain {{letter}}), "
-            f"as in {DEFAULT_TEMPLATE!r}; or give none"
-        )
 
 
 def column_options(raw: Mapping[str, Any]) -> tuple[list[str] | None, str]:

@@ -12,10 +12,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from hardsample.data.records.defaults import GRADERS
 from hardsample.grading.parsing.option_names import option_texts
 from hardsample.grading.parsing.quantities import read_quantity
-
-GRADERS = ("math", "ocr", "counting", "grounding", "detection", "choice", "text")
 
 VERIFIERS = {name: name for name in GRADERS} | {
     "mathverify": "math",

@@ -35,7 +35,7 @@ ADVICE = {
     ),
     "Piled up": (
         "Take the bounds from the data instead of the paper's fixed numbers.",
-        "hardsample strata {folder} --cmab-bounds quantile:0.1,0.3,0.7,0.9",
+        "hardsample stratify {folder} --cmab-bounds quantile:0.1,0.3,0.7,0.9",
     ),
     "No variety": (
         "Set a sampling temperature on the server (do_sample in the checkpoint's generation_config.json), and score "
@@ -76,7 +76,7 @@ def scoring_findings(scored: Scored) -> list[Finding]:
                 f"{100 * strata['unsolved'] / known:.0f} % of the samples are never solved and give no gradient.",
                 "Look at some of them below: are right answers graded as wrong? If not, leave them out, or train the "
                 "model on them first (SFT), and score again.",
-                f"hardsample strata {folder} --subset medium+hard --control",
+                f"hardsample export {folder} --subset medium+hard --control",
             )
         )
     if known and strata["easy"] >= MANY * known:
@@ -100,7 +100,7 @@ def scoring_findings(scored: Scored) -> list[Finding]:
                 "off, empty …). They are in no stratum.",
                 "They are neither solved nor unsolved: score again into another folder with a larger --max-new-tokens. "
                 "To list them:",
-                f"hardsample strata {folder} --subset unfinished",
+                f"hardsample export {folder} --subset unfinished",
             )
         )
     if counts.get("solved_blind"):

@@ -41,7 +41,7 @@ def kind_of(directory: Path) -> str:
     if (directory / TRAINING_FILE).exists() or any(directory.glob(f"checkpoint-*/{TRAINER_STATE_FILE}")):
         return "training"
     raise OutputError(
-        f"{directory} holds nothing to report: looked for {RUN_FILE} and {SCORES_FILE} (hardsample score), "
+        f"{directory} holds no results: looked for {RUN_FILE} and {SCORES_FILE} (hardsample score), "
         f"{EVALUATION_FILE} (evaluate), {TRAINING_FILE} or checkpoint-*/{TRAINER_STATE_FILE} (train), {RESULTS_FILE} "
         f"and {EXPERIMENT_FILE} (experiment)"
     )

@@ -1,0 +1,222 @@
+"""The commands on a scoring: `hardsample score`, `stratify`, `export`, `explain`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hardsample.cli.console import (
+    EXIT_CODES,
+    OUT,
+    app,
+    missing,
+    quiet_libraries,
+    reading_options,
+    running,
+    say,
+    say_loading,
+)
+from hardsample.cli.options import Command, with_settings
+from hardsample.errors import ConfigError
+from hardsample.files import SCORES_FILE
+from hardsample.metrics.strata import UNFINISHED, Bounds, parse_subset
+from hardsample.scoring.config import ScoringConfig
+from hardsample.settings import field_of
+
+if TYPE_CHECKING:
+    from hardsample.scoring.output import Scores
+
+DATA_HELP = (
+    "A .jsonl, .json, .parquet or .tsv file, a folder from save_to_disk, a hub id, or `demo` (also demo:pool, "
+    "demo:test, demo:pretrain)."
+)
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The --output of a finished `hardsample score`.")]
+
+
+@app.command(cls=Command, epilog=EXIT_CODES, no_args_is_help=True)
+@with_settings(ScoringConfig)
+def score(
+    data: Annotated[str | None, typer.Argument(metavar="DATA", help=DATA_HELP)] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Folder or hub id of a vision-language model, or `demo`; for a server, its name there."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the results; an unfinished run in it is resumed.")
+    ] = None,
+    *,
+    config: ScoringConfig,
+) -> None:
+    """Score how hard each sample is for a model, with PISM: mask random pixels until the model fails.
+
+    With `--metric pism,cmab` also with CMAB: where the attention of its answers goes. On a finished folder `hardsample
+    score --metric cmab --output DIR` adds CMAB without new rollouts; `--model FOLDER` names a local copy of the model,
+    which the rollouts of a server need.
+
+    Try it: `hardsample score demo --model demo --output out`. Stop it whenever you like: the same command resumes.
+    A model behind vLLM, SGLang or another server with OpenAI's interface: `--engine openai --base-url
+    http://localhost:8000/v1 --model NAME_THERE`.
+    """
+    missing(output=output)
+    assert output is not None
+    if config.metric != ("cmab",):
+        missing(DATA=data, model=model)
+    run_scoring(data, model, output, config)
+    say(f"next: hardsample report {output}, or hardsample export {output} --subset medium+hard --control")
+
+
+def run_scoring(data: str | None, model: str | None, output: Path, config: ScoringConfig, brief: bool = False) -> None:
+    """Run the job and print its summary, or the few lines of it that matter most."""
+    with running(str(output)):
+        from hardsample.report.tables import brief_summary, summary
+        from hardsample.scoring.score import score as run
+
+        scores = run(data, model, output, config)
+    OUT.print(brief_summary(scores) if brief else summary(scores))
+
+
+@app.command(cls=Command, epilog=EXIT_CODES, no_args_is_help=True)
+def stratify(
+    directory: Folder,
+    hard_max: Annotated[
+        float | None, typer.Option(help=field_of(Bounds, "hard_max").metadata["help"] + " (default: the run's)")
+    ] = None,
+    easy_min: Annotated[
+        float | None, typer.Option(help=field_of(Bounds, "easy_min").metadata["help"] + " (default: the run's)")
+    ] = None,
+    tau: Annotated[
+        float | None,
+        typer.Option(help=field_of(ScoringConfig, "tau").metadata["help"] + " (default: the run's)"),
+    ] = None,
+    cmab_bounds: Annotated[
+        str | None,
+        typer.Option(
+            help="bounds on the attention balance ρ̄ for CMAB's strata: four ascending numbers such as "
+            "0.1,0.4,1.6,1.9, or shares of the samples such as quantile:0.1,0.3,0.7,0.9 (default: the run's)"
+        ),
+    ] = None,
+) -> None:
+    """Show the strata of a scored folder, or label them again with other bounds or another τ; no new rollouts.
+
+    The labels go to DIR/strata.parquet, where `hardsample export` finds them. A τ that the rollouts do not decide is
+    an error, which names the command that would decide it.
+
+    Try it: `hardsample stratify out --hard-max 0.3 --easy-min 0.6`.
+    """
+    say_loading()
+    from hardsample.metrics.cmab import parse_bounds
+    from hardsample.report.tables import strata_table
+    from hardsample.scoring.matching import check_finished
+    from hardsample.scoring.output import Scores, write_labels
+
+    scores = Scores(directory)
+    check_finished(scores)
+    run = scores.config()
+    bounds = Bounds(
+        hard_max if hard_max is not None else run.hard_max, easy_min if easy_min is not None else run.easy_min
+    )
+    used_tau = tau if tau is not None else run.tau
+    labels = scores.labels(bounds, tau)
+    if cmab_bounds:
+        parse_bounds(cmab_bounds, list(scores.table["attention_balance"]))  # a mistake ends it before any table
+    title = f"Strata of {directory}: hard λ* ≤ {bounds.hard_max}, easy λ* ≥ {bounds.easy_min}, τ = {used_tau}"
+    OUT.print(strata_table(list(scores.table["ability"]), [label.stratum for label in labels], title))
+    cmab = _cmab_strata(scores, cmab_bounds) if cmab_bounds else None
+    say(f"labels     {write_labels(scores, labels, bounds, used_tau, cmab)}")
+    say(f"next: hardsample export {directory} --subset medium+hard --control")
+
+
+def _cmab_strata(scores: Scores, spec: str) -> list[str | None]:
+    """Return CMAB strata by other bounds, and show them beside PISM's."""
+    from hardsample.metrics.cmab import balance_stratum, parse_bounds
+    from hardsample.report.tables import cross_table
+    from hardsample.scoring.output import OutputError
+
+    balances, old = list(scores.table["attention_balance"]), list(scores.table["cmab_stratum"])
+    if not any(old):
+        raise OutputError(
+            f"{scores.directory} has no attention balances: run `hardsample score --metric cmab --output "
+            f"{scores.directory}` first"
+        )
+    bounds = parse_bounds(spec, balances)
+    labels = [
+        label if label in (None, UNFINISHED) else balance_stratum(balance, label != "unsolved", bounds)
+        for balance, label in zip(balances, old, strict=True)
+    ]
+    values = f"{bounds.easy_below:.3g}, {bounds.hard_min:.3g}, {bounds.hard_max:.3g}, {bounds.easy_above:.3g}"
+    OUT.print(cross_table(list(scores.table["pism_stratum"]), labels, f"PISM and CMAB, bounds on ρ̄: {values}"))
+    return labels
+
+
+@app.command(cls=Command, epilog=EXIT_CODES, no_args_is_help=True)
+def export(
+    directory: Folder,
+    subset: Annotated[
+        list[str] | None, typer.Option(help="strata that make a dataset, such as medium+hard; may be repeated")
+    ] = None,
+    control: Annotated[
+        bool, typer.Option("--control", help="write an equal-size random control beside each subset")
+    ] = False,
+    seed: Annotated[
+        list[int] | None, typer.Option(min=0, help="seed of the control (default: 0); may be repeated")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="folder of the datasets (default: DIR/subsets)")] = None,
+) -> None:
+    """Write strata as datasets to train on, and random controls of equal size beside them.
+
+    The labels are those of the last `hardsample stratify`, or the run's own if there are none. Each dataset goes to a
+    folder named after its strata; read it with `datasets.load_from_disk`, or give it to `hardsample train`.
+
+    Try it: `hardsample export out --subset medium+hard --control`.
+    """
+    specs = subset or []
+    if not specs:
+        raise ConfigError("--subset is missing: name the strata, such as --subset medium+hard")
+    with reading_options():
+        for spec in specs:
+            parse_subset(spec)
+    export_subsets(directory, specs, (seed or [0]) if control or seed else [], output)
+
+
+def export_subsets(directory: Path, specs: list[str], seeds: list[int], output: Path | None = None) -> None:
+    """Write subsets and controls, and print where they are."""
+    quiet_libraries()
+    from hardsample.scoring.matching import check_finished
+    from hardsample.scoring.output import Scores, read_labels
+    from hardsample.scoring.subsets import write_subsets
+
+    scores = Scores(directory)
+    check_finished(scores)
+    labels = read_labels(scores)
+    say(
+        f"labels     {labels.source}: hard λ* ≤ {labels.bounds.hard_max}, easy λ* ≥ {labels.bounds.easy_min}, "
+        f"τ = {labels.tau}"
+    )
+    written = write_subsets(scores, labels.verdicts, specs, seeds, output)
+    for path, size in written.items():
+        say(f"subset     {path}  ({size:,} samples)" if size else f"subset     {path}  is empty: no sample is in it")
+    largest = next((path for path, size in written.items() if size), None)
+    if largest is not None:
+        say(f"next: hardsample train --dataset-name {largest} --model-name-or-path MODEL --output-dir runs/trained")
+
+
+@app.command(cls=Command, epilog=EXIT_CODES, no_args_is_help=True)
+def explain(
+    directory: Folder,
+    sample: Annotated[str, typer.Option("--id", help=f"id of the sample, as in {SCORES_FILE}")],
+    model: Annotated[str | None, typer.Option(help="where the model is now (default: as scored)")] = None,
+    device: Annotated[str | None, typer.Option(help=field_of(ScoringConfig, "device").metadata["help"])] = None,
+) -> None:
+    """Draw one sample: its image, question and completions, its mask ladder, and where its answer's attention went.
+
+    The PNG goes to DIR/explain. The attention of one completion is computed again, so the model is loaded.
+
+    Try it: `hardsample explain out --id demo-000000`.
+    """
+    quiet_libraries()
+    from hardsample.report.explain import explain as draw
+
+    say(f"figure     {draw(directory, sample, model=model, device=device)}")
+    say(f"next: hardsample report {directory} shows samples of every stratum this way")

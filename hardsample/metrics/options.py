@@ -1,0 +1,158 @@
+"""The settings of both metrics, apart from their numerics, so that the command line lists them without NumPy."""
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import pairwise
+from math import isfinite
+
+from hardsample.errors import ConfigError
+from hardsample.kernels.keys import FULL_RATIO, KINDS, ratio_units
+from hardsample.metrics.strata import Bounds
+from hardsample.settings import check_settings, declared, setting
+
+SEARCHES = ("lossless", "exhaustive")
+MASK_SPACES = ("source", "model")
+VARIANTS = ("paper", "released")
+TEXTS = ("all", "before_image")
+"""Which prompt text counts: all of it, or only the text before the first image."""
+HEADS = ("mean", "each")
+
+
+@dataclass(frozen=True)
+class PismConfig:
+    """Settings of a PISM search. The defaults are the paper's."""
+
+    ratios: tuple[float, ...] = setting(
+        (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+        "mask ratios Λ, share of pixels, ascending from 0 to below 1: a,b,c or first:last:step such as 0:0.9:0.1",
+        group="Masks and search (PISM)",
+    )
+    num_masks: int = setting(10, "K, masks and rollouts at each ratio", min=1)
+    tau: float = field(
+        default=0.1,
+        metadata={"help": "τ, a level fails if its share of successes is below this, above 0 to 1"},
+    )
+    search: str = setting(
+        "lossless",
+        "lossless (as few rollouts as decide the stratum) or exhaustive (the whole accuracy curve)",
+        choices=SEARCHES,
+    )
+    mask_kind: str = setting("pixel", "mask kind: pixel, patch (14 × 14 pixels) or rectangle", choices=KINDS)
+    mask_space: str = setting(
+        "source",
+        "source (the file's pixels are masked) or model (the preprocessed tensor is); scores of the two are never "
+        "compared",
+        choices=MASK_SPACES,
+    )
+    hard_max: float = declared(Bounds, "hard_max")
+    easy_min: float = declared(Bounds, "easy_min")
+    blind: bool = setting(False, "whether each sample with an image also gets K rollouts at mask ratio 1.0")
+
+    def __post_init__(self) -> None:
+        """Check every field; `ratios` may be any sequence."""
+        object.__setattr__(self, "ratios", tuple(self.ratios))
+        units = [ratio_units(ratio) for ratio in self.ratios]
+        if not units or units[0] != 0:
+            raise ConfigError(
+                f"ratios are {self.ratios}, must start with 0.0, which decides what is unsolved: add 0.0 at the front"
+            )
+        if any(a >= b for a, b in pairwise(units)):
+            raise ConfigError(
+                f"ratios are {self.ratios}, must ascend by at least 1/65536: sort them and drop repeated ones"
+            )
+        if units[-1] == FULL_RATIO:
+            raise ConfigError(
+                f"ratios end at {self.ratios[-1]}, must stay below 1.0: ask for the blind level with blind"
+            )
+        check_settings(self)
+        if self.num_masks > 2**32:
+            raise ConfigError(f"num_masks is {self.num_masks}, must be at most 2**32: choose one, such as 10")
+        if not 0 < Fraction(str(self.tau)) <= 1:
+            raise ConfigError(
+                f"tau is {self.tau}, must be above 0 and at most 1: give a share of successes, such as 0.1"
+            )
+        _ = self.bounds
+
+    @property
+    def bounds(self) -> Bounds:
+        """The bounds on λ* between strata."""
+        return Bounds(self.hard_max, self.easy_min)
+
+
+@dataclass(frozen=True)
+class BalanceBounds:
+    """Bounds on ρ̄ between strata; the defaults are the paper's."""
+
+    easy_below: float = field(
+        default=0.1, metadata={"help": "easy if ρ̄ is below this (ratio of image to text attention, 0 to hard_min)"}
+    )
+    hard_min: float = field(
+        default=0.4, metadata={"help": "hard if ρ̄ is at least this and at most hard_max (easy_below to hard_max)"}
+    )
+    hard_max: float = field(
+        default=1.6, metadata={"help": "hard if ρ̄ is at most this and at least hard_min (hard_min to easy_above)"}
+    )
+    easy_above: float = field(default=1.9, metadata={"help": "easy if ρ̄ is above this (hard_max or more)"})
+
+    def __post_init__(self) -> None:
+        """Check that they ascend from 0."""
+        values = (self.easy_below, self.hard_min, self.hard_max, self.easy_above)
+        if not all(isfinite(value) for value in values) or not 0 <= values[0] <= values[1] <= values[2] <= values[3]:
+            raise ConfigError(
+                f"easy_below, hard_min, hard_max, easy_above are {', '.join(map(str, values))}, must ascend from 0: "
+                "sort them, such as 0.1, 0.4, 1.6, 1.9"
+            )
+
+
+@dataclass(frozen=True)
+class CmabConfig:
+    """Settings of CMAB. The defaults are the paper's."""
+
+    variant: str = setting(
+        "paper",
+        "paper (all layers but the first and last) or released (one layer, mean per token)",
+        choices=VARIANTS,
+        group="Attention balance (--metric cmab)",
+    )
+    layers: tuple[int, ...] | None = setting(None, "paper: layers of the mean, counted from 1 (default: 2 to L - 1)")
+    layer: int | None = setting(None, "released: the layer, counted from 0 (default: round(20 / 28 of L))")
+    text: str | None = setting(
+        None,
+        "prompt text that counts: all or before_image (default: all for paper, before_image for released)",
+        choices=TEXTS,
+    )
+    heads: str = setting(
+        "mean",
+        "mean (attention is averaged over heads, then the ratio is taken) or each (the logarithms of each head's "
+        "ratio are averaged; needs masses per head)",
+        choices=HEADS,
+        python_only=True,
+    )
+    profile: bool = setting(False, "whether to keep ρ of each layer and of each token", python_only=True)
+    bounds: BalanceBounds = field(
+        default=BalanceBounds(), metadata={"help": "bounds on ρ̄ between strata", "python_only": True}
+    )
+
+    def __post_init__(self) -> None:
+        """Check every field; `layers` may be any sequence."""
+        check_settings(self)
+        released = self.variant == "released"
+        if self.text is None:
+            object.__setattr__(self, "text", "before_image" if released else "all")
+        invalid = {
+            "layers": released and self.layers is not None,
+            "layer": not released and self.layer is not None,
+            "text": released and self.text != "before_image",
+            "heads": released and self.heads != "mean",
+        }
+        for name in (name for name, is_invalid in invalid.items() if is_invalid):
+            raise ConfigError(
+                f"{name} is {getattr(self, name)!r}, which variant {self.variant!r} does not have: leave it out, or "
+                "choose the other variant"
+            )
+        if self.layer is not None and self.layer < 0:
+            raise ConfigError(f"layer is {self.layer}, must be at least 0: layers of variant released count from 0")
+        if self.layers is not None:
+            object.__setattr__(self, "layers", tuple(self.layers))
+            if not self.layers or min(self.layers) < 1 or len(set(self.layers)) < len(self.layers):
+                raise ConfigError(f"layers are {self.layers}, must be different numbers from 1: such as 2, 3, 4")
