@@ -17,20 +17,15 @@ from jaxtyping import Bool, Float, Integer
 
 from hardsample.errors import ConfigError
 from hardsample.metrics.beta import PRIOR
-from hardsample.metrics.pism import PismConfig
+from hardsample.metrics.options import PismConfig
 from hardsample.metrics.strata import STRATA, UNFINISHED, Bounds
+from hardsample.settings import declared
 from hardsample.trainer.selection.levels import STORED_WEIGHT, Levels, Rows, check_rows
 from hardsample.trainer.selection.states import StateDict, load_into, split_arrays
 
 BALANCE_RATE = 0.25
 """Weight of a new attention balance in the moving average."""
 STATE_VERSION = 1
-
-
-def _as_in_scoring(name: str) -> Any:
-    """Declare a field with the default and the help text that it has in scoring."""
-    scoring = PismConfig.__dataclass_fields__[name]
-    return field(default=scoring.default, metadata=scoring.metadata)
 
 
 @dataclass
@@ -47,9 +42,9 @@ class EvidenceConfig:
         default=1e-6,
         metadata={"help": "a group has zero variance if its rewards spread by at most this, reward units, 0 or above"},
     )
-    tau: float = _as_in_scoring("tau")
-    hard_max: float = _as_in_scoring("hard_max")
-    easy_min: float = _as_in_scoring("easy_min")
+    tau: float = declared(PismConfig, "tau")
+    hard_max: float = declared(PismConfig, "hard_max")
+    easy_min: float = declared(PismConfig, "easy_min")
 
     def __post_init__(self) -> None:
         """Check every field."""
