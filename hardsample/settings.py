@@ -18,7 +18,7 @@ def setting(
     default: Any,
     help: str,
     *,
-    choices: tuple[str, ...] | None = None,
+    choices: Collection[str] | None = None,
     min: float | None = None,
     group: str | None = None,
     escapes: bool = False,

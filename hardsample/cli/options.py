@@ -77,7 +77,7 @@ class Setting:
         if self.is_tuple and default is not None:
             default = ",".join(f"{item:g}" if isinstance(item, float) else str(item) for item in default)
         if "choices" in metadata:
-            kind = Literal[metadata["choices"]]
+            kind = Literal[tuple(metadata["choices"])]
         if metadata.get("min") is not None:
             more["min"] = metadata["min"]
         if metadata.get("escapes"):

@@ -65,7 +65,7 @@ class RolloutConfig:
     engine: str = setting(
         "transformers",
         "who generates: transformers (this machine) or openai (a server with OpenAI's interface)",
-        choices=tuple(ENGINES),
+        choices=ENGINES,
         group="Engine and server",
     )
     base_url: str | None = setting(

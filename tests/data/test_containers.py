@@ -96,6 +96,15 @@ values = st.recursive(
 )
 
 
+def is_text(item):
+    """Whether no half of a surrogate pair is in it, which the damage can leave."""
+    try:
+        json.dumps(item, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 @given(
     st.lists(st.dictionaries(st.text(), values, max_size=4), max_size=4),
     st.sampled_from([None, 0, 7, 40]),
@@ -118,7 +127,8 @@ def test_json_in_pieces_is_what_json_reads_at_once(records, indent, escapes, pie
             list(items)
         return
     read = [None if isinstance(item, RecordError) else item for item in items]
-    assert repr(read) == repr([item if isinstance(item, dict) else None for item in expected])  # NaN is not itself
+    wanted = [item if isinstance(item, dict) and is_text(item) else None for item in expected]
+    assert repr(read) == repr(wanted)  # NaN is not itself
 
 
 def test_a_mistake_in_the_middle_is_told_before_the_rest_is_read():

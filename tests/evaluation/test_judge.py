@@ -208,7 +208,7 @@ def test_from_the_command_line_to_a_score(server, tmp_path):
     server.always, server.script = "10", ["0", "no idea", "10", "10"]
     first = CliRunner().invoke(app, command)
     assert first.exit_code == 0, first.output
-    assert "graded by the judge judge-1" in first.output and "1 verdicts could not be had" in first.output
+    assert "graded by the judge judge-1" in first.output and "1 verdicts failed and do not count" in first.output
     assert json.loads((output / "benchmark.json").read_text())["figures"]["score"]["samples"] == 3
     second = CliRunner().invoke(app, command)
     found = json.loads((output / "benchmark.json").read_text())

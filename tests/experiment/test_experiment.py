@@ -75,7 +75,7 @@ def start(path: Path, *more: str, **environment: str) -> subprocess.Popen:
 
 
 def experiment(path: Path, *more: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return run_module("hardsample.cli.main", "experiment", path, *more, env=ENVIRONMENT | environment)
+    return run_module("hardsample.cli.main", "experiment", "--config", path, *more, env=ENVIRONMENT | environment)
 
 
 def weights(folder: Path) -> dict:
@@ -198,7 +198,7 @@ def test_scores_that_do_not_fit_are_refused(tmp_path, small_scores):
 def test_a_dry_run_computes_nothing(tmp_path):
     """Without scores: what is known, what is assumed, and that the scores are not there; nothing is written."""
     path = write(tmp_path, metrics=["pism", "cmab"], recipes=["full", "medium+hard"], model=str(tmp_path / "no model"))
-    done = experiment(path, "--dry-run", COLUMNS="140")
+    done = experiment(path, "--dry-run", COLUMNS="240")
     text = " ".join(done.stdout.split())
     assert "3 trainings for 3 cells" in text, done.stderr
     assert "grpo all │ 1 │ 24 │ 3 │ 24" in text, "the whole set does not depend on the scores"

@@ -262,7 +262,7 @@ def test_scores_say_what_is_missing(tmp_path):
 def test_config_names_value_bound_and_fix():
     with pytest.raises(ValueError, match="batch_size is 0, must be an integer of at least 1"):
         ScoringConfig(batch_size=0)
-    with pytest.raises(ValueError, match="temperature is -1, must be 0"):
+    with pytest.raises(ValueError, match="temperature is -1, must be a number of at least 0"):
         ScoringConfig(temperature=-1)
     with pytest.raises(ValueError, match="engine is 'x', must be one of transformers"):
         ScoringConfig(engine="x")

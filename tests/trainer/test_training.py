@@ -54,7 +54,7 @@ def test_a_killed_training_resumes_and_ends_as_an_uninterrupted_one(tmp_path, sc
     whole = hardsample_train(*options, "--output_dir", tmp_path / "a")
     assert whole.returncode == 0, whole.stderr
     assert "Policy signal: " in whole.stdout and f"model      {tmp_path / 'a'}" in whole.stdout
-    assert "next: hardsample score" in whole.stdout
+    assert "next: hardsample report" in whole.stdout
 
     again = [*options, "--output_dir", tmp_path / "b"]
     with subprocess.Popen(

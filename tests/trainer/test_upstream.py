@@ -296,7 +296,7 @@ def test_what_cannot_be_generated_separately_is_refused(tmp_path, images, what, 
     with pytest.raises(ValueError, match=r"probe_fraction is 0\.5, but rollouts of tools, environments or a rollout"):
         run(DifficultyAwareGRPOTrainer, tmp_path, images, probe_fraction=0.5, scores=scores_folder, **options)
     if what != "tools":
-        with pytest.raises(ValueError, match="monitor_size is 4, but rollouts of environments or of a rollout_func"):
+        with pytest.raises(ValueError, match="monitor_size is 4, but rollouts of environments or a rollout_func"):
             run(DifficultyAwareGRPOTrainer, tmp_path, images, monitor_size=4, **options)
 
 
