@@ -26,7 +26,7 @@ from hardsample.scoring.store import Store
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-RESULTS = Path(__file__).parent / "results" / "embedded"
+RESULTS = Path(__file__).parent / "results" / "demo"
 GROUP, SAMPLED = 8, 1_200
 
 
@@ -162,7 +162,7 @@ def measure(model: str, runs: Path, limit: int | None) -> dict:
         "pool_accuracy_greedy": per_ability(greedy),
         "test_accuracy_T0.7": round(float(np.mean(test)), 4),
         "pool_accuracy_T1": per_ability({name: float(np.mean(g)) for name, g in groups.items()}),
-        "groups_without_spread_T1": round(float(np.mean([sum(g) in (0, GROUP) for g in groups.values()])), 4),
+        "frac_zero_std_T1": round(float(np.mean([sum(g) in (0, GROUP) for g in groups.values()])), 4),
         "pool_strata": strata_by_ability(pool.table),
         "pool_rollouts_of_exhaustive": round(
             pool.run["counts"]["rollouts"] / pool.run["counts"]["rollouts_exhaustive"], 4

@@ -26,7 +26,7 @@ from hardsample.engines.transformers import TransformersEngine, load_model, load
 from hardsample.grading.grader import Grader, correctness_reward
 from hardsample.scoring.config import ScoringConfig
 
-RESULTS = Path(__file__).parent / "results" / "embedded"
+RESULTS = Path(__file__).parent / "results" / "demo"
 HELD_OUT_PRETRAINING = 1_200
 
 
@@ -129,7 +129,7 @@ def train(seed: int, learning_rate: float, steps: int) -> dict:
         "rollouts_a_step": 64,
         "seconds": round(time.time() - began, 1),
         "rows": callback.rows,
-        "groups_without_spread": [[entry["step"], round(entry["frac_reward_zero_std"], 4)] for entry in logs],
+        "frac_reward_zero_std": [[entry["step"], round(entry["frac_reward_zero_std"], 4)] for entry in logs],
     }
 
 

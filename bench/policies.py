@@ -149,8 +149,8 @@ def train(which: str, name: str, seed: int, steps: int) -> dict:
         "steps": steps,
         "seconds": round(time.time() - began, 1),
         "rows": callback.rows,
-        "no_signal": [round(entry["difficulty/frac_zero_std"], 4) for entry in logs],
-        "expected_zero_std_uniform": [
+        "frac_zero_std": [round(entry["difficulty/frac_zero_std"], 4) for entry in logs],
+        "frac_zero_std_uniform": [
             round(entry.get("difficulty/frac_zero_std_uniform", float("nan")), 4) for entry in logs
         ],
         "samples_met": int((trainer.difficulty.evidence.last_step >= 0).sum()),

@@ -49,8 +49,8 @@ def area(cell: dict) -> float:
     return fmean(curve(cell)[1:])
 
 
-def no_signal(cell: dict) -> float:
-    return fmean(cell["no_signal"])
+def frac_zero_std(cell: dict) -> float:
+    return fmean(cell["frac_zero_std"])
 
 
 def interval(values: list[float]) -> tuple[float, float]:
@@ -104,7 +104,7 @@ def table(which: str, seeds: range, found: Cells) -> list[str]:
             minus[0],
             shown([area(cell) for cell in some]),
             minus[1],
-            shown([no_signal(cell) for cell in some]),
+            shown([frac_zero_std(cell) for cell in some]),
             f"{fmean(cell['samples_met'] for cell in some):.0f}",
             f"{rollouts:,}",
         )
