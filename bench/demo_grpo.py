@@ -31,7 +31,7 @@ HELD_OUT_PRETRAINING = 1_200
 
 
 def pretraining_records(count: int) -> list[dict]:
-    """Records from the end of the pretraining split, which no training stage reaches."""
+    """Return records from the end of the pretraining split, which no training stage reaches."""
     from PIL import Image as Images
 
     rows = []
@@ -45,7 +45,7 @@ def pretraining_records(count: int) -> list[dict]:
 
 
 def accuracy(model, records: list[dict]) -> dict[str, float]:
-    """Accuracy at T = 0.7, one rollout a record, by ability."""
+    """Return the accuracy at T = 0.7, one rollout a record, by ability."""
     settings = model.generation_config
     engine = TransformersEngine(model, load_processor(str(model_path())), ScoringConfig(batch_size=256, seed=1234))
     right: dict[str, list[int]] = {}
@@ -67,7 +67,7 @@ def accuracy(model, records: list[dict]) -> dict[str, float]:
 
 
 class Evaluate(TrainerCallback):
-    """Measures every 50 steps."""
+    """Measure every 50 steps."""
 
     def __init__(self, test: list[dict], pretraining: list[dict]) -> None:
         self.test, self.pretraining, self.rows = test, pretraining, []
@@ -85,7 +85,7 @@ class Evaluate(TrainerCallback):
 
 
 def train(seed: int, learning_rate: float, steps: int) -> dict:
-    """One stock GRPO run."""
+    """Train once with stock GRPO and return the measurements."""
     model = load_model(str(model_path()), "cpu")
     processor = load_processor(str(model_path()))
     pool = load_split("demo:pool").remove_columns(list(KNOBS)).cast_column("images", List(Image()))

@@ -1,4 +1,4 @@
-"""Writes the demo model's card from what was measured: `python bench/demo_report.py`.
+"""Write the demo model's card from what was measured: `python bench/demo_report.py`.
 
 Reads bench/results/demo/{card,grpo-seed*}.json, writes hardsample/demo/README.md.
 """
@@ -133,15 +133,15 @@ def frozen(stage: pretrain.Stage) -> str:
 
 
 def losses(runs: list[dict]) -> str:
-    """A sentence on every ability that a run lost more than two points of."""
-    found = [
+    """Return a sentence on every ability that lost more than two points in a run."""
+    lost = [
         f"{name} in seed {run['seed']} ({100 * (row['after'] - row['before']):+.1f} points)"
         for run in runs
         for name in ABILITIES
         for row in [{key: run["rows"][at]["pretraining"][name] for key, at in (("before", 0), ("after", -1))}]
         if row["after"] < row["before"] - 0.02
     ]
-    return f"Lost: {', '.join(found)}." if found else "No ability lost more than two points."
+    return f"Lost: {', '.join(lost)}." if lost else "No ability lost more than two points."
 
 
 def main() -> None:

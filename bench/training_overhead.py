@@ -41,7 +41,7 @@ CASES = {
 
 
 def questions(large: bool) -> Dataset:
-    """The first questions of the pool; large: their images blown up to 1,024² JPEGs."""
+    """Return the first questions of the pool; large: with their images enlarged to 1,024² JPEGs."""
     data = load_split("demo:pool", SAMPLES).remove_columns(list(KNOBS)).cast_column("images", List(Image()))
     if not large:
         return data
@@ -83,7 +83,7 @@ class Replays(GRPOTrainer):
 
 
 def trained(trainer_class, config_class, data, folder, steps, order=None, **options):
-    """One training; (seconds of each step, the trainer)."""
+    """Train once; return the seconds of each step, and the rows in the order they were trained on."""
     clock = Clock()
     args = config_class(
         output_dir=folder,
