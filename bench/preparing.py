@@ -194,7 +194,7 @@ def measured(
             row[label] = {step: per_rollout(times[label][step], requests) for step in ("mask", "processor")}
             row[label] |= {"generate": model_ms}
             row[label]["sum"] = round(sum(row[label].values()), 3)
-        row["image_processor"] = engines["after"].backends()["image_processor"]
+        row["image_processor"] = engines["after"].run_info().backends["image_processor"]
         row["ratio"] = {
             step: round(row["before"][step] / row["after"][step], 2) for step in ("mask", "processor", "sum")
         }
