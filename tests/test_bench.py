@@ -75,6 +75,7 @@ def test_stored_pages_can_be_written_again(tmp_path, monkeypatch):
     """The scripts that only read stored JSON give the stored pages: no key was renamed on one side alone."""
     monkeypatch.syspath_prepend(str(BENCH))
     import experiments_report
+    import policies
     import policies_report
     import sanity
     import served
@@ -83,6 +84,8 @@ def test_stored_pages_can_be_written_again(tmp_path, monkeypatch):
     assert sanity.page(json.loads((results / "sanity/sanity.json").read_text())) == read(results / "sanity/README.md")
     assert served.page(json.loads((results / "served.json").read_text())) == read(results / "served.md")
     cells, page = policies_report.cells(), read(results / "policies/README.md")
+    for (_, setting), by_seed in cells.items():
+        assert all(cell["options"] == policies.SETTINGS[setting] for cell in by_seed.values()), setting
     lines = [*policies_report.table("subset", policies_report.REPORTED, cells)]
     lines += policies_report.speed("subset", policies_report.REPORTED, cells)
     assert len(lines) > 10 and [line for line in lines if line not in page] == []
