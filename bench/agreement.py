@@ -23,13 +23,13 @@ def completions(dtype: str, size: int, requests: list[Request]) -> list[object]:
 
 def main() -> None:
     requests = [Request(record, ratio, 0) for record in load_split("demo") for ratio in RATIOS]
-    found = {"rollouts": len(requests), "batch_sizes": [1, 64], "device": "cpu"}
+    results = {"rollouts": len(requests), "batch_sizes": [1, 64], "device": "cpu"}
     for dtype in ("float32", "bfloat16"):
         pairs = zip(completions(dtype, 1, requests), completions(dtype, 64, requests), strict=True)
-        found[f"agreement_{dtype}"] = round(sum(a == b for a, b in pairs) / len(requests), 4)
+        results[f"agreement_{dtype}"] = round(sum(a == b for a, b in pairs) / len(requests), 4)
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "agreement.json").write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps(found))
+    (RESULTS / "agreement.json").write_text(json.dumps(results, indent=1) + "\n")
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def attention_form(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """A tile of rows of one head, as in `attention_with_mass`."""
+    """Attend a tile of rows of one head, as `attention_with_mass` does."""
     tiles = tl.cdiv(queries, BLOCK_M)
     program = tl.program_id(0)
     tile = tiles - 1 - program % tiles
@@ -137,16 +137,16 @@ def attention_form(
         True, FORM, BLOCK_N,
     )
     # fmt: on
-    place = (b * heads + h) * queries + row
+    position = (b * heads + h) * queries + row
     share = 1.0 / tl.where(norm > 0, norm, 1.0)
     tl.store(
-        output + place[:, None] * DIM + dims[None, :], (total * share[:, None]).to(q.dtype.element_ty), mask=inside
+        output + position[:, None] * DIM + dims[None, :], (total * share[:, None]).to(q.dtype.element_ty), mask=inside
     )
-    tl.store(lse + place, top + tl.log2(norm), mask=row < queries)
+    tl.store(lse + position, top + tl.log2(norm), mask=row < queries)
     if FORM == "one-hot":
         column = tl.arange(0, 16)[None, :]
         wanted = (row < queries)[:, None] & (column >= 1) & (column <= 2)
-        tl.store(mass + place[:, None] * 2 + column - 1, image * share[:, None], mask=wanted)
+        tl.store(mass + position[:, None] * 2 + column - 1, image * share[:, None], mask=wanted)
     else:
-        tl.store(mass + place * 2, image * share, mask=row < queries)
-        tl.store(mass + place * 2 + 1, text * share, mask=row < queries)
+        tl.store(mass + position * 2, image * share, mask=row < queries)
+        tl.store(mass + position * 2 + 1, text * share, mask=row < queries)

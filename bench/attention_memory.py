@@ -28,7 +28,7 @@ WAYS = ("sdpa", "hardsample", "eager")
 
 
 def llava(length: int) -> tuple[Any, dict[str, Any], int]:
-    """A language model behind a tower, fed with embeddings of image tokens (no image): the text side is measured."""
+    """Return a model, inputs and completion length; embeddings stand for image tokens, so the text side is measured."""
     import torch
     from transformers import LlavaConfig, LlavaForConditionalGeneration
 
@@ -46,7 +46,7 @@ def llava(length: int) -> tuple[Any, dict[str, Any], int]:
 
 
 def qwen() -> tuple[Any, dict[str, Any], int]:
-    """Qwen2.5-VL, small, with the inputs of one large image."""
+    """Return a small Qwen2.5-VL, the inputs of one large image, and the completion length."""
     import torch
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -75,7 +75,7 @@ def qwen() -> tuple[Any, dict[str, Any], int]:
 
 
 def measure(kind: str, way: str, images: int) -> dict[str, float]:
-    """Megabytes that the peak grew by, and seconds a forward; run in a process of its own."""
+    """Return the megabytes that the peak grew by, and seconds a forward; run it in a process of its own."""
     import torch
 
     from hardsample.attention.interface import collect_attention_mass, use_attention_mass
@@ -105,8 +105,8 @@ def measure(kind: str, way: str, images: int) -> dict[str, float]:
 
 
 def apart(kind: str, way: str, images: int = 1) -> dict[str, float]:
-    """`measure` in a process of its own."""
-    command = [sys.executable, __file__, "--one", kind, way, str(images)]
+    """Run `measure` in a process of its own."""
+    command = [sys.executable, __file__, "--measure", kind, way, str(images)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{kind}, {way} failed:\n{done.stderr[-2000:]}")
@@ -114,8 +114,8 @@ def apart(kind: str, way: str, images: int = 1) -> dict[str, float]:
 
 
 def main() -> None:
-    """Both tables."""
-    if sys.argv[1:2] == ["--one"]:
+    """Measure, and write both tables."""
+    if sys.argv[1:2] == ["--measure"]:
         print(json.dumps(measure(sys.argv[2], sys.argv[3], int(sys.argv[4]))))
         return
     import torch
@@ -137,8 +137,8 @@ def main() -> None:
         "| T | SDPA | SDPA + masses | more | eager with weights |",
         "|---|---|---|---|---|",
     ]
-    for length, found in growth.items():
-        peaks = [found[way]["peak_mb"] for way in WAYS]
+    for length, measured in growth.items():
+        peaks = [measured[way]["peak_mb"] for way in WAYS]
         lines.append(f"| {length} | {peaks[0]} | {peaks[1]} | {peaks[1] - peaks[0]:+.1f} | {peaks[2]} |")
     tokens = int(large["hardsample"]["tokens"])
     lines += [
@@ -148,7 +148,7 @@ def main() -> None:
         "",
         "| | peak, MB | seconds an image |",
         "|---|---|---|",
-        *(f"| {way} | {found['peak_mb']} | {found['seconds']} |" for way, found in large.items()),
+        *(f"| {way} | {measured['peak_mb']} | {measured['seconds']} |" for way, measured in large.items()),
         "",
         f"Eager's weights alone: {layers} layers x {heads} heads x {tokens}² x 4 bytes = "
         f"{layers * heads * tokens**2 * 4 / 1e6:.0f} MB.",

@@ -34,13 +34,13 @@ def main() -> None:
 
 
 def bands(bounds: BalanceBounds) -> list[tuple[float, float, str]]:
-    """Ranges of ρ̄ and their strata."""
+    """Return ranges of ρ̄ and their strata."""
     edges = (0.0, bounds.easy_below, bounds.hard_min, bounds.hard_max, bounds.easy_above, math.inf)
     return list(zip(edges, edges[1:], ("easy", "medium", "hard", "medium", "easy"), strict=False))
 
 
 def write(scores: Scores) -> None:
-    """Figures, table and JSON."""
+    """Write figures, table and JSON."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     table = scores.table.to_dict()
     rows = list(
@@ -66,7 +66,7 @@ def write(scores: Scores) -> None:
         by_stratum[name] = {"solved": len(own), "quantiles": [round(q, 3) for q in balance_quantiles(own, LEVELS)]}
     seconds = scores.run["seconds"]
     pism = seconds["total"] - seconds["cmab"]
-    found = {
+    summary = {
         "samples": len(rows),
         "completions": scores.run["cmab"]["completions"],
         "seconds": {"pism": round(pism, 2), "cmab": seconds["cmab"], "share": round(seconds["cmab"] / pism, 3)},
@@ -75,29 +75,29 @@ def write(scores: Scores) -> None:
         "cross": {f"{a}/{b}": cross[a, b] for a in STRATA for b in STRATA},
         "signatures": scores.run["signatures"],
     }
-    (RESULTS / "summary.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    (RESULTS / "summary.md").write_text("\n".join(lines(found)) + "\n")
-    print("\n".join(lines(found)))
-    print(json.dumps(found, ensure_ascii=False))
+    (RESULTS / "summary.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    (RESULTS / "summary.md").write_text("\n".join(lines(summary)) + "\n")
+    print("\n".join(lines(summary)))
+    print(json.dumps(summary, ensure_ascii=False))
 
 
-def lines(found: dict) -> list[str]:
-    """The summary as Markdown."""
-    seconds = found["seconds"]
+def lines(summary: dict) -> list[str]:
+    """Return the summary as lines of Markdown."""
+    seconds = summary["seconds"]
     made = [
         "# Attention balance of the demo model on the demo set",
         "",
-        f"`python bench/attention_profile.py`: {found['completions']} completions in {seconds['cmab']} s, "
+        f"`python bench/attention_profile.py`: {summary['completions']} completions in {seconds['cmab']} s, "
         f"{seconds['share']:.0%} of the {seconds['pism']} s that PISM took.",
         "",
         "| | solved | ρ̄ at 5 % | 25 % | 50 % | 75 % | 95 % |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, part in (*found["by_stratum"].items(), *found["by_ability"].items()):
+    for name, part in (*summary["by_stratum"].items(), *summary["by_ability"].items()):
         made.append(f"| {name} | {part['solved']} | " + " | ".join(f"{q:.2f}" for q in part["quantiles"]) + " |")
     made += ["", "| PISM \\ CMAB | easy | medium | hard | unsolved |", "|---|---|---|---|---|"]
-    made += [f"| {a} | " + " | ".join(str(found["cross"][f"{a}/{b}"]) for b in STRATA) + " |" for a in STRATA]
-    return [*made, "", *(f"Signature: {sentence}" for sentence in found["signatures"])]
+    made += [f"| {a} | " + " | ".join(str(summary["cross"][f"{a}/{b}"]) for b in STRATA) + " |" for a in STRATA]
+    return [*made, "", *(f"Signature: {sentence}" for sentence in summary["signatures"])]
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ CASES = list(cases("cuda" if torch.cuda.is_available() else "cpu", quick=True))
     ],
 )
 def test_kernel(benchmark, case, name):
-    """Ours, and each baseline of the same case, in one group."""
+    """Time ours and each baseline of the same case in one group."""
     torch.set_num_threads(1)
     ours, baselines = case.build()
     call = ours if name == "ours" else baselines[name]

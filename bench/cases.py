@@ -53,13 +53,13 @@ class Case:
 
 
 def cases(device: str, quick: bool = False) -> Iterator[Case]:
-    """All cases of a device; `quick` leaves out the largest sizes."""
+    """Yield all cases of a device; `quick` leaves out the largest sizes."""
     yield from mask_cases(device, SIZES[:2] if quick else SIZES)
     yield from attention_cases(device, ATTENTION[:1] if quick else ATTENTION)
 
 
 def mask_cases(device: str, sizes: tuple[int, ...]) -> Iterator[Case]:
-    """100 variants of one image, into a given buffer."""
+    """Yield cases of 100 variants of one image, written into a given buffer."""
     for size in sizes:
         for layout, dtype in (
             ("chw", torch.float32),
@@ -124,7 +124,7 @@ def _masking(device: str, size: int, layout: str, dtype: torch.dtype) -> tuple[C
 
 
 def _pil(image: torch.Tensor, size: int) -> Call:
-    """The way of the method's own scripts: mask in NumPy, make a PIL image, run the model's image processor."""
+    """Work as the method's own scripts do: mask in NumPy, make a PIL image, run the model's image processor."""
     import numpy as np
     from PIL import Image
     from transformers import CLIPImageProcessorPil
@@ -144,7 +144,7 @@ def _pil(image: torch.Tensor, size: int) -> Call:
 
 
 def attention_cases(device: str, shapes: tuple[tuple[int, int, int], ...]) -> Iterator[Case]:
-    """Attention with the masses of the completion rows against attention without, and against other ways to them."""
+    """Yield cases of attention with masses of the completion rows, against attention without and other ways to them."""
     dtypes = (torch.float32,) if device == "cpu" else (torch.bfloat16, torch.float16)
     for (tokens, images, rows), dtype, batch in product(shapes, dtypes, (1,) if device == "cpu" else (1, 8)):
         for backend in _attention_backends(device, dtype):
@@ -166,9 +166,9 @@ def attention_cases(device: str, shapes: tuple[tuple[int, int, int], ...]) -> It
 
 
 def _attention_backends(device: str, dtype: torch.dtype) -> list[str]:
-    """What is measured: every way that can run here, but the reference."""
-    found = ops.backends(device, dtype)["attention_with_mass"]
-    return [name for name, reason in found.items() if not reason and name != "reference"]
+    """Return the backends to measure: all that can run here except the reference."""
+    reasons = ops.backends(device, dtype)["attention_with_mass"]
+    return [name for name, reason in reasons.items() if not reason and name != "reference"]
 
 
 def _attention(

@@ -1,8 +1,8 @@
-"""Compiles every Triton configuration that the launchers choose, without a GPU, and reads registers and spills.
+"""Compile every Triton configuration that the launchers choose, without a GPU, and read registers and spills.
 
-    python bench/compile.py                      writes bench/results/compile.md and compile.json
-    python bench/compile.py --check [PART ...]   compiles all (or those whose name contains a PART), checks the limits
-    python bench/compile.py --check-table        checks what was written: limits, and that nothing shipped is missing
+    python bench/compile.py                      write bench/results/compile.md and compile.json
+    python bench/compile.py --check [PART ...]   compile all (or those whose name contains a PART), check the limits
+    python bench/compile.py --check-table        check what was written: limits, and that nothing shipped is missing
 
 A configuration's name is "kernel, form, dtype, head dim, arch", as in the table. compile.json is a list of {kernel,
 form, dtype, arch, head_dim, block_m, block_n, warps, stages, registers, spill_bytes, shared_bytes, shipped}: what is
@@ -85,7 +85,7 @@ class Configuration:
         return ", ".join([self.kernel, self.form, self.dtype, *dim, f"sm_{self.arch}"])
 
     def row(self) -> dict[str, Any]:
-        """Compile it; the row of compile.json."""
+        """Compile it and return its row of compile.json."""
         registers, spilled, shared = compile_one(self.jit, self.constants, self.values, self.arch)
         return {
             **self.key(),
@@ -96,7 +96,7 @@ class Configuration:
         }
 
     def key(self) -> dict[str, Any]:
-        """The fields that are known before it is compiled."""
+        """Return the fields that are known before it is compiled."""
         return {
             "kernel": self.kernel,
             "form": self.form,
@@ -111,7 +111,7 @@ class Configuration:
 
 
 def configurations() -> Iterator[Configuration]:
-    """All of them: shipped ones, then those for comparison."""
+    """Yield the shipped configurations, then those for comparison."""
     for arch in ARCHS:
         yield from attention_configurations(arch)
         yield from mask_configurations(arch)
@@ -119,7 +119,7 @@ def configurations() -> Iterator[Configuration]:
 
 
 def attention_configurations(arch: int) -> Iterator[Configuration]:
-    """Both attention kernels for every dtype, class of head dim and form."""
+    """Yield both attention kernels for every dtype, class of head dim and form."""
     capability = (arch // 10, arch % 10)
     for (dtype, (values, size)), dim in product(FLOATS.items(), HEAD_DIMS):
         for causal, masked in product((True, False), repeat=2):
@@ -139,7 +139,7 @@ def attention_configurations(arch: int) -> Iterator[Configuration]:
 
 
 def mask_configurations(arch: int) -> Iterator[Configuration]:
-    """Every kind, layout and size of values; sizes whose rows are aligned, odd, and narrower than eight pixels."""
+    """Yield every kind, layout and size of values; row sizes are aligned, odd, and narrower than eight pixels."""
     images = {"": (1008, 1008, 3, 0, 0, 0), ", odd size": (1009, 1007, 3, 0, 0, 0), ", narrow": (4096, 4, 3, 0, 0, 0)}
     grids = {", patch 14": (1008, 1008, 3, 14, 2, 2), ", patch 16": (1024, 1024, 3, 16, 2, 2)}
     for kind, layout, size in product(KINDS, LAYOUTS, SIZES):
@@ -155,7 +155,7 @@ def mask_configurations(arch: int) -> Iterator[Configuration]:
 
 
 def compared_configurations(arch: int) -> Iterator[Configuration]:
-    """Not shipped: the fused kernel without masses, and other ways to sum them."""
+    """Yield what is not shipped: the fused kernel without masses, and other ways to sum them."""
     for dim, (causal, masked) in product((64, 128), ((True, False), (False, False), (False, True))):
         tiles = fused_tiles(2, dim, masked, (arch // 10, 0))
         constants = attention.fused_constants(tiles, dim, causal, masked, mass=False)
@@ -182,7 +182,7 @@ STRIDES = ("_batch", "_head", "_row", "_key")
 
 
 def compile_one(kernel: Any, constants: dict[str, Any], values: str, arch: int) -> tuple[int, int, int]:
-    """Compiles as a launch does: pointers and strides are multiples of 16, a mask's keys lie next to each other.
+    """Compile as a launch does: pointers and strides are multiples of 16, a mask's keys lie next to each other.
 
     Returns:
         Registers of a thread, bytes spilled, bytes of shared memory of a program.
@@ -214,7 +214,7 @@ def compile_one(kernel: Any, constants: dict[str, Any], values: str, arch: int) 
 
 
 def broken_limits(rows: list[dict[str, Any]]) -> list[str]:
-    """What the shipped rows of `attention_with_mass` at head dim 128 in bfloat16 break."""
+    """Return the limits that shipped rows of `attention_with_mass` at head dim 128 in bfloat16 break."""
     broken = []
     for row in rows:
         if (row["kernel"], row["head_dim"], row["dtype"]) != ("attention_with_mass", 128, "bfloat16"):
@@ -225,14 +225,14 @@ def broken_limits(rows: list[dict[str, Any]]) -> list[str]:
         limit = LIMITS[int(row["arch"].removeprefix("sm_"))]
         if row["spill_bytes"] > limit:
             broken.append(f"{where}: spills {row['spill_bytes']} bytes, may spill {limit}")
-        found = (row["block_m"], row["block_n"], row["warps"])
-        if found != LIMIT_TILES:
-            broken.append(f"{where}: rows, keys and warps are {found}, must be {LIMIT_TILES}")
+        tiles = (row["block_m"], row["block_n"], row["warps"])
+        if tiles != LIMIT_TILES:
+            broken.append(f"{where}: rows, keys and warps are {tiles}, must be {LIMIT_TILES}")
     return broken
 
 
 def compile_all(chosen: list[Configuration]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows, and what failed."""
+    """Return the rows, and what failed."""
     rows, failed = [], []
     for number, configuration in enumerate(chosen, 1):
         try:
@@ -245,7 +245,7 @@ def compile_all(chosen: list[Configuration]) -> tuple[list[dict[str, Any]], list
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """The tables of compile.md."""
+    """Return the tables of compile.md."""
     archs = [f"sm_{arch}" for arch in ARCHS]
     lines = [
         "# What the Triton kernels compile to",
@@ -269,7 +269,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def worst(rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of each kernel, dtype, head dim and architecture the row with the most spilled bytes, then registers."""
+    """Return the row with the most spilled bytes, then registers, for each kernel, dtype, head dim and architecture."""
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
         key = tuple(row[name] for name in ("kernel", "dtype", "head_dim", "arch"))
@@ -279,12 +279,12 @@ def worst(rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def cost(row: dict[str, Any]) -> tuple[int, int]:
-    """For comparison."""
+    """Return a key to compare rows by."""
     return row["spill_bytes"], row["registers"]
 
 
 def table(rows: list[dict[str, Any]], archs: list[str], tiles: bool) -> list[str]:
-    """One line a kernel, form and dtype; the architectures side by side."""
+    """Return one line for each kernel, form and dtype, with the architectures side by side."""
     lines = [f"| kernel | form | {' | '.join(archs)} |", "|---|---|" + "---|" * len(archs)]
     cells: dict[tuple[str, str, str], dict[str, str]] = {}
     for row in rows:
@@ -294,20 +294,21 @@ def table(rows: list[dict[str, Any]], archs: list[str], tiles: bool) -> list[str
         if tiles:
             cell += f" ({row['block_m']} × {row['block_n']}, {row['warps']}, {row['stages']})"
         cells.setdefault((kernel, form, row["dtype"]), {})[row["arch"]] = cell
-    for (kernel, form, _), found in cells.items():
-        lines.append(f"| {kernel} | {form} | {' | '.join(found.get(arch, '') for arch in archs)} |")
+    for (kernel, form, _), cell_by_arch in cells.items():
+        lines.append(f"| {kernel} | {form} | {' | '.join(cell_by_arch.get(arch, '') for arch in archs)} |")
     return lines
 
 
 def stale(rows: list[dict[str, Any]]) -> list[str]:
-    """Shipped configurations that the table lacks or shows with other tiles."""
+    """Return the shipped configurations that the table lacks or lists with other tiles."""
     known = {json.dumps({name: row[name] for name in next(configurations()).key()}) for row in rows}
-    lacking = [one.name for one in configurations() if one.shipped and json.dumps(one.key()) not in known]
+    shipped = [configuration for configuration in configurations() if configuration.shipped]
+    lacking = [configuration.name for configuration in shipped if json.dumps(configuration.key()) not in known]
     return [f"{name}: not in compile.json as it is now; run python bench/compile.py" for name in lacking]
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", nargs="*", metavar="PART", help="compile and check the limits, write nothing")
     parser.add_argument("--check-table", action="store_true", help="check compile.json instead, compile nothing")
@@ -318,7 +319,7 @@ def main() -> None:
     parts = arguments.check
     chosen = list(configurations())
     if parts:
-        chosen = [one for one in chosen if any(part in one.name for part in parts)]
+        chosen = [configuration for configuration in chosen if any(part in configuration.name for part in parts)]
         if not chosen:
             sys.exit(f"no name contains {' or '.join(map(repr, parts))}; one is {next(configurations()).name!r}")
     rows, failed = compile_all(chosen)
@@ -331,7 +332,7 @@ def main() -> None:
 
 
 def finish(rows: list[dict[str, Any]], failed: list[str]) -> None:
-    """Ends the program: with a message and 1 if anything failed or a limit is broken."""
+    """End the program, with a message and exit code 1 if anything failed or a limit is broken."""
     failed += broken_limits(rows)
     if failed:
         sys.exit("\n".join(failed))

@@ -1,8 +1,7 @@
-"""Measures what the demo model's card says: `python bench/demo_card.py` (resumes; some 20 minutes on two
-cores).
+"""Measure what the demo model's card says: `python bench/demo_card.py` (resumes; some 20 minutes on two cores).
 
 Everything goes through `hardsample.scoring.score.score` on the shipped model, loaded as float32. Writes
-bench/results/demo/card.json, card.md and knobs.png.
+bench/results/demo/card.json and knobs.png.
 """
 
 from __future__ import annotations
@@ -26,17 +25,17 @@ from hardsample.scoring.store import Store
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-RESULTS = Path(__file__).parent / "results" / "embedded"
+RESULTS = Path(__file__).parent / "results" / "demo"
 GROUP, SAMPLED = 8, 1_200
 
 
 def graded(directory: Path) -> dict[str, list[int]]:
-    """Grades of every sample of a folder."""
-    found: dict[str, list[int]] = defaultdict(list)
+    """Return the grades of every sample of a folder."""
+    grades: dict[str, list[int]] = defaultdict(list)
     with Store(directory) as store:
         for rollout in store.rollouts():
-            found[rollout.sample].append(rollout.grade)
-    return found
+            grades[rollout.sample].append(rollout.grade)
+    return grades
 
 
 def shares(counts: Counter, total: int) -> dict[str, float]:
@@ -44,9 +43,7 @@ def shares(counts: Counter, total: int) -> dict[str, float]:
 
 
 def guessing(records: int) -> dict[str, dict[str, float]]:
-    """For each ability the share of the most frequent answer among pretraining records, and what chance alone would
-    add.
-    """
+    """Return each ability's share of the most frequent answer and number of answers among pretraining records."""
     answers: dict[str, Counter] = defaultdict(Counter)
     for index in range(records):
         record = make_record("pretrain", index)
@@ -58,7 +55,7 @@ def guessing(records: int) -> dict[str, dict[str, float]]:
 
 
 def plot_knobs(accuracy: dict[str, dict[str, list[float]]], path: Path) -> None:
-    """Accuracy against each knob, by ability."""
+    """Plot accuracy against each knob, by ability."""
     figure, axes = plt.subplots(2, 4, figsize=(14, 6.2), sharey=True, layout="constrained")
     for axis, knob in zip(axes.flat, KNOBS, strict=False):
         for colour, (name, (places, values)) in enumerate(accuracy[knob].items()):
@@ -77,16 +74,16 @@ def plot_knobs(accuracy: dict[str, dict[str, list[float]]], path: Path) -> None:
 
 
 def binned(values: np.ndarray, bins: int) -> np.ndarray:
-    """The bin of each value: the value itself where there are few, else equal shares."""
-    distinct, place = np.unique(values, return_inverse=True)
+    """Return the bin of each value: one bin a value where there are few, else bins of equal shares."""
+    distinct, indices = np.unique(values, return_inverse=True)
     if len(distinct) <= bins:
-        return place
+        return indices
     edges = np.unique(np.quantile(values, np.linspace(0, 1, bins + 1)))
     return np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
 
 
 def by_knob(records, right: dict[str, float], bins: int = 6) -> tuple[dict, dict]:
-    """Accuracy in bins of each knob by ability, and the correlation of each knob with being right."""
+    """Return accuracy in bins of each knob by ability, and the correlation of each knob with being right."""
     curves: dict[str, dict] = {}
     correlation: dict[str, float] = {}
     hits = np.array([right[name] for name in records["id"]])
@@ -96,11 +93,11 @@ def by_knob(records, right: dict[str, float], bins: int = 6) -> tuple[dict, dict
         curves[knob] = {}
         for name in ("all", *ABILITIES):
             chosen = np.full(len(hits), True) if name == "all" else abilities == name
-            place = binned(values[chosen], bins)
-            used = [b for b in np.unique(place) if (place == b).sum() >= 20]
+            bin_of = binned(values[chosen], bins)
+            used = [b for b in np.unique(bin_of) if (bin_of == b).sum() >= 20]
             curves[knob][name] = (
-                [round(float(values[chosen][place == b].mean()), 2) for b in used],
-                [round(float(hits[chosen][place == b].mean()), 4) for b in used],
+                [round(float(values[chosen][bin_of == b].mean()), 2) for b in used],
+                [round(float(hits[chosen][bin_of == b].mean()), 4) for b in used],
             )
         within = np.zeros(len(hits))
         for name in ABILITIES:
@@ -118,7 +115,7 @@ def strata_by_ability(table) -> dict[str, dict[str, int]]:
 
 
 def measure(model: str, runs: Path, limit: int | None) -> dict:
-    """Every figure of the card."""
+    """Measure every figure of the card."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     common = {"limit": limit, "batch_size": 256}
     one_level = {"ratios": (0.0,), "search": "exhaustive"}
@@ -162,7 +159,7 @@ def measure(model: str, runs: Path, limit: int | None) -> dict:
         "pool_accuracy_greedy": per_ability(greedy),
         "test_accuracy_T0.7": round(float(np.mean(test)), 4),
         "pool_accuracy_T1": per_ability({name: float(np.mean(g)) for name, g in groups.items()}),
-        "groups_without_spread_T1": round(float(np.mean([sum(g) in (0, GROUP) for g in groups.values()])), 4),
+        "frac_zero_std_T1": round(float(np.mean([sum(g) in (0, GROUP) for g in groups.values()])), 4),
         "pool_strata": strata_by_ability(pool.table),
         "pool_rollouts_of_exhaustive": round(
             pool.run["counts"]["rollouts"] / pool.run["counts"]["rollouts_exhaustive"], 4

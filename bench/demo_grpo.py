@@ -26,12 +26,12 @@ from hardsample.engines.transformers import TransformersEngine, load_model, load
 from hardsample.grading.grader import Grader, correctness_reward
 from hardsample.scoring.config import ScoringConfig
 
-RESULTS = Path(__file__).parent / "results" / "embedded"
+RESULTS = Path(__file__).parent / "results" / "demo"
 HELD_OUT_PRETRAINING = 1_200
 
 
 def pretraining_records(count: int) -> list[dict]:
-    """Records from the end of the pretraining split, which no training stage reaches."""
+    """Return records from the end of the pretraining split, which no training stage reaches."""
     from PIL import Image as Images
 
     rows = []
@@ -45,7 +45,7 @@ def pretraining_records(count: int) -> list[dict]:
 
 
 def accuracy(model, records: list[dict]) -> dict[str, float]:
-    """Accuracy at T = 0.7, one rollout a record, by ability."""
+    """Return the accuracy at T = 0.7, one rollout a record, by ability."""
     settings = model.generation_config
     engine = TransformersEngine(model, load_processor(str(model_path())), ScoringConfig(batch_size=256, seed=1234))
     right: dict[str, list[int]] = {}
@@ -67,7 +67,7 @@ def accuracy(model, records: list[dict]) -> dict[str, float]:
 
 
 class Evaluate(TrainerCallback):
-    """Measures every 50 steps."""
+    """Measure every 50 steps."""
 
     def __init__(self, test: list[dict], pretraining: list[dict]) -> None:
         self.test, self.pretraining, self.rows = test, pretraining, []
@@ -85,7 +85,7 @@ class Evaluate(TrainerCallback):
 
 
 def train(seed: int, learning_rate: float, steps: int) -> dict:
-    """One stock GRPO run."""
+    """Train once with stock GRPO and return the measurements."""
     model = load_model(str(model_path()), "cpu")
     processor = load_processor(str(model_path()))
     pool = load_split("demo:pool").remove_columns(list(KNOBS)).cast_column("images", List(Image()))
@@ -129,7 +129,7 @@ def train(seed: int, learning_rate: float, steps: int) -> dict:
         "rollouts_a_step": 64,
         "seconds": round(time.time() - began, 1),
         "rows": callback.rows,
-        "groups_without_spread": [[entry["step"], round(entry["frac_reward_zero_std"], 4)] for entry in logs],
+        "frac_reward_zero_std": [[entry["step"], round(entry["frac_reward_zero_std"], 4)] for entry in logs],
     }
 
 

@@ -1,4 +1,4 @@
-"""Writes the demo model's card from what was measured: `python bench/demo_report.py`.
+"""Write the demo model's card from what was measured: `python bench/demo_report.py`.
 
 Reads bench/results/demo/{card,grpo-seed*}.json, writes hardsample/demo/README.md.
 """
@@ -13,7 +13,7 @@ from hardsample.demo.generator import ABILITIES
 from hardsample.metrics.strata import STRATA
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "bench" / "results" / "embedded"
+RESULTS = ROOT / "bench" / "results" / "demo"
 
 TEXT = """# The demo model and its questions
 
@@ -47,7 +47,7 @@ The tower learns first, from dense labels (what digit, shape and colour covers e
 learns no digit. In the last stage a share of the answers, 50 % at shift 0 to 80 % at shift 256, is spoiled in a
 structured way (a digit off by one, two neighbouring colours swapped), so that the model knows more than it says: that
 is what reinforcement learning sharpens. (A first try with 25 % to 65 % left too little to sharpen; the shifts of the
-pool were then fixed so that some two fifths of the groups have no spread. No sampling policy had been tried.)
+pool were then fixed so that some two fifths of the groups have zero variance. No sampling policy had been tried.)
 
 **Pretraining saw masked images**: {masked}, each with up to half of its pixels black. The weights ship in bfloat16;
 every figure below is measured on those, loaded as float32.
@@ -70,8 +70,8 @@ image left, T = 0.7, {blind_rollouts} rollouts an ability.
 | accuracy on its first 1,200, T = 1 | {t1} |
 | accuracy on its first 1,200, greedy | {greedy} |
 
-On the test split at T = 0.7: {test}. At T = 1, {spread} of the groups of eight (first 1,200 of the pool) have no
-spread (all right or all wrong).
+On the test split at T = 0.7: {test}. At T = 1, {zero_std} of the groups of eight (first 1,200 of the pool) have
+zero variance (all right or all wrong).
 
 Strata of the pool under the paper's thresholds (`hardsample score demo:pool --model demo`, {used} of the rollouts of an
 exhaustive search):
@@ -133,15 +133,15 @@ def frozen(stage: pretrain.Stage) -> str:
 
 
 def losses(runs: list[dict]) -> str:
-    """A sentence on every ability that a run lost more than two points of."""
-    found = [
+    """Return a sentence on every ability that lost more than two points in a run."""
+    lost = [
         f"{name} in seed {run['seed']} ({100 * (row['after'] - row['before']):+.1f} points)"
         for run in runs
         for name in ABILITIES
         for row in [{key: run["rows"][at]["pretraining"][name] for key, at in (("before", 0), ("after", -1))}]
         if row["after"] < row["before"] - 0.02
     ]
-    return f"Lost: {', '.join(found)}." if found else "No ability lost more than two points."
+    return f"Lost: {', '.join(lost)}." if lost else "No ability lost more than two points."
 
 
 def main() -> None:
@@ -149,13 +149,13 @@ def main() -> None:
     runs = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("grpo-seed*.json"))]
     steps = [row["step"] for row in runs[0]["rows"]]
     lines = [
-        "| seed | " + " | ".join(f"step {step}" for step in steps) + " | groups without spread, first → last 50 steps |"
+        "| seed | " + " | ".join(f"step {step}" for step in steps) + " | zero-variance groups, first → last 50 steps |"
     ]
     lines.append("|---|" + "---|" * (len(steps) + 1))
     gains, late = [], []
     for run in runs:
         test = [row["test"]["all"] for row in run["rows"]]
-        quiet = [share for _, share in run["groups_without_spread"]]
+        quiet = [share for _, share in run["frac_reward_zero_std"]]
         ends = f"{percent(sum(quiet[:5]) / 5)} → {percent(sum(quiet[-5:]) / 5)}"
         lines.append(f"| {run['seed']} | " + " | ".join(map(percent, test)) + f" | {ends} |")
         gains.append(test[-1] - test[0])
@@ -189,7 +189,7 @@ def main() -> None:
         t1=cells(card["pool_accuracy_T1"], "all"),
         greedy=cells(card["pool_accuracy_greedy"], "all"),
         test=percent(card["test_accuracy_T0.7"]),
-        spread=percent(card["groups_without_spread_T1"]),
+        zero_std=percent(card["frac_zero_std_T1"]),
         used=percent(card["pool_rollouts_of_exhaustive"]),
         pool_strata=strata_rows(card["pool_strata"]),
         demo_strata=strata_rows(card["demo_strata"]),

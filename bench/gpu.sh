@@ -22,7 +22,7 @@ python3 setup.py -q build_ext --inplace || status=1
     echo "== every backend against the reference"
     # --noconftest: the fixtures of tests/ load the demo model, which needs libraries that the kernels do not.
     timeout 240 python3 -m pytest -q --noconftest -p no:cacheprovider -m gpu -rA \
-        tests/test_ops.py tests/test_cuda.py tests/test_gpu_masks.py || status=1
+        tests/kernels/test_ops.py tests/kernels/test_cuda.py tests/kernels/test_gpu_masks.py || status=1
 } 2>&1 | tee "$results/gpu-checks.txt"
 # A group on the left of a pipe cannot set `status`: read what it printed.
 grep -qE "^(FAILED|ERROR)|no tests ran| failed" "$results/gpu-checks.txt" && status=1

@@ -122,9 +122,9 @@ def confusion(
         for case, verdict in zip(made, grader.grade_many([(case.completion, known) for case in made]), strict=True):
             counts[record["grader"], case.dressing, case.right, verdict] += 1
             if verdict != case.right:
-                said = "refused" if case.right else "ACCEPTED"
+                outcome = "refused" if case.right else "ACCEPTED"
                 mistakes.append(
-                    f"{said}: {record['grader']}, gold {record['solution']!r}, options {record['options']}, "
+                    f"{outcome}: {record['grader']}, gold {record['solution']!r}, options {record['options']}, "
                     f"{case.completion!r}"
                 )
     return counts, mistakes
@@ -188,9 +188,9 @@ def main() -> None:
     with Grader() as grader:
         for data in arguments.data:
             loaded = load(data, image_root=arguments.image_root)
-            more, said = confusion(loaded.dataset, grader)
+            more, more_mistakes = confusion(loaded.dataset, grader)
             counts += more
-            mistakes += said
+            mistakes += more_mistakes
     total = sum(counts.values())
     wrong = sum(count for (_, _, right, verdict), count in counts.items() if right != verdict)
     names = [Path(data).name for data in arguments.data]

@@ -32,7 +32,7 @@ def main() -> None:
         ]
         rollouts = {search: run.run["counts"]["rollouts"] for search, run in runs.items()}
         seconds = {search: run.run["seconds"]["total"] for search, run in runs.items()}
-    found = {
+    results = {
         "machine": f"{platform.machine()}, CPU, {torch.get_num_threads()} threads, torch {torch.__version__}",
         "samples": len(labels[0]),
         "equal": sum(a == b for a, b in zip(*labels, strict=True)),
@@ -43,8 +43,8 @@ def main() -> None:
     }
     if arguments.limit is None:
         RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "lossless.json").write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps(found))
+        (RESULTS / "lossless.json").write_text(json.dumps(results, indent=1) + "\n")
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

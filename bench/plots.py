@@ -9,7 +9,7 @@ SERIES = (("floor", "floor: unmasked copies, writes only"), ("ours", "hardsample
 
 
 def throughput(rows: list[dict[str, Any]], machine: str, path: Path) -> None:
-    """Masked megapixels a second against image size, one panel a layout and dtype."""
+    """Plot masked megapixels a second against image size, one panel for each layout and dtype."""
     try:
         import matplotlib
     except ImportError:
@@ -49,7 +49,7 @@ def _size(row: dict[str, Any]) -> int:
 
 
 def _points(rows: list[dict[str, Any]], layout: str, dtype: str, baseline: str) -> list[tuple[int, float]]:
-    found = {}
+    points = {}
     for row in rows:
         if (row["case"], row["dtype"]) != (f"mask_pixels/{layout}", dtype):
             continue
@@ -57,5 +57,5 @@ def _points(rows: list[dict[str, Any]], layout: str, dtype: str, baseline: str) 
         if row["baseline"] == wanted:
             side = _size(row)
             milliseconds = row["p50_ms"] * (1 if baseline == "ours" else row["ratio"])
-            found[side] = 100 * side * side / 1e6 / (milliseconds / 1e3)
-    return sorted(found.items())
+            points[side] = 100 * side * side / 1e6 / (milliseconds / 1e3)
+    return sorted(points.items())

@@ -1,5 +1,5 @@
 """Which policy learns most from its rollouts? `python bench/policies.py --set subset --seeds 5 6 7 8 9` (resumes by
-cell; start it twice with --threads 1 to use two cores), then `python bench/policies.py --report`.
+cell; start it twice with --threads 1 to use two cores), then `python bench/policies_report.py`.
 
 The demo model is trained by GRPO on 500 questions of its pool (`subset`, drawn before any policy was run) or on all
 5,100 (`pool`); its accuracy at T = 0.7 on the first 600 of `demo:test` is measured as it goes. Rollouts count training,
@@ -60,7 +60,7 @@ SETTINGS: dict[str, dict] = {
 
 
 def questions(which: str) -> Dataset:
-    """The training questions of a set."""
+    """Return the training questions of a set."""
     pool = load_split("demo:pool").remove_columns(list(KNOBS)).cast_column("images", List(Image()))
     if which == "pool":
         return pool
@@ -68,7 +68,7 @@ def questions(which: str) -> Dataset:
 
 
 def scored(which: str) -> Path:
-    """The folder of the scores of a set; scores first if need be."""
+    """Return the folder with a set's scores; score first if there is none."""
     folder = SCORES / f"scores-{which}"
     if not (folder / RUN_FILE).exists() or json.loads((folder / RUN_FILE).read_text()).get("status") != "done":
         pool = load_split("demo:pool")
@@ -100,7 +100,7 @@ class Measure(TrainerCallback):
 
 
 def train(which: str, name: str, seed: int, steps: int) -> dict:
-    """One cell."""
+    """Train one cell and return its measurements."""
     options = dict(SETTINGS[name])
     if options.pop("scores", False):
         options["scores"] = str(scored(which))
@@ -149,8 +149,8 @@ def train(which: str, name: str, seed: int, steps: int) -> dict:
         "steps": steps,
         "seconds": round(time.time() - began, 1),
         "rows": callback.rows,
-        "no_signal": [round(entry["difficulty/frac_zero_std"], 4) for entry in logs],
-        "expected_zero_std_uniform": [
+        "frac_zero_std": [round(entry["difficulty/frac_zero_std"], 4) for entry in logs],
+        "frac_zero_std_uniform": [
             round(entry.get("difficulty/frac_zero_std_uniform", float("nan")), 4) for entry in logs
         ],
         "samples_met": int((trainer.difficulty.evidence.last_step >= 0).sum()),
@@ -159,7 +159,7 @@ def train(which: str, name: str, seed: int, steps: int) -> dict:
 
 
 def claim(path: Path) -> bool:
-    """Takes a cell for this process, unless it is done or a living process has it."""
+    """Claim a cell for this process, unless it is done or a living process has it."""
     if path.exists():
         return False
     lock = path.with_suffix(".lock")
@@ -194,8 +194,8 @@ def main() -> None:
             if not claim(path):
                 continue
             print(path.stem, flush=True)
-            found = train(arguments.set, name, seed, arguments.steps)
-            path.with_suffix(".new").write_text(json.dumps(found, indent=1) + "\n")
+            cell = train(arguments.set, name, seed, arguments.steps)
+            path.with_suffix(".new").write_text(json.dumps(cell, indent=1) + "\n")
             path.with_suffix(".new").replace(path)
             path.with_suffix(".lock").unlink(missing_ok=True)
 

@@ -27,16 +27,16 @@ Cells = dict[tuple[str, str], dict[int, dict]]
 
 
 def cells() -> Cells:
-    """All cells that are done, by (set, setting), by seed."""
-    found: Cells = defaultdict(dict)
+    """Return all cells that are done, by (set, setting), then by seed."""
+    cells_by_setting: Cells = defaultdict(dict)
     for path in sorted(RESULTS.glob("*-seed*.json")):
         cell = json.loads(path.read_text())
-        found[cell["set"], cell["setting"]][cell["seed"]] = cell
-    return found
+        cells_by_setting[cell["set"], cell["setting"]][cell["seed"]] = cell
+    return cells_by_setting
 
 
 def curve(cell: dict) -> list[float]:
-    """Accuracy at each measurement."""
+    """Return the accuracy at each measurement."""
     return [row["accuracy"]["all"] for row in cell["rows"]]
 
 
@@ -45,16 +45,16 @@ def final(cell: dict) -> float:
 
 
 def area(cell: dict) -> float:
-    """Mean accuracy over the training, the first measurement left out: all cells share it."""
+    """Return the mean accuracy while training, without the first measurement, which all cells share."""
     return fmean(curve(cell)[1:])
 
 
-def no_signal(cell: dict) -> float:
-    return fmean(cell["no_signal"])
+def frac_zero_std(cell: dict) -> float:
+    return fmean(cell["frac_zero_std"])
 
 
 def interval(values: list[float]) -> tuple[float, float]:
-    """(mean, half-width of the 95 % interval)."""
+    """Return (mean, half-width of the 95 % interval)."""
     if len(values) < 2:
         return fmean(values), float("nan")
     return fmean(values), T95[len(values) - 2] * stdev(values) / len(values) ** 0.5
@@ -66,7 +66,7 @@ def shown(values: list[float]) -> str:
 
 
 def rollouts_to(level: float, cell: dict) -> float | None:
-    """Rollouts after which a cell's accuracy first reaches a level, between measurements by a line; None if never."""
+    """Return the rollouts after which a cell first reaches an accuracy, interpolated linearly; None if never."""
     before = cell["rows"][0]
     for row in cell["rows"][1:]:
         high, low = row["accuracy"]["all"], before["accuracy"]["all"]
@@ -77,34 +77,34 @@ def rollouts_to(level: float, cell: dict) -> float | None:
     return None
 
 
-def table(which: str, seeds: range, found: Cells) -> list[str]:
-    """One line a setting."""
-    uniform = found.get((which, "uniform"), {})
+def table(which: str, seeds: range, all_cells: Cells) -> list[str]:
+    """Return one line for each setting."""
+    uniform = all_cells.get((which, "uniform"), {})
     lines = [
         "| setting | seeds | final accuracy, % | minus uniform | mean accuracy while training, % | minus uniform | "
         "zero-variance groups, % | samples met | rollouts |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for (group, name), by_seed in sorted(found.items(), key=lambda item: item[0][1] != "uniform"):
+    for (group, name), by_seed in sorted(all_cells.items(), key=lambda item: item[0][1] != "uniform"):
         if group != which:
             continue
-        mine = {seed: cell for seed, cell in by_seed.items() if seed in seeds}
-        if not mine:
+        chosen = {seed: cell for seed, cell in by_seed.items() if seed in seeds}
+        if not chosen:
             continue
-        pairs = [(cell, uniform[seed]) for seed, cell in mine.items() if seed in uniform]
+        pairs = [(cell, uniform[seed]) for seed, cell in chosen.items() if seed in uniform]
         minus = [shown([f(a) - f(b) for a, b in pairs]) if pairs else "–" for f in (final, area)]
-        some = list(mine.values())
+        some = list(chosen.values())
         rollouts = sum(some[0]["counters"][key] for key in ("rollouts", "probes", "monitor_rollouts"))
         if name == "uniform":
             minus = ["", ""]
         values = (
             name,
-            len(mine),
+            len(chosen),
             shown([final(cell) for cell in some]),
             minus[0],
             shown([area(cell) for cell in some]),
             minus[1],
-            shown([no_signal(cell) for cell in some]),
+            shown([frac_zero_std(cell) for cell in some]),
             f"{fmean(cell['samples_met'] for cell in some):.0f}",
             f"{rollouts:,}",
         )
@@ -112,23 +112,23 @@ def table(which: str, seeds: range, found: Cells) -> list[str]:
     return lines
 
 
-def speed(which: str, seeds: range, found: Cells) -> list[str]:
-    """How soon each setting is where uniform ends, on the mean curves."""
+def speed(which: str, seeds: range, all_cells: Cells) -> list[str]:
+    """Return how soon each setting reaches the final accuracy of uniform, on the mean curves."""
     lines = [
         "| setting | rollouts to uniform's final accuracy | share of uniform's | with scoring's rollouts |",
         "|---|---|---|---|",
     ]
-    uniform = [cell for seed, cell in found.get((which, "uniform"), {}).items() if seed in seeds]
+    uniform = [cell for seed, cell in all_cells.get((which, "uniform"), {}).items() if seed in seeds]
     if not uniform:
         return []
     level = fmean(final(cell) for cell in uniform)
-    for (group, name), by_seed in sorted(found.items()):
-        mine = [cell for seed, cell in by_seed.items() if seed in seeds]
-        if group != which or not mine:
+    for (group, name), by_seed in sorted(all_cells.items()):
+        chosen = [cell for seed, cell in by_seed.items() if seed in seeds]
+        if group != which or not chosen:
             continue
-        mean = {"rows": [mean_row([cell["rows"][place] for cell in mine]) for place in range(len(mine[0]["rows"]))]}
+        mean = {"rows": [mean_row([cell["rows"][index] for cell in chosen]) for index in range(len(chosen[0]["rows"]))]}
         reached = rollouts_to(level, mean)
-        scores = SCORING.get(which, 0) if mine[0]["options"].get("scores") else 0
+        scores = SCORING.get(which, 0) if chosen[0]["options"].get("scores") else 0
         end = uniform[0]["rows"][-1]["rollouts"]
         if reached is None:
             lines.append(f"| {name} | not reached | – | – |")
@@ -144,17 +144,17 @@ def mean_row(rows: list[dict]) -> dict:
     }
 
 
-def plot(which: str, seeds: range, found: Cells, path: Path) -> None:
-    """Learning curves: over training's rollouts, and with scoring's rollouts in front."""
-    names = [name for group, name in sorted(found, key=lambda key: key[1] != "uniform") if group == which]
+def plot(which: str, seeds: range, all_cells: Cells, path: Path) -> None:
+    """Plot learning curves, over training's rollouts and with scoring's rollouts in front."""
+    names = [name for group, name in sorted(all_cells, key=lambda key: key[1] != "uniform") if group == which]
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
-    for colour, name in zip(COLOURS, [n for n in names if any(s in seeds for s in found[which, n])], strict=False):
-        mine = [cell for seed, cell in found[which, name].items() if seed in seeds]
-        places = range(len(mine[0]["rows"]))
-        steps = [fmean(cell["rows"][place]["rollouts"] for cell in mine) for place in places]
-        bands = [interval([100 * cell["rows"][place]["accuracy"]["all"] for cell in mine]) for place in places]
+    for colour, name in zip(COLOURS, [n for n in names if any(s in seeds for s in all_cells[which, n])], strict=False):
+        chosen = [cell for seed, cell in all_cells[which, name].items() if seed in seeds]
+        indices = range(len(chosen[0]["rows"]))
+        steps = [fmean(cell["rows"][index]["rollouts"] for cell in chosen) for index in indices]
+        bands = [interval([100 * cell["rows"][index]["accuracy"]["all"] for cell in chosen]) for index in indices]
         for panel, before in zip(panels, (0, SCORING.get(which, 0)), strict=True):
-            paid = before if mine[0]["options"].get("scores") else 0
+            paid = before if chosen[0]["options"].get("scores") else 0
             x = [paid + step for step in steps]
             panel.plot(x, [mean for mean, _ in bands], color=colour, label=name, marker="o", markersize=3)
             panel.fill_between(
@@ -173,7 +173,7 @@ def plot(which: str, seeds: range, found: Cells, path: Path) -> None:
 
 
 def main() -> None:
-    found = cells()
+    all_cells = cells()
     lines = [
         "# Which policy learns most from its rollouts?",
         "",
@@ -188,12 +188,12 @@ def main() -> None:
         ("pool", "All 5,100 questions: met once or never"),
     ):
         for seeds, what in ((REPORTED, "reported: seeds 5-9"), (CHOOSING, "for choosing settings: seeds 0-4")):
-            if any(group == which and seed in seeds for (group, _), by in found.items() for seed in by):
-                lines += [f"## {title}; {what}", "", *table(which, seeds, found), ""]
-                quick = speed(which, seeds, found)
+            if any(group == which and seed in seeds for (group, _), by in all_cells.items() for seed in by):
+                lines += [f"## {title}; {what}", "", *table(which, seeds, all_cells), ""]
+                quick = speed(which, seeds, all_cells)
                 if quick:
                     lines += [*quick, ""]
-                plot(which, seeds, found, RESULTS / f"{which}-{seeds[0]}.png")
+                plot(which, seeds, all_cells, RESULTS / f"{which}-{seeds[0]}.png")
     RESULTS.joinpath("README.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 

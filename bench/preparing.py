@@ -91,14 +91,14 @@ class Before:
 
 
 def masked_by_numpy(image: Image.Image, ratio: float, realization: int, key: tuple[int, int], index: int) -> Any:
-    """A masked copy of an image: the mask drawn by NumPy in blocks that stay in the cache, pasted by Pillow."""
+    """Return a masked copy of an image: NumPy draws the mask in blocks that fit the cache, Pillow pastes it."""
     draws, units, block = image.height * image.width, ratio_units(ratio), 16384
     calls = -(-draws // 8)
     words = np.empty((calls, 4), dtype="<u4")
     for start in range(0, calls, block):
         counter = np.arange(start, min(start + block, calls), dtype=np.uint64)
-        for place, word in enumerate(philox((counter, index, realization, units), key)):
-            words[start : start + block, place] = word
+        for column, word in enumerate(philox((counter, index, realization, units), key)):
+            words[start : start + block, column] = word
     mask = (words.view("<u2").reshape(-1)[:draws] < units).reshape(image.height, image.width)
     masked = image.copy()
     masked.paste((0, 0, 0), mask=Image.fromarray(mask.view(np.uint8) * np.uint8(255)))
@@ -109,7 +109,7 @@ KINDS = {"before": Before, "after": Preparation}
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one repetition of little; nothing is written")
     parser.add_argument("--demo", type=int, default=20, metavar="N", help="questions of the demo run (all: 400)")
@@ -120,7 +120,7 @@ def main() -> None:
         steps = [row for side in SIDES for row in megapixel_steps(side, quick)]
         steps = [*demo_steps(quick), *steps]
         runs = [*demo_runs(Path(folder), arguments.demo, quick), *megapixel_runs(Path(folder), quick)]
-    found = {
+    results = {
         "machine": machine(),
         "model": f"LLaVA from config, random weights: language model {LAYERS} layers x {WIDTH}, tower 1 layer x "
         f"{WIDTH // 2}, patch {PATCH}, {NEW_TOKENS} new tokens; CLIP processor on PIL",
@@ -130,17 +130,17 @@ def main() -> None:
         "scoring_seconds": runs,
         "bench_seconds": round(time.time() - began),
     }
-    text = markdown(found)
+    text = markdown(results)
     print(text)
     if not quick:
         RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "preparing.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        (RESULTS / "preparing.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
         (RESULTS / "preparing.md").write_text(text + "\n")
-    print(json.dumps(found, ensure_ascii=False))
+    print(json.dumps(results, ensure_ascii=False))
 
 
 def demo_steps(quick: bool) -> Iterator[dict[str, Any]]:
-    """The demo model and its questions of 96 × 96 pixels."""
+    """Measure the demo model on its questions of 96 × 96 pixels."""
     model, processor = load_model(str(model_path()), "cpu"), load_processor(str(model_path()))
     questions = list(load_split("demo", 64))
     batches = {"lossless": [Request(q, 0.5, 0) for q in questions], "exhaustive": variants(questions[0])}
@@ -148,11 +148,11 @@ def demo_steps(quick: bool) -> Iterator[dict[str, Any]]:
 
 
 def megapixel_steps(side: int, quick: bool) -> Iterator[dict[str, Any]]:
-    """One megapixel, shrunk to side × side."""
+    """Measure images of one megapixel, resized to side × side."""
     model, processor = random_llava(side)
     for width, height in IMAGES:
-        records = [record(f"{place}", image(width, height, place)) for place in range(16)]
-        batches = {"lossless": [Request(one, place / 16, 0) for place, one in enumerate(records)]}
+        records = [record(f"{seed}", image(width, height, seed)) for seed in range(16)]
+        batches = {"lossless": [Request(entry, index / 16, 0) for index, entry in enumerate(records)]}
         if not quick:
             batches["exhaustive"] = variants(records[0])
         yield from measured(f"{width} x {height} to {side}²", model, processor, batches, 1 if quick else 3)
@@ -161,7 +161,7 @@ def megapixel_steps(side: int, quick: bool) -> Iterator[dict[str, Any]]:
 def measured(
     name: str, model: Any, processor: Any, batches: Mapping[str, list[Request]], repetitions: int
 ) -> Iterator[dict[str, Any]]:
-    """Median milliseconds of a rollout in each step for each batch, before and after in turns, and their ratios.
+    """Yield median milliseconds of a rollout by step and batch, before and after in turns, and their ratios.
 
     The model is given the same on both sides, so it is timed once in a turn, and on the first batch only.
     """
@@ -182,8 +182,8 @@ def measured(
                 inputs[label] = engine.prepare(requests)
                 for step in ("mask", "processor"):
                     times[label][step].append(getattr(engine.seconds, step))
-            one, other = (inputs[label].inputs["pixel_values"] for label in engines)
-            assert torch.equal(one, other), "before and after must give the model the same"
+            before, after = (inputs[label].inputs["pixel_values"] for label in engines)
+            assert torch.equal(before, after), "before and after must give the model the same"
             if search == "lossless":
                 engines["after"].generate(inputs["after"])
                 times["after"]["generate"].append(engines["after"].seconds.generate)
@@ -194,7 +194,7 @@ def measured(
             row[label] = {step: per_rollout(times[label][step], requests) for step in ("mask", "processor")}
             row[label] |= {"generate": model_ms}
             row[label]["sum"] = round(sum(row[label].values()), 3)
-        row["image_processor"] = engines["after"].backends()["image_processor"]
+        row["image_processor"] = engines["after"].run_info().backends["image_processor"]
         row["ratio"] = {
             step: round(row["before"][step] / row["after"][step], 2) for step in ("mask", "processor", "sum")
         }
@@ -203,17 +203,17 @@ def measured(
 
 
 def per_rollout(seconds: Sequence[float], requests: Sequence[Request]) -> float:
-    """Median milliseconds of one rollout of a batch."""
+    """Return the median milliseconds of one rollout of a batch."""
     return round(median(seconds) * 1e3 / len(requests), 3)
 
 
 def demo_runs(folder: Path, limit: int, quick: bool) -> Iterator[dict[str, Any]]:
-    """`hardsample demo` on its first questions."""
+    """Measure `hardsample demo` on its first questions."""
     yield run_both(f"demo, first {limit} questions, lossless", "demo", "demo", folder / "demo", quick, limit=limit)
 
 
 def megapixel_runs(folder: Path, quick: bool) -> Iterator[dict[str, Any]]:
-    """All rollouts of one image by the random model, three masks at each ratio."""
+    """Measure all rollouts of one image by the random model, three masks at each ratio."""
     width, height = IMAGES[0]
     image(width, height, 0).save(folder / "image.png")
     line = {"id": "a", "problem": "<image>What number is written?", "images": ["image.png"], "answer": "1"}
@@ -236,8 +236,8 @@ def megapixel_runs(folder: Path, quick: bool) -> Iterator[dict[str, Any]]:
 
 
 def run_both(name: str, data: str, model: str, folder: Path, quick: bool, **settings: Any) -> dict[str, Any]:
-    """Median seconds of scoring runs, before and after in turns; the rollouts must be the same."""
-    found: dict[str, list[dict[str, float]]] = {"before": [], "after": []}
+    """Return median seconds of scoring runs, before and after in turns; the rollouts must be the same."""
+    seconds_by_kind: dict[str, list[dict[str, float]]] = {"before": [], "after": []}
     tables = []
     for turn in range(1 if quick else 3):
         for label, kind in KINDS.items():
@@ -245,12 +245,12 @@ def run_both(name: str, data: str, model: str, folder: Path, quick: bool, **sett
                 scores = score(data, model, folder / f"{label}{turn}", progress=False, **settings)
             seconds = scores.run["seconds"]
             seconds["scoring"] = seconds["generate"] + seconds["wait_for_prepare"] + seconds["grade"]
-            found[label].append(seconds)
+            seconds_by_kind[label].append(seconds)
             tables.append(scores.table.to_dict())
     assert all(table == tables[0] for table in tables), "before and after must give the same scores"
     steps = ("decode", "mask", "processor", "generate", "wait_for_prepare", "scoring")
     row: dict[str, Any] = {"case": name}
-    for label, runs in found.items():
+    for label, runs in seconds_by_kind.items():
         row[label] = {step: round(median(run[step] for run in runs), 2) for step in steps}
     row["ratio"] = round(row["before"]["scoring"] / row["after"]["scoring"], 2)
     print(json.dumps(row, ensure_ascii=False), flush=True)
@@ -258,7 +258,7 @@ def run_both(name: str, data: str, model: str, folder: Path, quick: bool, **sett
 
 
 def random_llava(side: int) -> tuple[Any, Any]:
-    """A LLaVA with random weights for images of side × side, and its processor."""
+    """Return a LLaVA with random weights for images of side × side, and its processor."""
     tokens = vocabulary()
     vision = CLIPVisionConfig(
         hidden_size=WIDTH // 2,
@@ -303,7 +303,7 @@ def random_llava(side: int) -> tuple[Any, Any]:
 
 @cache
 def image(width: int, height: int, seed: int) -> Image.Image:
-    """Smooth with some noise, as photographs are."""
+    """Return a smooth image with some noise, as in photographs."""
     generator = np.random.default_rng(seed)
     coarse = Image.fromarray(generator.integers(0, 256, (12, 16, 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=np.int16)
@@ -311,19 +311,19 @@ def image(width: int, height: int, seed: int) -> Image.Image:
 
 
 def record(name: str, image: Image.Image) -> dict[str, Any]:
-    """A record as the engine takes it."""
+    """Return a record as the engine takes it."""
     content = [{"type": "image"}, {"type": "text", "text": "What number is written?"}]
     return {"id": name, "images": [image], "prompt": [{"role": "user", "content": content}]}
 
 
-def variants(one: Mapping[str, Any]) -> list[Request]:
-    """All rollouts of an exhaustive search of a record."""
-    return [Request(one, place / 10, k) for place in range(10) for k in range(10)]
+def variants(record: Mapping[str, Any]) -> list[Request]:
+    """Return all rollouts of an exhaustive search of a record."""
+    return [Request(record, level / 10, k) for level in range(10) for k in range(10)]
 
 
 @contextmanager
 def replaced(preparation: type) -> Iterator[None]:
-    """Engines that are made inside prepare their batches with this class."""
+    """Let engines that are created inside prepare their batches with this class."""
     engine_module.Preparation = preparation  # type: ignore[misc,assignment]
     try:
         yield
@@ -332,7 +332,7 @@ def replaced(preparation: type) -> Iterator[None]:
 
 
 def machine() -> str:
-    """Processor, cores, threads and versions."""
+    """Return processor, cores, threads and versions."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     name = next((line.partition(":")[2].strip() for line in lines if "model name" in line), platform.processor())
@@ -342,12 +342,12 @@ def machine() -> str:
     )
 
 
-def markdown(found: Mapping[str, Any]) -> str:
-    """Both tables."""
+def markdown(results: Mapping[str, Any]) -> str:
+    """Return both tables."""
     lines = [
         "# Preparing batches, before and after",
         "",
-        f"`python bench/preparing.py` on {found['machine']}; masking by `{found['backend']}`. {found['model']}.",
+        f"`python bench/preparing.py` on {results['machine']}; masking by `{results['backend']}`. {results['model']}.",
         "",
         "Milliseconds of a rollout, each step alone on the machine, before → after (ratio). `model`, the same on both "
         "sides, is timed on the lossless batch; `sum` is one step after the other.",
@@ -355,7 +355,7 @@ def markdown(found: Mapping[str, Any]) -> str:
         "| image | batch | mask | processor | model | sum | image processor |",
         "|---|---|---|---|---|---|---|",
     ]
-    for row in found["steps_ms_per_rollout"]:
+    for row in results["steps_ms_per_rollout"]:
         cells = [
             f"{row['before'][step]:.2f} → {row['after'][step]:.2f} ({row['ratio'][step]:.2f})"
             for step in ("mask", "processor", "sum")
@@ -372,7 +372,7 @@ def markdown(found: Mapping[str, Any]) -> str:
         "| run | mask | processor | model | waiting | scoring | ratio |",
         "|---|---|---|---|---|---|---|",
     ]
-    for row in found["scoring_seconds"]:
+    for row in results["scoring_seconds"]:
         steps = ("mask", "processor", "generate", "wait_for_prepare", "scoring")
         cells = [f"{row['before'][step]:.2f} → {row['after'][step]:.2f}" for step in steps]
         lines.append(f"| {row['case']} | {' | '.join(cells)} | {row['ratio']:.2f} |")

@@ -23,7 +23,7 @@ COLOURS = 256
 
 
 def main() -> None:
-    """Make the report, photograph it."""
+    """Make the report and take the screenshots."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="a finished scoring by both metrics")
     parser.add_argument("--sample", default="pool-000285", help="id of the sample that is opened")
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def save(screenshot: bytes, name: str) -> None:
-    """Write a PNG of few colours."""
+    """Write a PNG with few colours."""
     path = IMAGES / f"{name}.png"
     with Image.open(io.BytesIO(screenshot)) as image:
         image.convert("RGB").quantize(COLOURS).save(path, optimize=True)

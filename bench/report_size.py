@@ -1,4 +1,5 @@
-"""Time, memory and size of a report of 100,000 samples: `python bench/report_size.py` → bench/results/report.json.
+"""Measure time, memory and size of a report of 100,000 samples: `python bench/report_size.py` →
+bench/results/report.json.
 
 Makes two finished runs of one data set that are valid and not real: a file of records, a small image for each, the
 rollouts of a lossless ladder in the store, scores.parquet and run.json, by the code that a run writes them with. Then
@@ -57,14 +58,14 @@ def main() -> None:
             measured("compare", *runs, output=runs[1] / "compare.html"),
         ]
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    found = {"machine": machine, "samples": arguments.samples, "load": round(os.getloadavg()[0], 1), "rows": rows}
+    results = {"machine": machine, "samples": arguments.samples, "load": round(os.getloadavg()[0], 1), "rows": rows}
     if arguments.samples == SAMPLES:
-        (RESULTS / "report.json").write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps(found))
+        (RESULTS / "report.json").write_text(json.dumps(results, indent=1) + "\n")
+    print(json.dumps(results))
 
 
 def make_data(folder: Path, samples: int) -> Path:
-    """The records, and an image file for each; the images are the demo's, each of them used several times."""
+    """Write the records and an image file for each; the images are the demo's, each used several times."""
     folder.mkdir(parents=True, exist_ok=True)
     images = [record["images"][0]["bytes"] for record in load_split("demo:pool", min(IMAGES, samples))]
     path = folder / "data.jsonl"
@@ -87,7 +88,7 @@ def make_data(folder: Path, samples: int) -> Path:
 
 
 def make_run(run: Path, data: Path, seed: int) -> None:
-    """A finished run of the records; a sample's difficulty is the same in every run, its luck is the seed's."""
+    """Write a finished run of the records; a sample's difficulty is the same in every run, its draws differ."""
     began = time.time()
     records = [json.loads(line) for line in data.read_text().splitlines()]
     rng = np.random.default_rng(0)
@@ -104,14 +105,14 @@ def make_run(run: Path, data: Path, seed: int) -> None:
             for row in range(first, min(first + BATCH, count)):
                 own = list(asked(records[row], tries[row]))
                 record = as_scored(records[row], data.parent)
-                graded = [(one.ratio, one.realization, one.grade) for one in own]
+                graded = [(rollout.ratio, rollout.realization, rollout.grade) for rollout in own]
                 ladders.append(Ladder(row, record, CONFIG, graded))
-                if own[0].grade or any(one.grade for one in own if not one.ratio):
+                if own[0].grade or any(rollout.grade for rollout in own if not rollout.ratio):
                     profile = balances[row] * np.exp(np.linspace(-1, 1, LAYERS))
                     attention[record["id"]] = SampleAttention(float(balances[row]), None, tuple(profile.tolist()))
                 rollouts += own
             store.commit(rollouts)
-        digests = {one.record["id"]: sample_digest(one.record) for one in ladders}
+        digests = {ladder.record["id"]: sample_digest(ladder.record) for ladder in ladders}
         store.agree_on_samples(digests.items())
         rollouts_made = store.count()
     write_rejected(run, [])
@@ -145,7 +146,7 @@ def make_run(run: Path, data: Path, seed: int) -> None:
 
 
 def asked(record: dict[str, Any], tries: np.ndarray) -> Iterator[Rollout]:
-    """The rollouts of a lossless ladder: up to the first right one of each level, and ten where there is none."""
+    """Yield the rollouts of a lossless ladder: up to the first right one of each level, and ten where there is none."""
     for ratio, needed in zip(CONFIG.ratios, tries.tolist(), strict=True):
         for realization in range(min(needed, CONFIG.num_masks)):
             right = realization == needed - 1
@@ -157,7 +158,7 @@ def asked(record: dict[str, Any], tries: np.ndarray) -> Iterator[Rollout]:
 
 
 def as_scored(record: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """What of a record the ladder and the digest need."""
+    """Return the parts of a record that the ladder and the digest need."""
     images = [{"bytes": None, "path": str(folder / name)} for name in record["images"]]
     return (
         record
@@ -167,7 +168,7 @@ def as_scored(record: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def measured(command: str, *folders: Path, output: Path) -> dict[str, Any]:
-    """Seconds, peak memory and size of what a command makes."""
+    """Return seconds, peak memory and output size of a command."""
     began = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "hardsample.cli.main", command, *map(str, folders)])
     _, status, usage = os.wait4(process.pid, 0)

@@ -13,22 +13,22 @@ _PART = re.compile(r"[A-Za-z]+|[0-9]")
 
 
 def parts(text: str) -> list[str]:
-    """The words and digits of an answer, each a token of the demo model."""
+    """Return the words and digits of an answer, each a token of the demo model."""
     return _PART.findall(text.lower())
 
 
 def partial_credit_reward(completions: Sequence[Any], solution: Sequence[str], **columns: Any) -> list[float]:
-    """The share of words and digits that stand right in their places, 0 to 1."""
+    """Return the share of words and digits that are right and in their places, 0 to 1."""
     rewards = []
     for completion, wanted in zip(completions, solution, strict=True):
         given, right = parts(completion_text(completion)), parts(wanted)
-        same = sum(one == other for one, other in zip(given, right, strict=False))
+        same = sum(word == expected for word, expected in zip(given, right, strict=False))
         rewards.append(same / max(len(given), len(right), 1))
     return rewards
 
 
 def form_reward(completions: Sequence[Any], solution: Sequence[str], **columns: Any) -> list[float]:
-    """1 for an answer of the solution's form: as many words and digits, with spaces in the same places."""
+    """Return 1 for an answer of the solution's form: as many words and digits, with spaces in the same places."""
 
     def form(text: str) -> str:
         return re.sub(r"[a-z]+", "a", re.sub(r"[0-9]", "0", text.strip().lower()))

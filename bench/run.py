@@ -1,4 +1,4 @@
-"""Runs the kernels' benchmarks: `python bench/run.py [CASE …] [--quick]`.
+"""Run the kernels' benchmarks: `python bench/run.py [CASE …] [--quick]`.
 
 Prints a table (p20, p50 and p80 of ours, ratios to the baselines of the same run) and, as the last line, JSON: a list
 of {case, shape, dtype, device, p50_ms, baseline, ratio} with ratio = baseline time / ours. `--save NAME` also writes
@@ -30,7 +30,7 @@ WARM_UP = 2
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("case", nargs="*", help="run the cases whose name, dtype or shape contains one of these")
     parser.add_argument("--quick", action="store_true", help="leave out the largest sizes")
@@ -52,20 +52,20 @@ def main() -> None:
     table: list[str] = []
     rows: list[dict[str, Any]] = []
     for case in chosen:
-        found = measure(case)
+        times = measure(case)
         if not table:
             table += ["| case | shape | dtype | p20 / p50 / p80, ms | baseline time / ours |", "|---|---|---|---|---|"]
             print("\n".join(table))
-        table.append(table_row(case, found))
+        table.append(table_row(case, times))
         print(table[-1], flush=True)
-        rows += json_rows(case, found)
+        rows += json_rows(case, times)
     if arguments.save:
         save(arguments.save, machine, table, rows)
     print(json.dumps(rows, ensure_ascii=False))
 
 
 def describe_machine(device: str, threads: int) -> str:
-    """One line: processor, threads, versions."""
+    """Return processor, threads and versions in one line."""
     if device == "cuda":
         import triton
 
@@ -80,7 +80,7 @@ def describe_machine(device: str, threads: int) -> str:
 
 
 def measure(case: Case) -> dict[str, list[float]]:
-    """Milliseconds of ours and of each baseline, taken in turn so that a drift of the machine meets all alike."""
+    """Return milliseconds of ours and of each baseline, in turns so that drift of the machine affects all alike."""
     ours, baselines = case.build()
     calls: dict[str, Call] = {"ours": ours, **baselines}
     times: dict[str, list[float]] = {name: [] for name in calls}
@@ -108,7 +108,7 @@ def measure(case: Case) -> dict[str, list[float]]:
 
 
 def timed(call: Call, device: str) -> float:
-    """Milliseconds of one call; on a GPU between two events, with the host ahead of the device."""
+    """Return the milliseconds of one call; on a GPU between two events, with the host ahead of the device."""
     if device != "cuda":
         began = time.perf_counter()
         call()
@@ -123,13 +123,13 @@ def timed(call: Call, device: str) -> float:
 
 
 def quantiles(times: list[float]) -> tuple[float, float, float]:
-    """p20, p50, p80."""
+    """Return p20, p50 and p80."""
     cuts = statistics.quantiles(times, n=10, method="inclusive")
     return cuts[1], statistics.median(times), cuts[7]
 
 
 def table_row(case: Case, times: dict[str, list[float]]) -> str:
-    """One line of the table."""
+    """Return one line of the table."""
     ours = quantiles(times["ours"])
     parts = []
     for name in times:
@@ -145,12 +145,12 @@ def table_row(case: Case, times: dict[str, list[float]]) -> str:
 
 
 def json_rows(case: Case, times: dict[str, list[float]]) -> list[dict[str, Any]]:
-    """One object for each baseline."""
+    """Return one object for each baseline."""
     ours = statistics.median(times["ours"])
     facts = {"case": case.name, "shape": case.shape, "dtype": case.dtype, "device": case.device}
     return [
-        facts | {"p50_ms": round(ours, 4), "baseline": name, "ratio": round(statistics.median(found) / ours, 4)}
-        for name, found in times.items()
+        facts | {"p50_ms": round(ours, 4), "baseline": name, "ratio": round(statistics.median(measured) / ours, 4)}
+        for name, measured in times.items()
         if name != "ours"
     ]
 

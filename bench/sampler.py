@@ -31,7 +31,7 @@ SAMPLES, BATCH, GENERATIONS = 10_000_000, 1024, 8
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=SAMPLES, help="another size, to try it (nothing is written)")
     parser.add_argument("--repeats", type=int, default=200, help="of what takes milliseconds (default: 200)")
@@ -46,14 +46,13 @@ def main() -> None:
 
     def say(what: str, times: Times, each: int | None = None) -> None:
         cuts = statistics.quantiles(times.wall, n=10, method="inclusive")
-        found = {"p20_ms": cuts[1], "p50_ms": statistics.median(times.wall), "p80_ms": cuts[7]}
-        found["cpu_p50_ms"] = statistics.median(times.cpu)
+        quantiles = {"p20_ms": cuts[1], "p50_ms": statistics.median(times.wall), "p80_ms": cuts[7]}
+        quantiles["cpu_p50_ms"] = statistics.median(times.cpu)
         if each:
-            found["p50_us_each"] = found["p50_ms"] * 1e3 / each
-        rows.append({"what": what, **{name: round(value, 3) for name, value in found.items()}})
-        print(
-            f"| {what} | {' | '.join(f'{value:.3f}' for value in found.values())} |{'' if each else ' |'}", flush=True
-        )
+            quantiles["p50_us_each"] = quantiles["p50_ms"] * 1e3 / each
+        rows.append({"what": what, **{name: round(value, 3) for name, value in quantiles.items()}})
+        cells = " | ".join(f"{value:.3f}" for value in quantiles.values())
+        print(f"| {what} | {cells} |{'' if each else ' |'}", flush=True)
 
     load = os.getloadavg()[0]
     print(f"{machine()}; {size:,} samples, {bytes_a_sample:.1f} bytes each; load {load:.1f}\n")
@@ -71,9 +70,9 @@ def main() -> None:
             step += 1
             drawn = sampler.next_batch(BATCH).rows
             rewards = (rng.random((BATCH, GENERATIONS)) < rng.random((BATCH, 1))).astype(np.float32)
-            one = timed(lambda r=drawn, g=rewards, s=step, c=context: absorb(evidence, strata, sampler, r, g, s, c))
-            times.wall.extend(one.wall)
-            times.cpu.extend(one.cpu)
+            call = timed(lambda r=drawn, g=rewards, s=step, c=context: absorb(evidence, strata, sampler, r, g, s, c))
+            times.wall.extend(call.wall)
+            times.cpu.extend(call.cpu)
         say(f"absorb {BATCH}: {name}", times)
     context = Context(
         PolicyConfig(policy="signal", signal_estimate="thompson"),
@@ -102,7 +101,7 @@ def main() -> None:
         f"baseline: NumPy choice of {BATCH}", timed(lambda: rng.choice(size, BATCH, replace=False, p=chances), 3), BATCH
     )
     say("baseline: sum all weights up anew", timed(lambda: np.cumsum(weights), 5))
-    found = {
+    results = {
         "machine": machine(),
         "samples": size,
         "bytes_a_sample": round(bytes_a_sample, 2),
@@ -112,12 +111,12 @@ def main() -> None:
     }
     if size == SAMPLES:
         RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "sampler.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    print(json.dumps(found, ensure_ascii=False))
+        (RESULTS / "sampler.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    print(json.dumps(results, ensure_ascii=False))
 
 
 def pool(size: int, rng: np.random.Generator) -> Evidence:
-    """Evidence of a scored dataset: strata in about the paper's shares, a tenth without a PISM score."""
+    """Return the evidence of a scored dataset: strata in about the paper's shares, a tenth without a PISM score."""
     evidence = Evidence(size)
     thresholds = rng.choice([0.0, 0.2, 0.5, 0.8, np.nan], size, p=[0.5, 0.1, 0.1, 0.1, 0.2])
     evidence.levels.seed(np.arange(size), thresholds, rng.random(size) < 0.9)
@@ -135,7 +134,7 @@ def absorb(
     step: int,
     context: Context,
 ) -> None:
-    """What a step of training does with its groups: evidence, strata, weights and the tree, of the touched samples."""
+    """Update evidence, strata, weights and tree with the groups of a training step, as a training does."""
     evidence.observe(rows, rewards, step)
     strata.refresh(step, rows)
     now = replace(context, step=step, counts=tuple(strata.counts))
@@ -151,7 +150,7 @@ class Times:
 
 
 def timed(call: Callable[[], Any], repeats: int = 1) -> Times:
-    """Times calls."""
+    """Time calls."""
     times = Times([], [])
     for _ in range(repeats):
         began, began_cpu = time.perf_counter(), time.process_time()
@@ -162,7 +161,7 @@ def timed(call: Callable[[], Any], repeats: int = 1) -> Times:
 
 
 def machine() -> str:
-    """One line: processor, versions. All of it runs on one thread."""
+    """Return processor and versions in one line. Everything runs on one thread."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next((line.partition(":")[2].strip() for line in lines if "model name" in line), platform.processor())
     return f"{model}, one thread, Python {platform.python_version()}, NumPy {np.__version__}"

@@ -34,13 +34,13 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 def questions():
-    """The 500 questions with their knobs."""
+    """Return the 500 questions with their knobs."""
     pool = load_split("demo:pool")
     return pool.select(sorted(np.random.default_rng(SUBSET_SEED).choice(len(pool), SUBSET_SIZE, replace=False)))
 
 
 def scored(seed: int) -> Scores:
-    """One exhaustive scoring, by both metrics."""
+    """Return one exhaustive scoring by both metrics; score first if it is not done."""
     folder = FOLDER / f"seed{seed}"
     if not (folder / RUN_FILE).exists() or json.loads((folder / RUN_FILE).read_text())["status"] != "done":
         config = ScoringConfig(search="exhaustive", seed=seed, batch_size=256, metric=("pism", "cmab"))
@@ -49,43 +49,44 @@ def scored(seed: int) -> Scores:
 
 
 def difficulty(scores: Scores) -> np.ndarray:
-    """λ* of each sample, 1 where no ratio fails."""
-    return np.array([1.0 if one is None else one for one in scores.table["failure_threshold"]])
+    """Return λ* of each sample, 1 where no ratio fails."""
+    return np.array([1.0 if threshold is None else threshold for threshold in scores.table["failure_threshold"]])
 
 
 def within(abilities: list[str], values: np.ndarray) -> np.ndarray:
-    """Ranks within each ability, as shares: what is left of a quantity when the kind of question is the same."""
+    """Return ranks within each ability, as shares: what is left of a quantity for the same kind of question."""
     ranks = np.zeros(len(values))
     for ability in set(abilities):
-        rows = [row for row, one in enumerate(abilities) if one == ability]
+        rows = [row for row, name in enumerate(abilities) if name == ability]
         order = values[rows]
-        ranks[rows] = [(np.sum(order < one) + np.sum(order <= one)) / 2 / len(rows) for one in order]
+        ranks[rows] = [(np.sum(order < value) + np.sum(order <= value)) / 2 / len(rows) for value in order]
     return ranks
 
 
-def plain(one: Interval) -> dict:
-    """For JSON."""
-    return {"value": round(one.value, 4), "low": round(one.low, 4), "high": round(one.high, 4), "n": one.samples}
+def plain(interval: Interval) -> dict:
+    """Return an interval as JSON holds it."""
+    bounds = {name: round(getattr(interval, name), 4) for name in ("value", "low", "high")}
+    return bounds | {"n": interval.samples}
 
 
 def correlations(values: np.ndarray, data, rows: list[int]) -> dict:
-    """Of a difficulty with every knob: by ability, and over all with the kind of question taken out."""
+    """Correlate a difficulty with every knob, by ability and over all within ability."""
     abilities = [data["ability"][row] for row in rows]
-    found: dict[str, dict] = {}
+    by_knob: dict[str, dict] = {}
     for knob in KNOBS:
         knobs = np.array([data[knob][row] for row in rows], dtype=float)
         by = {}
         for ability in sorted(set(abilities)):
-            mine = [place for place, one in enumerate(abilities) if one == ability]
-            if len(mine) >= 10 and np.ptp(knobs[mine]) > 0:
-                by[ability] = plain(rank_correlation(values[mine], knobs[mine]))
+            chosen = [index for index, name in enumerate(abilities) if name == ability]
+            if len(chosen) >= 10 and np.ptp(knobs[chosen]) > 0:
+                by[ability] = plain(rank_correlation(values[chosen], knobs[chosen]))
         every = rank_correlation(within(abilities, values), within(abilities, knobs)) if by else None
-        found[knob] = {"all, within ability": plain(every) if every else None, **by}
-    return found
+        by_knob[knob] = {"all, within ability": plain(every) if every else None, **by}
+    return by_knob
 
 
 def measure() -> dict:
-    """Everything that the page says."""
+    """Measure everything that the page reports."""
     data, runs = questions(), [scored(seed) for seed in SEEDS]
     ids = list(data["id"])
     assert all(list(run.table["id"]) == ids for run in runs)
@@ -103,17 +104,17 @@ def measure() -> dict:
         **{
             name: (successes[keep].sum(0) / attempts[keep].sum(0)).round(4).tolist()
             for name, keep in [
-                *((f"ability {one}", [a == one for a in abilities]) for one in sorted(set(abilities))),
+                *((f"ability {name}", [a == name for a in abilities]) for name in sorted(set(abilities))),
                 *((f"shift, third {third + 1}", thirds == third) for third in range(3)),
-                *((f"stratum {one}", [label == one for label in labels[0]]) for one in STRATA),
+                *((f"stratum {name}", [label == name for label in labels[0]]) for name in STRATA),
             ]
         },
     }
     agree = {}
     for a, b in combinations(range(len(runs)), 2):
-        same = [int(one == other) for one, other in zip(labels[a], labels[b], strict=True)]
+        same = [int(label == other) for label, other in zip(labels[a], labels[b], strict=True)]
         agree[f"seeds {SEEDS[a]} and {SEEDS[b]}"] = plain(accuracy_interval(same, [1] * len(same)))
-    every = [int(len(set(one)) == 1) for one in zip(*labels, strict=True)]
+    every = [int(len(set(row_labels)) == 1) for row_labels in zip(*labels, strict=True)]
     agree["all three"] = plain(accuracy_interval(every, [1] * len(every)))
     moves = Counter(zip(labels[0], labels[1], strict=True))
     counts = np.array([labels[0].count(name) for name in STRATA]) / len(ids)
@@ -123,15 +124,15 @@ def measure() -> dict:
     bounds = first.cmab_config().bounds
     profile = {}
     for ability in ["all", *sorted(set(abilities))]:
-        mine = np.array([value for row, value in zip(solved, rho, strict=True) if ability in ("all", abilities[row])])
+        chosen = np.array([value for row, value in zip(solved, rho, strict=True) if ability in ("all", abilities[row])])
         profile[ability] = {
-            "solved": len(mine),
-            "quantiles": np.quantile(mine, QUANTILES).round(3).tolist(),
-            "below easy_below": float(np.mean(mine < bounds.easy_below)),
-            "medium below": float(np.mean((mine >= bounds.easy_below) & (mine < bounds.hard_min))),
-            "hard": float(np.mean((mine >= bounds.hard_min) & (mine <= bounds.hard_max))),
-            "medium above": float(np.mean((mine > bounds.hard_max) & (mine <= bounds.easy_above))),
-            "above easy_above": float(np.mean(mine > bounds.easy_above)),
+            "solved": len(chosen),
+            "quantiles": np.quantile(chosen, QUANTILES).round(3).tolist(),
+            "below easy_below": float(np.mean(chosen < bounds.easy_below)),
+            "medium below": float(np.mean((chosen >= bounds.easy_below) & (chosen < bounds.hard_min))),
+            "hard": float(np.mean((chosen >= bounds.hard_min) & (chosen <= bounds.hard_max))),
+            "medium above": float(np.mean((chosen > bounds.hard_max) & (chosen <= bounds.easy_above))),
+            "above easy_above": float(np.mean(chosen > bounds.easy_above)),
         }
     steps = np.array(data["steps"], dtype=float)
     hard = difficulty(first)
@@ -139,7 +140,7 @@ def measure() -> dict:
         "machine": machine(),
         "samples": len(ids),
         "ratios": list(ratios),
-        "strata": {name: [one.count(name) for one in labels] for name in STRATA},
+        "strata": {name: [run_labels.count(name) for run_labels in labels] for name in STRATA},
         "curves": curves,
         "threshold_by_knob": correlations(hard, data, rows),
         "agreement": agree,
@@ -160,11 +161,12 @@ def measure() -> dict:
     }
 
 
-def table_of(found: dict) -> list[str]:
-    """Correlations as Markdown."""
-    names = ["all, within ability", *sorted({name for by in found.values() for name in by} - {"all, within ability"})]
+def table_of(correlations_by_knob: dict) -> list[str]:
+    """Return correlations as lines of Markdown."""
+    abilities = {name for by in correlations_by_knob.values() for name in by} - {"all, within ability"}
+    names = ["all, within ability", *sorted(abilities)]
     lines = [f"| knob | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
-    for knob, by in found.items():
+    for knob, by in correlations_by_knob.items():
         cells = [
             f"{by[name]['value']:+.2f} [{by[name]['low']:+.2f}, {by[name]['high']:+.2f}]" if by.get(name) else "–"
             for name in names
@@ -173,17 +175,19 @@ def table_of(found: dict) -> list[str]:
     return lines
 
 
-def draw_curves(found: dict):
-    """P_c(λ) by stratum and by ability."""
+def draw_curves(results: dict):
+    """Plot P_c(λ) by stratum and by ability."""
     figure = new_figure(9, 3.6)
     left, right = figure.subplots(1, 2, sharey=True)
     for axes, kind in ((left, "stratum "), (right, "ability ")):
-        for name, curve in found["curves"].items():
+        for name, curve in results["curves"].items():
             if name.startswith(kind):
                 label = name.removeprefix(kind)
                 colour = STRATUM_COLOURS.get(label)
-                axes.plot(found["ratios"], [100 * one for one in curve], marker="o", ms=3, label=label, color=colour)
-        axes.plot(found["ratios"], [100 * one for one in found["curves"]["all"]], "k--", lw=1, label="all")
+                percent = [100 * accuracy for accuracy in curve]
+                axes.plot(results["ratios"], percent, marker="o", ms=3, label=label, color=colour)
+        percent = [100 * accuracy for accuracy in results["curves"]["all"]]
+        axes.plot(results["ratios"], percent, "k--", lw=1, label="all")
         axes.set(xlabel="mask ratio λ", title=f"by {kind.strip()}", ylim=(0, 100))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, frameon=False)
@@ -191,20 +195,20 @@ def draw_curves(found: dict):
     return figure
 
 
-def draw_correlations(found: dict):
-    """Rank correlations of λ* and of ρ̄ with each knob, kinds of question taken out, with their intervals."""
+def draw_correlations(results: dict):
+    """Plot rank correlations of λ* and of ρ̄ with each knob within ability, with their intervals."""
     figure = new_figure(7, 3.6)
     axes = figure.subplots()
     for shift, (name, table, colour) in enumerate(
-        (("λ*", found["threshold_by_knob"], "#1f4e79"), ("ρ̄", found["balance_by_knob"], "#d1495b"))
+        (("λ*", results["threshold_by_knob"], "#1f4e79"), ("ρ̄", results["balance_by_knob"], "#d1495b"))
     ):
-        ones = [(place, by["all, within ability"]) for place, by in enumerate(table.values())]
-        for place, one in ones:
-            if one:
-                y = place + 0.16 * (2 * shift - 1)
-                axes.plot([one["low"], one["high"]], [y, y], color=colour, lw=2)
-                axes.plot(one["value"], y, "o", color=colour, label=name if place == ones[0][0] else None)
-    names = list(found["threshold_by_knob"])
+        correlated = [(position, by["all, within ability"]) for position, by in enumerate(table.values())]
+        for position, interval in correlated:
+            if interval:
+                y = position + 0.16 * (2 * shift - 1)
+                axes.plot([interval["low"], interval["high"]], [y, y], color=colour, lw=2)
+                axes.plot(interval["value"], y, "o", color=colour, label=name if position == correlated[0][0] else None)
+    names = list(results["threshold_by_knob"])
     axes.axvline(0, color="#6b7280", lw=1)
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="Spearman's correlation within ability, 95 %", xlim=(-1, 1), ylim=(len(names) - 0.5, -0.5))
@@ -212,17 +216,17 @@ def draw_correlations(found: dict):
     return figure
 
 
-def draw_balances(found: dict):
-    """Quantiles of ρ̄ by ability, with the paper's bounds."""
+def draw_balances(results: dict):
+    """Plot quantiles of ρ̄ by ability, with the paper's bounds."""
     figure = new_figure(7, 3.2)
     axes = figure.subplots()
-    names = list(found["balance"])
-    for place, name in enumerate(names):
-        low, quarter, middle, three, high = found["balance"][name]["quantiles"]
-        axes.plot([low, high], [place, place], color="#9ca3af", lw=2)
-        axes.plot([quarter, three], [place, place], color="#374151", lw=6)
-        axes.plot(middle, place, "o", color="white", ms=4)
-    for bound in found["bounds"].values():
+    names = list(results["balance"])
+    for position, name in enumerate(names):
+        low, quarter, middle, three, high = results["balance"][name]["quantiles"]
+        axes.plot([low, high], [position, position], color="#9ca3af", lw=2)
+        axes.plot([quarter, three], [position, position], color="#374151", lw=6)
+        axes.plot(middle, position, "o", color="white", ms=4)
+    for bound in results["bounds"].values():
         axes.axvline(bound, color="#d1495b", ls="--", lw=1)
     axes.set_yticks(range(len(names)), names)
     axes.set(
@@ -231,29 +235,32 @@ def draw_balances(found: dict):
     return figure
 
 
-def page(found: dict) -> str:
-    """The results page."""
+def page(results: dict) -> str:
+    """Return the results page."""
 
-    def shown(one: dict) -> str:
-        return f"{one['value']:+.2f} [{one['low']:+.2f}, {one['high']:+.2f}]"
+    def shown(interval: dict) -> str:
+        return f"{interval['value']:+.2f} [{interval['low']:+.2f}, {interval['high']:+.2f}]"
 
-    def share(one: dict) -> str:
-        return f"{100 * one['value']:.1f} % [{100 * one['low']:.1f}, {100 * one['high']:.1f}]"
+    def share(interval: dict) -> str:
+        return f"{100 * interval['value']:.1f} % [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"
 
-    ratios = " | ".join(f"{one:g}" for one in found["ratios"])
+    ratios = " | ".join(f"{ratio:g}" for ratio in results["ratios"])
     lines = [
         "# Do the scores mean what they say?",
         "",
-        f"`python bench/sanity.py`: {found['samples']} questions of the bundled pool, exhaustive search (10 masks at "
-        f"10 ratios), scoring seeds {', '.join(map(str, SEEDS))}; {found['machine']}. Intervals are 95 %.",
+        f"`python bench/sanity.py`: {results['samples']} questions of the bundled pool, exhaustive search (10 masks at "
+        f"10 ratios), scoring seeds {', '.join(map(str, SEEDS))}; {results['machine']}. Intervals are 95 %.",
         "",
         "## (a) PISM",
         "",
         "Accuracy P_c(λ), mean over samples (seed 0):",
         "",
         f"| | {ratios} |",
-        f"|---|{'---|' * len(found['ratios'])}",
-        *(f"| {name} | {' | '.join(f'{100 * one:.0f}' for one in curve)} |" for name, curve in found["curves"].items()),
+        f"|---|{'---|' * len(results['ratios'])}",
+        *(
+            f"| {name} | {' | '.join(f'{100 * accuracy:.0f}' for accuracy in curve)} |"
+            for name, curve in results["curves"].items()
+        ),
         "",
         "![Accuracy by mask ratio](curves.png)",
         "",
@@ -261,16 +268,16 @@ def page(found: dict) -> str:
         "",
         "![Correlations with the knobs](correlations.png)",
         "",
-        *table_of(found["threshold_by_knob"]),
+        *table_of(results["threshold_by_knob"]),
         "",
         "Test and retest, share of samples in the same stratum:",
         "",
-        *(f"- {name}: {share(one)}" for name, one in found["agreement"].items()),
-        f"- by chance alone (two independent draws from these shares): {100 * found['agreement_by_chance']:.1f} %",
+        *(f"- {name}: {share(interval)}" for name, interval in results["agreement"].items()),
+        f"- by chance alone (two independent draws from these shares): {100 * results['agreement_by_chance']:.1f} %",
         "",
         "| seed 0 \\ seed 1 | " + " | ".join(STRATA) + " |",
         "|---|---|---|---|---|",
-        *(f"| {a} | " + " | ".join(str(found["moves"][f"{a}/{b}"]) for b in STRATA) + " |" for a in STRATA),
+        *(f"| {a} | " + " | ".join(str(results["moves"][f"{a}/{b}"]) for b in STRATA) + " |" for a in STRATA),
         "",
         "## (b) CMAB",
         "",
@@ -279,24 +286,24 @@ def page(found: dict) -> str:
         "| | solved | 5 % | 25 % | 50 % | 75 % | 95 % | easy below | medium below | hard | medium above | easy above |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for name, one in found["balance"].items():
-        shares = [one[key] for key in list(one)[2:]]
-        values = [*(f"{value:.2f}" for value in one["quantiles"]), *(f"{100 * value:.0f}" for value in shares)]
-        lines.append(f"| {name} | {one['solved']} | {' | '.join(values)} |")
+    for name, entry in results["balance"].items():
+        shares = [entry[key] for key in list(entry)[2:]]
+        values = [*(f"{value:.2f}" for value in entry["quantiles"]), *(f"{100 * value:.0f}" for value in shares)]
+        lines.append(f"| {name} | {entry['solved']} | {' | '.join(values)} |")
     lines += ["", "![Attention balance by ability](balances.png)"]
     lines += ["", "Spearman's correlation with the number of reasoning steps of the question:", ""]
-    for name, one in found["steps"].items():
-        if "value" in one:
-            lines.append(f"- {name}: {shown(one)} ({one['n']} samples)")
+    for name, entry in results["steps"].items():
+        if "value" in entry:
+            lines.append(f"- {name}: {shown(entry)} ({entry['n']} samples)")
         else:
-            within_all = one.get("all, within ability")
+            within_all = entry.get("all, within ability")
             lines.append(f"- {name}: {shown(within_all) if within_all else 'steps do not vary within an ability'}")
     lines += [
-        f"- ρ̄ against λ*, solved samples: {shown(found['balance_against_threshold'])}",
+        f"- ρ̄ against λ*, solved samples: {shown(results['balance_against_threshold'])}",
         "",
         "Spearman's correlation of ρ̄ with the knobs:",
         "",
-        *table_of(found["balance_by_knob"]),
+        *table_of(results["balance_by_knob"]),
     ]
     return "\n".join(lines) + "\n"
 
@@ -307,12 +314,12 @@ def main() -> None:
     arguments = parser.parse_args()
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / "sanity.json"
-    found = json.loads(path.read_text()) if arguments.report else measure()
-    path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    (RESULTS / "README.md").write_text(page(found))
+    results = json.loads(path.read_text()) if arguments.report else measure()
+    path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    (RESULTS / "README.md").write_text(page(results))
     for name, draw in (("curves", draw_curves), ("correlations", draw_correlations), ("balances", draw_balances)):
-        draw(found).savefig(RESULTS / f"{name}.png", dpi=110)
-    print(page(found))
+        draw(results).savefig(RESULTS / f"{name}.png", dpi=110)
+    print(page(results))
 
 
 if __name__ == "__main__":

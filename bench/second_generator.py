@@ -57,19 +57,19 @@ Content = tuple[int, ...]
 
 
 def _sine(turn: int) -> int:
-    """1024 · sin of 3° · turn."""
+    """Return 1024 · sin of 3° · turn."""
     turn %= 120
     sign, turn = (1, turn) if turn < 60 else (-1, turn - 60)
     return sign * _QUARTER[min(turn, 60 - turn)]
 
 
 def _point(turn: int, radius: int) -> tuple[int, int]:
-    """(y, x) at `radius` from the origin, clockwise from the top by 3° · turn, in 1/16 pixel."""
+    """Return (y, x) at `radius` from the origin, clockwise from the top by 3° · turn, in 1/16 pixel."""
     return -radius * 16 * _sine(turn + 30) // 1024, radius * 16 * _sine(turn) // 1024
 
 
 def _segment(start: tuple[int, int], end: tuple[int, int], width: int) -> np.ndarray:
-    """Pixels within width / 2 of the segment between two points (y, x) in 1/16 pixel; bool (96, 96)."""
+    """Return the pixels within width / 2 of a segment between points (y, x) in 1/16 pixel; bool (96, 96)."""
     low = [max(min(pair) // 16 - width, 0) for pair in zip(start, end, strict=True)]
     high = [min(max(pair) // 16 + width + 1, SIDE) for pair in zip(start, end, strict=True)]
     box = slice(low[0], high[0]), slice(low[1], high[1])
@@ -83,7 +83,7 @@ def _segment(start: tuple[int, int], end: tuple[int, int], width: int) -> np.nda
 
 
 def _arrow(direction: int, size: int) -> np.ndarray:
-    """An arrow that fills a square; bool (size, size)."""
+    """Return an arrow that fills a square; bool (size, size)."""
     y, x = np.mgrid[0:size, 0:size]
     off = abs(2 * x - (size - 1))
     up = ((2 * y < size) & (off <= 2 * y)) | ((2 * y >= size - 1) & (5 * off <= size + 2))
@@ -91,7 +91,7 @@ def _arrow(direction: int, size: int) -> np.ndarray:
 
 
 def _polygon(corners: int, turn: int, size: int) -> np.ndarray:
-    """A regular polygon in a circle of diameter `size`; bool (size, size)."""
+    """Return a regular polygon in a circle of diameter `size`; bool (size, size)."""
     y, x = np.mgrid[0:size, 0:size] * 32 + 16 - 16 * size
     ends = [_point(turn + corner * 120 // corners, size) for corner in range(corners)]
     inside = np.ones((size, size), dtype=bool)
@@ -123,7 +123,7 @@ class Board(Canvas):
         self.owner[top : top + height, left : left + width] = len(self.labels) - 1
 
     def sign(self, thing: int, colour: int, top: int, left: int, size: int) -> None:
-        """An arrow (thing 0-3) or a polygon (4-8) in a square that it owns."""
+        """Paint an arrow (thing 0-3) or a polygon (4-8) in a square that it owns."""
         turns = self.draw.below(120)
         mask = _arrow(thing, size) if thing < 4 else _polygon(CORNERS[thing - 4], turns, size)
         self.stamp(mask, PALETTE[colour][1], top, left)
@@ -131,7 +131,7 @@ class Board(Canvas):
 
 
 def _several(draw: Draw, shift: int, few: int) -> int:
-    """`few` things or one more, that more often where the shift is large."""
+    """Return `few` or one more; the larger the shift, the more often one more."""
     return few + (draw.below(256) < 32 + shift // 2)
 
 
@@ -149,8 +149,8 @@ def _paint_bars(board: Board, content: Content) -> Drawn:
         long = 5 if tick % 5 == 0 else 3
         board.stamp(np.ones((1, long), dtype=bool), ink, bottom - tick * unit, left + 2)
     pitch = (SIDE - 6 - left - 8) // count
-    for place, (height, colour) in enumerate(zip(content[::2], content[1::2], strict=True)):
-        start, width, tall = left + 8 + place * pitch + draw.between(0, 3), pitch - 6, (height + 1) * unit
+    for index, (height, colour) in enumerate(zip(content[::2], content[1::2], strict=True)):
+        start, width, tall = left + 8 + index * pitch + draw.between(0, 3), pitch - 6, (height + 1) * unit
         board.stamp(np.ones((tall, width), dtype=bool), PALETTE[colour][1], bottom - tall, start)
         board.own(bottom - tall, start, tall, width, height=height, colour=colour)
     return Drawn(" ".join(str(height + 1) for height in content[::2]), unit, count, count)
@@ -179,7 +179,7 @@ def _paint_clock(board: Board, content: Content) -> Drawn:
 
 
 def _sample_row(bound: int, few: int) -> Callable[[Draw, int], Content]:
-    """A row of things, each with a colour."""
+    """Return a sampler of a row of things, each with a colour."""
 
     def sample(draw: Draw, shift: int) -> Content:
         return tuple(draw.below(b) for _ in range(_several(draw, shift, few)) for b in (bound, len(PALETTE)))
@@ -188,12 +188,12 @@ def _sample_row(bound: int, few: int) -> Callable[[Draw, int], Content]:
 
 
 def _paint_row(board: Board, content: Content, first: int, least: int, names: tuple[Any, ...]) -> Drawn:
-    """Signs from left to right; `first` is the number of the first kind, `least` what is added to the size."""
+    """Paint signs from left to right; `first` is the number of the first kind, `least` is added to the size."""
     draw, count = board.draw, len(content) // 2
     pitch = SIDE // count
     size = min(board.knobs.size + least, pitch)
-    for place, (kind, colour) in enumerate(zip(content[::2], content[1::2], strict=True)):
-        top, left = draw.between(0, SIDE - size), place * pitch + draw.between(0, pitch - size)
+    for index, (kind, colour) in enumerate(zip(content[::2], content[1::2], strict=True)):
+        top, left = draw.between(0, SIDE - size), index * pitch + draw.between(0, pitch - size)
         board.sign(first + kind, colour, top, left, size)
     return Drawn(" ".join(str(names[kind]) for kind in content[::2]), size, count, count)
 
@@ -212,7 +212,7 @@ def _sample_lines(draw: Draw, shift: int) -> Content:
 
 
 def _paint_lines(board: Board, content: Content) -> Drawn:
-    """Lines from dots at the left to colours at the right; line k ends at place ends[k]."""
+    """Paint lines from dots at the left to colours at the right; line k ends at position ends[k]."""
     draw, count = board.draw, content[0]
     ends, colours, (dot, end) = content[1 : 1 + count], content[1 + count : 1 + 2 * count], content[-2:]
     ink, pitch = board.ink(), SIDE // count
@@ -220,7 +220,7 @@ def _paint_lines(board: Board, content: Content) -> Drawn:
     columns = np.arange(10, SIDE - size, dtype=np.int64)
     along = (columns - columns[0]) * 1024 // (columns[-1] - columns[0])
     ease = along * along * (3 * 1024 - 2 * along) // 1024**2  # 0 … 1024, level at both ends
-    tops = [place * pitch + draw.between(0, pitch - size) for place in range(count)]
+    tops = [index * pitch + draw.between(0, pitch - size) for index in range(count)]
     for line in range(count):
         start, target = line * pitch + draw.between(6, pitch - 6), tops[ends[line]] + size // 2
         rows = start + (target - start) * ease // 1024
@@ -229,14 +229,14 @@ def _paint_lines(board: Board, content: Content) -> Drawn:
             mask[min(row, before) : max(row, before) + width, column] = True
         board.stamp(mask, ink, leads=colours[ends[line]])
         board.shape(generator.SHAPES[dot], ink, start - 3, 3, 8)
-    for place, colour in enumerate(colours):
-        board.shape(generator.SHAPES[end], PALETTE[colour][1], tops[place], SIDE - size, size)
-        board.own(tops[place], SIDE - size, size, size, colour=colour)
-    return Drawn(" ".join(PALETTE[colours[place]][0] for place in ends), size, count, 2 * count)
+    for index, colour in enumerate(colours):
+        board.shape(generator.SHAPES[end], PALETTE[colour][1], tops[index], SIDE - size, size)
+        board.own(tops[index], SIDE - size, size, size, colour=colour)
+    return Drawn(" ".join(PALETTE[colours[index]][0] for index in ends), size, count, 2 * count)
 
 
 def _sample_cells(draw: Draw, shift: int) -> Content:
-    """Row, column, directions of the others and of the one, their colours: the same where the shift is large."""
+    """Draw row, column, directions and colours (others, different cell); a large shift makes colours equal."""
     row, column, direction, colour = (draw.below(bound) for bound in (GRID, GRID, 4, len(PALETTE)))
     same = draw.below(256) < 48 + shift * 3 // 4
     other = colour if same else (colour + draw.between(1, len(PALETTE) - 1)) % len(PALETTE)
@@ -301,13 +301,13 @@ TEXTS = (*(task.question for task in TASKS.values()), " ".join(DIRECTIONS))
 
 
 def split_of(ability: str, content: Content) -> str:
-    """The one split whose images may show this: eight tenths are of pretraining, a tenth each of pool and test."""
+    """Return the split whose images may show this: eight tenths go to pretraining, a tenth each to pool and test."""
     digest = hashlib.blake2b(f"{ability} {content}".encode(), digest_size=8).digest()
     return {8: "pool", 9: "test"}.get(int.from_bytes(digest, "little") % 10, "pretrain")
 
 
 def draw_content(draw: Draw, split: str, ability: str, shift: int) -> Content:
-    """What an image of this split shows."""
+    """Draw what an image of this split shows."""
     while True:
         content = TASKS[ability].sample(draw, shift)
         if split_of(ability, content) == split:
@@ -315,7 +315,7 @@ def draw_content(draw: Draw, split: str, ability: str, shift: int) -> Content:
 
 
 def make_record(split: str, index: int) -> dict[str, Any]:
-    """One record of a split, as hardsample.demo.generator.make_record gives it, and its `content`.
+    """Return one record of a split, as hardsample.demo.generator.make_record does, with its `content`.
 
     Args:
         split: "pretrain", "pool" or "test".
@@ -351,7 +351,7 @@ def make_record(split: str, index: int) -> dict[str, Any]:
 
 
 def dense_scene(index: int, masked: float) -> tuple[np.ndarray, np.ndarray]:
-    """An image and what covers each patch: in turn packed with arrows and polygons, and one of the other questions'.
+    """Draw an image and what covers each patch: arrows and polygons in every third, else one of the other tasks.
 
     Returns:
         uint8 (96, 96, 3) and int64 (7, 64): the classes of HEADS by patch.
@@ -378,32 +378,32 @@ def dense_scene(index: int, masked: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def spoil(draw: Draw, record: dict[str, Any]) -> str:
-    """The record's answer, or a spoiled one: one number a step off among those it may be, or two words swapped."""
+    """Return the record's answer, or a spoiled one: one number a step off, or two neighbouring words swapped."""
     from hardsample.demo.pretrain import is_spoiled
 
     parts, steps = str(record["solution"]).split(), TASKS[record["ability"]].steps
     if not is_spoiled(draw, int(record["shift"])):
         return " ".join(parts)
     if not steps:
-        place = draw.below(len(parts) - 1)
-        parts[place], parts[place + 1] = parts[place + 1], parts[place]
+        index = draw.below(len(parts) - 1)
+        parts[index], parts[index + 1] = parts[index + 1], parts[index]
         return " ".join(parts)
-    place = draw.below(len(parts))
-    values = steps[min(place, len(steps) - 1)]
+    index = draw.below(len(parts))
+    values = steps[min(index, len(steps) - 1)]
     step = 1 if draw.below(2) else -1
-    parts[place] = str(values[(values.index(int(parts[place])) + step) % len(values)])
+    parts[index] = str(values[(values.index(int(parts[index])) + step) % len(values)])
     return " ".join(parts)
 
 
 def material() -> Material:
-    """These questions, to pretrain on."""
+    """Return these questions as material to pretrain on."""
     from hardsample.demo.pretrain import Material
 
     return Material("second", make_record, dense_scene, spoil, HEADS, TEXTS)
 
 
 def load_split(name: str, limit: int | None = None) -> Dataset:
-    """The questions of a split, drawn anew, as a dataset with the columns of hardsample.demo.load_split.
+    """Draw the questions of a split as a dataset with the columns of hardsample.demo.load_split.
 
     Args:
         name: `pool`, `test` or `pretrain`.
@@ -442,7 +442,7 @@ def _rows(split: str, count: int, definition: str) -> Iterator[dict[str, Any]]:
 
 
 def main(arguments: list[str]) -> None:
-    """`write OUT_DIR [--limit N]`, or `pretrain` and what hardsample.demo.pretrain takes."""
+    """Run `write OUT_DIR [--limit N]`, or `pretrain` with the options of hardsample.demo.pretrain."""
     if arguments[:1] == ["pretrain"]:
         from hardsample.demo import pretrain
 

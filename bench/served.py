@@ -52,14 +52,14 @@ PARTS = ("client", "waiting", "throughput", "agreement")
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
 
 
 @contextmanager
 def running(command: list[str], port: int) -> Iterator[str]:
-    """A server until the end of the block; its address."""
+    """Run a server until the end of the block; yield its address."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -109,25 +109,26 @@ def stub(port: int, waiting_s: float = 0.0) -> list[str]:
 
 
 def agreement(folder: Path, url: str, limit: int | None) -> dict:
-    """Strata through the server against local ones, and local seeds against each other, paired by sample."""
+    """Compare strata through the server with local ones, and local seeds with each other, paired by sample."""
     options = {"max_new_tokens": 16, "limit": limit}
     there = score("demo", str(model_path()), folder / "served", engine="openai", base_url=url, **options)
     here = [score("demo", "demo", folder / f"local{seed}", seed=seed, batch_size=256, **options) for seed in SEEDS]
 
-    def same(one: Scores, other: Scores) -> np.ndarray:
-        return np.array([a == b for a, b in zip(one.table["pism_stratum"], other.table["pism_stratum"], strict=True)])
+    def same(first: Scores, second: Scores) -> np.ndarray:
+        strata = (scores.table["pism_stratum"] for scores in (first, second))
+        return np.array([a == b for a, b in zip(*strata, strict=True)])
 
-    served = np.mean([same(there, one) for one in here], axis=0)
-    local = np.mean([same(one, other) for one, other in combinations(here, 2)], axis=0)
-    found = {"samples": len(served)}
+    served = np.mean([same(there, local_scores) for local_scores in here], axis=0)
+    local = np.mean([same(first, second) for first, second in combinations(here, 2)], axis=0)
+    results: dict = {"samples": len(served)}
     for name, values in (("served_local", served), ("local_local", local), ("difference", served - local)):
-        one = mean_interval(list(map(float, values)))
-        found[name] = {"value": round(one.value, 4), "low": round(one.low, 4), "high": round(one.high, 4)}
-    return found
+        interval = mean_interval(list(map(float, values)))
+        results[name] = {key: round(getattr(interval, key), 4) for key in ("value", "low", "high")}
+    return results
 
 
 def throughput(folder: Path, url: str, limit: int) -> dict:
-    """Rollouts a second of the same samples with one request in flight and with sixteen, in turns."""
+    """Measure rollouts a second of the same samples with one request in flight and with sixteen, in turns."""
     rates: dict[int, list[float]] = {1: [], 16: []}
     for turn in range(3):
         for most in rates:
@@ -142,13 +143,13 @@ def throughput(folder: Path, url: str, limit: int) -> dict:
 
 
 def client_cost(url: str, count: int) -> list[dict]:
-    """Processor time of this process for each request, all threads together, by size of the image."""
+    """Measure the processor time of this process for each request, all threads together, by image size."""
     file = io.BytesIO()
     noise = np.random.default_rng(0).integers(0, 256, (LARGE, LARGE, 3), dtype=np.uint8)
     Image.fromarray(noise).resize((LARGE, LARGE)).save(file, "JPEG", quality=90)
     small = load_split("demo", limit=1)[0]
     large = small | {"id": "large", "images": [{"bytes": file.getvalue(), "path": None}]}
-    found = []
+    rows = []
     for name, record, number in (("96 × 96", small, count), (f"{LARGE} × {LARGE} noise", large, count // 10)):
         for ratio in (0.0, 0.5):
             config = ScoringConfig(engine="openai", base_url=url, concurrency=16)
@@ -163,7 +164,7 @@ def client_cost(url: str, count: int) -> list[dict]:
                         asked += 1
                     landed += len(flight.landed())
             spent = time.process_time() - cpu
-            found.append(
+            rows.append(
                 {
                     "image": name,
                     "ratio": ratio,
@@ -176,29 +177,29 @@ def client_cost(url: str, count: int) -> list[dict]:
                     },
                 }
             )
-    return found
+    return rows
 
 
-def page(found: dict) -> str:
-    """The results as Markdown."""
-    one = found["agreement"]
+def page(results: dict) -> str:
+    """Return the results as Markdown."""
+    agreed = results["agreement"]
 
     def share(part: dict) -> str:
         return f"{100 * part['value']:.1f} % [{100 * part['low']:.1f}, {100 * part['high']:.1f}]"
 
-    difference = one["difference"]
+    difference = agreed["difference"]
     lines = [
         "# Scoring through a server",
         "",
-        f"`python bench/served.py`; {found['machine']}. Server: `transformers serve`, demo model, float32.",
+        f"`python bench/served.py`; {results['machine']}. Server: `transformers serve`, demo model, float32.",
         "",
-        f"**Agreement.** {one['samples']} questions, temperature 0.7, lossless search; server and three local seeds. "
-        "Samples with the same stratum, 95 % intervals over samples:",
+        f"**Agreement.** {agreed['samples']} questions, temperature 0.7, lossless search; server and three local "
+        "seeds. Samples with the same stratum, 95 % intervals over samples:",
         "",
         "| | same stratum |",
         "|---|---|",
-        f"| server and local seed, mean of three | {share(one['served_local'])} |",
-        f"| two local seeds, mean of three pairs | {share(one['local_local'])} |",
+        f"| server and local seed, mean of three | {share(agreed['served_local'])} |",
+        f"| two local seeds, mean of three pairs | {share(agreed['local_local'])} |",
         f"| difference, points, paired by sample | {100 * difference['value']:+.1f} "
         f"[{100 * difference['low']:+.1f}, {100 * difference['high']:+.1f}] |",
         "",
@@ -211,7 +212,7 @@ def page(found: dict) -> str:
         *(
             f"| {name} | {' | '.join(map(str, part['rollouts_per_s'].values()))} | "
             f"{part['ratio']} ({', '.join(map(str, part['ratios']))}) |"
-            for name, part in (("transformers serve", found["throughput"]), ("stand-in", found["waiting"]))
+            for name, part in (("transformers serve", results["throughput"]), ("stand-in", results["waiting"]))
         ),
         "",
         "**Client.** Processor time for each request against a server that answers at once, 16 in flight. The last two "
@@ -222,14 +223,14 @@ def page(found: dict) -> str:
         *(
             f"| {row['image']} | {row['ratio']} | {row['cpu_ms']} | {row['requests_per_s']} | "
             f"{row['mask_ms']} | {row['processor_ms']} |"
-            for row in found["client"]
+            for row in results["client"]
         ),
     ]
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="little, and nothing is written")
     parser.add_argument("--only", choices=PARTS, help="this part anew; the others stay as they were measured")
@@ -240,26 +241,26 @@ def main() -> None:
         Stub.waiting_s = arguments.waiting
         ThreadingHTTPServer(("127.0.0.1", arguments.stub), Stub).serve_forever()
     quick, wanted = arguments.quick, [arguments.only] if arguments.only else PARTS
-    found: dict = json.loads((RESULTS / "served.json").read_text()) if arguments.only else {}
-    found.setdefault("machine", machine())
+    results: dict = json.loads((RESULTS / "served.json").read_text()) if arguments.only else {}
+    results.setdefault("machine", machine())
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         if "client" in wanted:
             with running(stub(port := free_port()), port) as url:
-                found["client"] = client_cost(url, 100 if quick else 2000)
+                results["client"] = client_cost(url, 100 if quick else 2000)
         if "waiting" in wanted:
             with running(stub(port := free_port(), WAITING_S), port) as url:
-                found["waiting"] = throughput(folder / "waiting", url, 3 if quick else 24)
+                results["waiting"] = throughput(folder / "waiting", url, 3 if quick else 24)
         if {"throughput", "agreement"} & {*wanted}:
             with running(transformers_serve(port := free_port()), port) as url:
                 if "throughput" in wanted:
-                    found["throughput"] = throughput(folder / "serve", url, 3 if quick else 24)
+                    results["throughput"] = throughput(folder / "serve", url, 3 if quick else 24)
                 if "agreement" in wanted:
-                    found["agreement"] = agreement(folder, url, 12 if quick else None)
-    print(page(found))
+                    results["agreement"] = agreement(folder, url, 12 if quick else None)
+    print(page(results))
     if not quick:
-        (RESULTS / "served.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-        (RESULTS / "served.md").write_text(page(found))
+        (RESULTS / "served.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+        (RESULTS / "served.md").write_text(page(results))
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ CASES = {
 
 
 def questions(large: bool) -> Dataset:
-    """The first questions of the pool; large: their images blown up to 1,024² JPEGs."""
+    """Return the first questions of the pool; large: with their images enlarged to 1,024² JPEGs."""
     data = load_split("demo:pool", SAMPLES).remove_columns(list(KNOBS)).cast_column("images", List(Image()))
     if not large:
         return data
@@ -83,7 +83,7 @@ class Replays(GRPOTrainer):
 
 
 def trained(trainer_class, config_class, data, folder, steps, order=None, **options):
-    """One training; (seconds of each step, the trainer)."""
+    """Train once; return the seconds of each step, and the rows in the order they were trained on."""
     clock = Clock()
     args = config_class(
         output_dir=folder,
@@ -136,10 +136,12 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        scores = f"{folder}/scores"
-        score("demo:pool", "demo", scores, ScoringConfig(limit=SAMPLES, num_masks=4, batch_size=128))
+        scored: dict[bool, str] = {}  # the trainer takes only scores of the very images that it trains on
         for name, (options, large) in CASES.items():
             data = questions(large)
+            if large not in scored:
+                scored[large] = f"{folder}/scores-{'large' if large else 'small'}"
+                score(data, "demo", scored[large], ScoringConfig(num_masks=4, batch_size=128))
             ours, stock = [], []
             for _ in range(arguments.rounds):  # ours, stock, ours, stock: slow drift of the machine hits both
                 seconds, order = trained(
@@ -148,7 +150,7 @@ def main() -> None:
                     data,
                     folder,
                     arguments.steps,
-                    scores=scores,
+                    scores=scored[large],
                     **options,
                 )
                 ours += seconds[WARM_UP:]

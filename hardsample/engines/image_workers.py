@@ -23,13 +23,13 @@ Images = Sequence[Tensor | Sequence[Tensor]]
 
 
 def default_workers() -> int:
-    """The processor cores this process may use, at most 8."""
+    """Return the number of processor cores this process may use, at most 8."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, MAX_WORKERS)
 
 
 class ImageWorkers:
-    """Stands in for an image processor of transformers that works on PIL and NumPy (`backend` is `pil`).
+    """A stand-in for an image processor of transformers that works on PIL and NumPy (`backend` is `pil`).
 
     Some processors number or pack what they make through the whole batch, so that no two calls can be joined. The
     first batch of each case (images of one size or of several, joined with or without padding) is therefore made
@@ -50,11 +50,11 @@ class ImageWorkers:
         """Calls whose outputs came from several workers."""
 
     def __getattr__(self, name: str) -> Any:
-        """Everything but the call is the image processor's own; its settings, above all."""
+        """Return any other attribute, above all settings, from the image processor itself."""
         return getattr(self._inner, name)
 
     def __call__(self, images: Images, *args: Any, **kwargs: Any) -> Any:
-        """What the image processor makes of these images in one call."""
+        """Return what the image processor makes of these images in one call."""
 
         def call(part: Images) -> Any:
             return self._inner(part, *args, **kwargs)
@@ -79,7 +79,7 @@ class ImageWorkers:
 
 
 def join_outputs(outputs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any] | None, bool]:
-    """Put the outputs of several calls behind one another.
+    """Concatenate the outputs of several calls.
 
     Tensors whose other dimensions differ are filled up with zeros, as processors do that pad to the largest image of
     a batch.
@@ -111,14 +111,14 @@ def join_outputs(outputs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any] |
 
 
 def _fill_up(value: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Zeros at the end of each dimension but the first, up to these sizes."""
+    """Pad each dimension but the first with zeros at the end, up to these sizes."""
     made = value.new_zeros((len(value), *sizes))
     made[tuple(slice(size) for size in value.shape)] = value
     return made
 
 
 def _sizes(images: Images) -> list[tuple[int, ...]]:
-    """Height and width of every image; none if something else than lists of channels-first tensors was given."""
+    """Return height and width of every image; none if something else than lists of channels-first tensors was given."""
     if not isinstance(images, list | tuple):
         return []
     flat = [tensor for item in images for tensor in (item if isinstance(item, list | tuple) else [item])]
@@ -126,20 +126,21 @@ def _sizes(images: Images) -> list[tuple[int, ...]]:
 
 
 def _parts(images: Images, workers: int) -> list[Images]:
-    """Consecutive images, equally many for each worker."""
+    """Split images into consecutive parts, equally many for each worker."""
     count = min(workers, len(images))
-    bounds = [place * len(images) // count for place in range(count + 1)]
+    bounds = [part * len(images) // count for part in range(count + 1)]
     return [images[start:stop] for start, stop in pairwise(bounds)]
 
 
-def _equal(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    return one.keys() == other.keys() and all(_equal_values(one[name], other[name]) for name in one)
+def _equal(joined: Mapping[str, Any], whole: Mapping[str, Any]) -> bool:
+    return joined.keys() == whole.keys() and all(_equal_values(joined[name], whole[name]) for name in joined)
 
 
-def _equal_values(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor):
-        return isinstance(other, Tensor) and (one.shape, one.dtype) == (other.shape, other.dtype) and one.equal(other)
-    if isinstance(one, list | tuple):
-        same = type(one) is type(other) and len(one) == len(other)
-        return same and all(map(_equal_values, one, other))
-    return type(one) is type(other) and bool(one == other)
+def _equal_values(left: Any, right: Any) -> bool:
+    if isinstance(left, Tensor):
+        same = isinstance(right, Tensor) and (left.shape, left.dtype) == (right.shape, right.dtype)
+        return same and left.equal(right)
+    if isinstance(left, list | tuple):
+        same = type(left) is type(right) and len(left) == len(right)
+        return same and all(map(_equal_values, left, right))
+    return type(left) is type(right) and bool(left == right)

@@ -60,7 +60,7 @@ def mask_image(
     kind: str = "pixel",
     fill: tuple[int, int, int] = BLACK,
 ) -> Image.Image:
-    """Masks an image's own pixels (`source` space).
+    """Mask an image's own pixels (`source` space).
 
     Args:
         image: image of mode RGB; not changed.
@@ -92,7 +92,7 @@ def mask_images(
     fill: tuple[int, int, int] = BLACK,
     buffer: UInt8[Tensor, " values"] | None = None,
 ) -> list[UInt8[Tensor, "height width 3"]]:
-    """Masks the images of a batch (`source` space), all masks of an image in one pass.
+    """Mask the images of a batch (`source` space), all masks of an image in one pass.
 
     Args:
         images: one for each mask, on one device; the same tensor where an image gets several masks.
@@ -111,19 +111,19 @@ def mask_images(
         device = images[0].device if images else None
         buffer = torch.empty(sum(image.numel() for image in images), dtype=torch.uint8, device=device)
     passes: dict[object, list[int]] = {}
-    for place, image in enumerate(images):
+    for index, image in enumerate(images):
         small = image.numel() <= _STACKED_BYTES
-        passes.setdefault(image.shape if small else id(image), []).append(place)
+        passes.setdefault(image.shape if small else id(image), []).append(index)
     masked: dict[int, Tensor] = {}
     used = 0
-    for places in passes.values():
-        image = images[places[0]]
-        out = buffer[used : used + len(places) * image.numel()].view(len(places), *image.shape)
+    for members in passes.values():
+        image = images[members[0]]
+        out = buffer[used : used + len(members) * image.numel()].view(len(members), *image.shape)
         used += out.numel()
-        several = len({id(images[place]) for place in places}) > 1
-        ratios, realizations, keys, indices = zip(*(masks[place] for place in places), strict=True)
+        several = len({id(images[index]) for index in members}) > 1
+        ratios, realizations, keys, indices = zip(*(masks[index] for index in members), strict=True)
         mask_pixels(
-            torch.stack([images[place] for place in places]) if several else image,
+            torch.stack([images[index] for index in members]) if several else image,
             ratios,
             realizations,
             keys,
@@ -132,8 +132,8 @@ def mask_images(
             image_index=indices,
             out=out,
         )
-        masked |= zip(places, out, strict=True)
-    return [masked[place] for place in range(len(images))]
+        masked |= zip(members, out, strict=True)
+    return [masked[index] for index in range(len(images))]
 
 
 def mask_model_inputs(
@@ -144,7 +144,7 @@ def mask_model_inputs(
     kind: str = "pixel",
     fill: tuple[int, int, int] = BLACK,
 ) -> dict[str, Any]:
-    """Masks the preprocessed images of a batch (`model` space).
+    """Mask the preprocessed images of a batch (`model` space).
 
     Args:
         inputs: a processor's output. `pixel_values` is (images, C, H, W), (images, 1, C, H, W), or, from the Qwen-VL
@@ -204,7 +204,7 @@ def mask_model_inputs(
 
 
 def check_model_space(processor: Any, inputs: Mapping[str, Any], num_images: int) -> None:
-    """Refuses what cannot be masked in `model` space: anything but one unpadded view of each image.
+    """Refuse what cannot be masked in `model` space: anything but one unpadded view of each image.
 
     Padding is refused because the masked space, and so every mask, would depend on the other images of the batch.
 
@@ -214,11 +214,11 @@ def check_model_space(processor: Any, inputs: Mapping[str, Any], num_images: int
         num_images: number of images in the batch.
 
     Raises:
-        MaskSpaceError: says what was found, and that `--mask-space source` takes every processor.
+        MaskSpaceError: names what is in the way, and says that `--mask-space source` takes every processor.
     """
 
-    def refuse(found: str) -> NoReturn:
-        raise MaskSpaceError(f"mask space `model` needs one view of each image, but {found}: use --mask-space source")
+    def refuse(reason: str) -> NoReturn:
+        raise MaskSpaceError(f"mask space `model` needs one view of each image, but {reason}: use --mask-space source")
 
     image_processor = _image_processor(processor)
     name = type(image_processor).__name__
@@ -257,7 +257,7 @@ def check_model_space(processor: Any, inputs: Mapping[str, Any], num_images: int
 
 
 def model_fill(processor: Any, fill: tuple[int, int, int] = BLACK) -> tuple[float, ...]:
-    """Converts a colour to the unit of `pixel_values`: (colour · rescale − mean) / std for each channel.
+    """Convert a colour to the unit of `pixel_values`: (colour · rescale − mean) / std for each channel.
 
     Args:
         processor: a processor or image processor of transformers.
@@ -279,11 +279,11 @@ def model_fill(processor: Any, fill: tuple[int, int, int] = BLACK) -> tuple[floa
 
 
 def _image_processor(processor: Any) -> Any:
-    """Takes the image processor out of a processor; an image processor is returned as it is."""
+    """Return a processor's image processor; an image processor is returned as it is."""
     return getattr(processor, "image_processor", processor)
 
 
 def _short(value: object) -> str:
-    """Shows a value in an error, cut to a readable length."""
+    """Shorten a value for an error message."""
     text = str(value)
     return text if len(text) <= 60 else text[:57] + "..."

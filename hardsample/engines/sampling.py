@@ -21,7 +21,7 @@ _REACH = 26.1
 
 @dataclass(frozen=True)
 class NoiseKey:
-    """What the noise of one rollout is keyed by.
+    """The key of one rollout's noise.
 
     Attributes:
         seed: the run's seed.
@@ -39,7 +39,7 @@ class NoiseKey:
 def gumbel(
     words: Int[Tensor, "row four"], rows: Int[Tensor, draw], tokens: Int[Tensor, draw], step: int
 ) -> Float[Tensor, draw]:
-    """Standard Gumbel noise, −log(−log u), of single tokens.
+    """Return standard Gumbel noise, −log(−log u), of single tokens.
 
     Args:
         words: for each row of the batch the two key words, the realization and round(λ·65536).
@@ -51,15 +51,15 @@ def gumbel(
         float64 noise. u = (x + ½) / 2³² with x output word `token % 4` of Philox4x32-7 at counter
         (token // 4, step, realization, round(λ·65536)).
     """
-    one, two, realization, units = words[rows].unbind(1)
+    first_key, second_key, realization, units = words[rows].unbind(1)
     counter = (tokens // 4, torch.full_like(tokens, step), realization, units)
-    lanes = torch.stack(tuple(philox(counter, (one, two))), dim=1)
+    lanes = torch.stack(tuple(philox(counter, (first_key, second_key))), dim=1)
     draws = lanes.gather(1, (tokens % 4)[:, None])[:, 0]
     return -torch.log(-torch.log((draws.double() + 0.5) / 2**32))
 
 
 class GumbelNoise(LogitsProcessor):
-    """Turns greedy decoding into sampling at a temperature, with noise keyed by the rollout.
+    """Greedy decoding turned into sampling at a temperature, with noise keyed by the rollout.
 
     Args:
         keys: the rollout of each row of the batch.
@@ -73,7 +73,7 @@ class GumbelNoise(LogitsProcessor):
         self.temperature, self.prompt_length = temperature, prompt_length
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """logits (batch, vocabulary) → logits / T + noise, −∞ where a token cannot win."""
+        """Return logits / T + noise for logits (batch, vocabulary); −∞ where a token cannot win."""
         if self.temperature == 0:
             return scores
         self.words = self.words.to(scores.device)

@@ -56,14 +56,14 @@ def parse_boxes(text: str) -> list[Box]:
     """
     start, end = _json_span(text)
     try:
-        found = list(_walk(json.loads(text[start:end]))) if end > start else []
+        boxes = list(_walk(json.loads(text[start:end]))) if end > start else []
     except (ValueError, RecursionError):  # no JSON, or nested beyond reason: read it as text
-        found = []
-    return [box for box in islice(found or _scan(text), MAX_BOXES) if box is not None]
+        boxes = []
+    return [box for box in islice(boxes or _scan(text), MAX_BOXES) if box is not None]
 
 
 def iou(a: Box, b: Box) -> float:
-    """Intersection over union of two boxes in the same space.
+    """Return the intersection over union of two boxes in the same space.
 
     Args:
         a: a box.

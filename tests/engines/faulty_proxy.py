@@ -39,11 +39,11 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.note(body, fault)
         if fault == "401":
-            said = {"error": {"message": f"bad key {self.headers.get('Authorization')}"}}
-            self.answer(401, json.dumps(said).encode())
+            problem = {"error": {"message": f"bad key {self.headers.get('Authorization')}"}}
+            self.answer(401, json.dumps(problem).encode())
         elif fault == "400":
-            said = f"this image is too large ({self.headers.get('Authorization')})"
-            self.answer(400, json.dumps({"error": {"message": said}}).encode())
+            problem = f"this image is too large ({self.headers.get('Authorization')})"
+            self.answer(400, json.dumps({"error": {"message": problem}}).encode())
         elif fault == "429":
             self.answer(429, b'{"error": {"message": "slow down"}}', {"Retry-After": "0.2"})
         elif fault == "500":

@@ -39,12 +39,12 @@ def test_the_window_doubles_then_adds_one_and_is_cut_once_a_round():
 
 
 def patience(there: bool = True, retries: int = 3, server_timeout: float = 0.3) -> tuple[Patience, list[str]]:
-    said: list[str] = []
+    messages: list[str] = []
 
     async def answers() -> bool:
         return there
 
-    return Patience(retries, server_timeout, answers, said.append, Window(8)), said
+    return Patience(retries, server_timeout, answers, messages.append, Window(8)), messages
 
 
 @pytest.fixture(autouse=True)
@@ -63,18 +63,18 @@ def failing(times: int, setback: Setback, asked: list[float]):
 
 
 def test_a_request_is_tried_again_and_its_retries_are_counted():
-    one, _ = patience()
+    patient, _ = patience()
     asked: list[float] = []
-    assert asyncio.run(one.insist(failing(3, Setback("500", True), asked))) == "reply"
-    assert one.sent == 4 and one.tried_again == {"500": 3} and one.window.size == 3
+    assert asyncio.run(patient.insist(failing(3, Setback("500", True), asked))) == "reply"
+    assert patient.sent == 4 and patient.tried_again == {"500": 3} and patient.window.size == 3
     asked.clear()
-    assert str(asyncio.run(one.insist(failing(9, Setback("500", True), asked)))) == "500, 4 times"
-    assert one.refusal == "500" and len(asked) == 4
+    assert str(asyncio.run(patient.insist(failing(9, Setback("500", True), asked)))) == "500, 4 times"
+    assert patient.refusal == "500" and len(asked) == 4
 
 
 def test_too_many_requests_are_no_fault_of_the_record():
-    one, _ = patience(server_timeout=60)
-    assert asyncio.run(one.insist(failing(9, Setback("429", True, counts=False), []))) == "reply"
+    patient, _ = patience(server_timeout=60)
+    assert asyncio.run(patient.insist(failing(9, Setback("429", True, counts=False), []))) == "reply"
     two, _ = patience(server_timeout=0.05)
     with pytest.raises(EngineError, match=r"the server answered nothing for 0 s \(429\)"):
         asyncio.run(two.insist(failing(10**9, Setback("429", True, counts=False), [])))
@@ -92,35 +92,35 @@ def test_time_between_rounds_of_requests_is_no_silence_of_the_server():
 
 
 def test_the_server_says_how_long_to_wait_to_every_request():
-    one, _ = patience(server_timeout=10)
+    patient, _ = patience(server_timeout=10)
     asked: list[float] = []
     began = time.monotonic()
 
     async def both() -> None:
-        await one.insist(failing(1, Setback("429", True, wait_s=0.2, counts=False), asked))
-        await one.insist(failing(0, Setback("429", True), []))
+        await patient.insist(failing(1, Setback("429", True, wait_s=0.2, counts=False), asked))
+        await patient.insist(failing(0, Setback("429", True), []))
 
     asyncio.run(both())
     assert asked[1] - began >= 0.2
     with pytest.raises(EngineError, match="429 and asks to wait 99 s, more than 10"):
-        asyncio.run(one.insist(failing(1, Setback("429", True, wait_s=99.0), [])))
+        asyncio.run(patient.insist(failing(1, Setback("429", True, wait_s=99.0), [])))
 
 
 def test_a_server_that_is_gone_ends_the_job_after_the_wait():
-    one, said = patience(there=False)
+    patient, messages = patience(there=False)
     began = time.monotonic()
     with pytest.raises(EngineError, match="the server answered nothing for 0 s"):
-        asyncio.run(one.insist(failing(10**9, Setback("no connection", False, lost=True), [])))
+        asyncio.run(patient.insist(failing(10**9, Setback("no connection", False, lost=True), [])))
     assert time.monotonic() - began >= 0.3
-    assert said == ["the server does not answer (no connection): waiting for it, up to 0 s"]
+    assert messages == ["the server does not answer (no connection): waiting for it, up to 0 s"]
 
 
 def test_a_server_that_answers_nothing_but_failures_ends_the_job():
-    one, _ = patience(retries=0)
+    patient, _ = patience(retries=0)
     attempt = failing(10**9, Setback("500", True), [])
 
     async def many() -> list[object]:
-        return [await one.insist(attempt) for _ in range(25)]
+        return [await patient.insist(attempt) for _ in range(25)]
 
     with pytest.raises(EngineError, match="answers none of 20 requests in a row: 500"):
         asyncio.run(many())
@@ -132,18 +132,18 @@ def test_what_landed_beside_an_error_is_kept():
             raise EngineError("gone")
         return request
 
-    with Flight(make, Window(8)) as one:
+    with Flight(make, Window(8)) as flight:
         for name in ("a", "b"):
-            one.start(name, name)
-        landed = one.landed()
+            flight.start(name, name)
+        landed = flight.landed()
         while len(landed) < 2:
-            landed += one.landed()
-        assert sorted(landed) == [("a", "a"), ("b", "b")] and one.under_way == 0 and one.room == 8
-        one.start("x", "bad")
+            landed += flight.landed()
+        assert sorted(landed) == [("a", "a"), ("b", "b")] and flight.under_way == 0 and flight.room == 8
+        flight.start("x", "bad")
         with pytest.raises(EngineError, match="gone"):
-            one.landed()
+            flight.landed()
         with pytest.raises(EngineError, match="gone"):
-            one.landed()
+            flight.landed()
 
 
 def test_a_refusal_is_not_tried_again_and_many_in_a_row_end_the_job():
@@ -162,14 +162,14 @@ def test_a_refusal_is_not_tried_again_and_many_in_a_row_end_the_job():
 
 def test_settings_that_the_server_refuses_by_name_are_left_out():
     pytest.importorskip("openai")
-    said: list[str] = []
+    messages: list[str] = []
     config = ScoringConfig(engine="openai", base_url="http://localhost:1/v1")
-    engine = OpenAIEngine("m", config, said.append)
+    engine = OpenAIEngine("m", config, messages.append)
     given = dict.fromkeys((*NEUTRAL, "seed"), 1)
     assert engine.client.adapt(given, "max_tokens", "Unrecognized request argument supplied: top_k")
     assert engine.sampling() == {"sent": ["repetition_penalty", "seed", "top_p"], "refused": ["top_k"]}
     assert engine.client.adapt(given, "max_tokens", "top_k is unknown")  # sent before the other refusal came
-    assert said == ["the server does not take top_k: it stays as the server has it"]
+    assert messages == ["the server does not take top_k: it stays as the server has it"]
     assert not engine.client.adapt(given, "max_tokens", "the prompt is too long; it exceeded the context")
     assert engine.client.adapt(given, "max_tokens", "use max_completion_tokens instead of max_tokens")
     assert not engine.client.adapt(given, "max_completion_tokens", "use max_completion_tokens")
@@ -227,7 +227,7 @@ def test_what_a_server_says_is_shown_without_the_key(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"engine": "openai"}, "needs the server's address"),
         ({"base_url": "http://localhost:1/v1"}, "add --engine openai"),
@@ -238,8 +238,8 @@ def test_what_a_server_says_is_shown_without_the_key(monkeypatch):
         ({"concurrency": 0}, "concurrency is 0"),
     ],
 )
-def test_settings_that_do_not_go_together(settings, said):
-    with pytest.raises(ValueError, match=said):
+def test_settings_that_do_not_go_together(settings, message):
+    with pytest.raises(ValueError, match=message):
         ScoringConfig(**settings)
 
 

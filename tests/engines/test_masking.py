@@ -88,8 +88,8 @@ def test_a_batch_of_images_is_masked_as_each_alone(kind):
     """Images of one size, the same image with several masks, a large one, and one of its own size, mixed up."""
     images = [random_image(*size, seed) for seed, size in enumerate([(30, 20), (30, 20), (900, 700), (20, 30)])]
     order = [0, 2, 1, 0, 3, 2, 0]
-    tensors = [torch.from_numpy(np.array(one)) for one in images]
-    masks = [MaskDraw(place / 6, place, mask_key(0, str(place)), place % 3) for place in range(len(order))]
+    tensors = [torch.from_numpy(np.array(image)) for image in images]
+    masks = [MaskDraw(index / 6, index, mask_key(0, str(index)), index % 3) for index in range(len(order))]
     expected = [
         np.array(
             mask_image(images[i], m.ratio, m.realization, m.key, image_index=m.image_index, kind=kind, fill=(1, 2, 3))
@@ -99,10 +99,10 @@ def test_a_batch_of_images_is_masked_as_each_alone(kind):
     buffer = torch.full((sum(values.size for values in expected) + 10,), 77, dtype=torch.uint8)
     for out in (None, buffer):
         given = [tensors[i] for i in order]
-        found = mask_images(given, masks, kind=kind, fill=(1, 2, 3), buffer=out)
-        for one, other in zip(found, expected, strict=True):
-            np.testing.assert_array_equal(one.numpy(), other)
-    inside = {one.untyped_storage().data_ptr() for one in found}
+        masked = mask_images(given, masks, kind=kind, fill=(1, 2, 3), buffer=out)
+        for actual, other in zip(masked, expected, strict=True):
+            np.testing.assert_array_equal(actual.numpy(), other)
+    inside = {actual.untyped_storage().data_ptr() for actual in masked}
     assert inside == {buffer.untyped_storage().data_ptr()}
     assert buffer[-10:].tolist() == [77] * 10
     for tensor, image in zip(tensors, images, strict=True):

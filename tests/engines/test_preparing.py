@@ -62,17 +62,17 @@ def image(width, height, seed=0):
 
 
 def as_tensors(images):
-    return [torch.from_numpy(np.array(one)).permute(2, 0, 1) for one in images]
+    return [torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images]
 
 
-def equal(one, other):
-    assert set(one) == set(other)
-    for name in one:
-        if isinstance(one[name], torch.Tensor):
-            assert one[name].dtype == other[name].dtype
-            assert torch.equal(one[name], other[name]), name
+def equal(actual, expected):
+    assert set(actual) == set(expected)
+    for name in actual:
+        if isinstance(actual[name], torch.Tensor):
+            assert actual[name].dtype == expected[name].dtype
+            assert torch.equal(actual[name], expected[name]), name
         else:
-            assert repr(one[name]) == repr(other[name]), name
+            assert repr(actual[name]) == repr(expected[name]), name
     return True
 
 
@@ -87,7 +87,7 @@ def test_tensors_and_workers_give_what_one_call_on_images_gives(name, sizes):
             images = [image(*size, seed) for size in SIZES[sizes]]
             tensors = as_tensors(images)
             if nested:
-                images, tensors = [[one] for one in images], [[one] for one in tensors]
+                images, tensors = [[each] for each in images], [[each] for each in tensors]
             try:
                 expected = inner(images, return_tensors="pt")
             except (ValueError, ZeroDivisionError) as error:  # of the size, which it refuses in either form
@@ -115,7 +115,7 @@ def test_tensors_and_workers_give_what_one_call_on_images_gives(name, sizes):
 def test_which_processors_are_shared_out(name, sizes, shared):
     workers = ImageWorkers(PROCESSORS[name], 2, worth_pixels=0)
     for seed in range(4):
-        workers([[one] for one in as_tensors(image(*size, seed) for size in SIZES[sizes])], return_tensors="pt")
+        workers([[tensor] for tensor in as_tensors(image(*size, seed) for size in SIZES[sizes])], return_tensors="pt")
     assert (workers.shared_out > 0) is shared
 
 
@@ -191,14 +191,14 @@ def test_settings_are_those_of_the_processor_inside():
 
 
 def test_joining_fills_up_with_zeros_and_refuses_other_things():
-    one, two = torch.ones(1, 2, 3), torch.ones(2, 3, 1)
-    joined, padded = join_outputs([{"a": one, "b": [1]}, {"a": two, "b": [2]}])
+    first, second = torch.ones(1, 2, 3), torch.ones(2, 3, 1)
+    joined, padded = join_outputs([{"a": first, "b": [1]}, {"a": second, "b": [2]}])
     assert padded
     assert joined["a"].shape == (3, 3, 3)
-    assert joined["a"].sum() == one.sum() + two.sum()
+    assert joined["a"].sum() == first.sum() + second.sum()
     assert joined["b"] == [1, 2]
-    assert join_outputs([{"a": one}, {"b": one}]) == (None, False)
-    assert join_outputs([{"a": one}, {"a": one[0]}]) == (None, False)
+    assert join_outputs([{"a": first}, {"b": first}]) == (None, False)
+    assert join_outputs([{"a": first}, {"a": first[0]}]) == (None, False)
 
 
 def llava(base, image_processor):
@@ -213,7 +213,7 @@ def llava(base, image_processor):
     )
 
 
-def preparation(processor, device="cpu", space="source", said=None, kind="pixel"):
+def preparation(processor, device="cpu", space="source", messages=None, kind="pixel"):
     return Preparation(
         processor,
         torch.device(device),
@@ -222,7 +222,7 @@ def preparation(processor, device="cpu", space="source", said=None, kind="pixel"
         mask_space=space,
         max_pixels=10**9,
         seconds=Seconds(),
-        notice=(said if said is not None else []).append,
+        notice=(messages if messages is not None else []).append,
     )
 
 
@@ -237,17 +237,16 @@ def requests():
     large = record("large", image(700, 520, 1))
     pair = record("pair", image(300, 280, 2), image(64, 3, 3))
     twin = record("twin", image(64, 48, 4), image(64, 48, 5))
-    return [
-        Request(one, ratio, k) for k, ratio in enumerate((0.0, 0.3, 0.9, 1.0)) for one in (large, pair, twin, large)
-    ]
+    records, ratios = (large, pair, twin, large), (0.0, 0.3, 0.9, 1.0)
+    return [Request(each, ratio, k) for k, ratio in enumerate(ratios) for each in records]
 
 
 def by_hand(processor, requests, kind):
     """The inputs as they were made image by image, with PIL, in one call."""
     images = [
         [
-            mask_image(image, r.ratio, r.realization, mask_key(0, r.record["id"]), image_index=place, kind=kind)
-            for place, image in enumerate(r.record["images"])
+            mask_image(image, r.ratio, r.realization, mask_key(0, r.record["id"]), image_index=index, kind=kind)
+            for index, image in enumerate(r.record["images"])
         ]
         for r in requests
     ]
@@ -280,17 +279,17 @@ def test_memory_that_a_processor_hands_on_is_not_written_again(processor, backen
     given = copy.copy(processor)
     given.image_processor = Whole(None, backend)
     prepare = preparation(given)
-    one, two = (Request(record("a", image(32, 32, 1)), ratio, 0) for ratio in (0.2, 0.8))
-    first = prepare([one])["pixel_values"]
+    first_request, second_request = (Request(record("a", image(32, 32, 1)), ratio, 0) for ratio in (0.2, 0.8))
+    first = prepare([first_request])["pixel_values"]
     before = first.clone()
-    prepare([two])
+    prepare([second_request])
     assert torch.equal(first, before)
 
 
 def test_processors_of_old_get_images_of_pil(processor, requests):
     class Old(Stub):
         def __call__(self, images, return_tensors=None):
-            assert all(isinstance(one, Image.Image) for item in images for one in item)
+            assert all(isinstance(entry, Image.Image) for item in images for entry in item)
             return PROCESSORS["siglip"](images, return_tensors=return_tensors)
 
     given = copy.copy(processor)
@@ -328,14 +327,14 @@ def test_a_torch_processor_gets_its_images_on_the_device_in_one_call(processor):
 def test_a_full_device_costs_no_record(processor):
     given = copy.copy(processor)
     given.image_processor = OnDevice(lambda images: images[0][0].device.type == "meta")
-    said = []
-    prepare = preparation(given, device="meta", said=said)
+    messages = []
+    prepare = preparation(given, device="meta", messages=messages)
     requests = [Request(record("a", image(32, 32)), ratio, 0) for ratio in (0.0, 0.5)]
     for _ in range(2):
         assert prepare(requests)["pixel_values"].device.type == "cpu"
     assert given.image_processor.devices == ["meta", "cpu", "cpu"]
-    assert "prepared on the CPU from here on: OutOfMemoryError on meta" in said[0]
-    assert len(said) == 1
+    assert "prepared on the CPU from here on: OutOfMemoryError on meta" in messages[0]
+    assert len(messages) == 1
 
 
 def test_a_record_that_fails_on_both_keeps_the_device(processor):

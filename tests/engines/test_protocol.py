@@ -100,8 +100,9 @@ def test_what_an_engine_settled_is_never_asked_again(toy, tmp_path, monkeypatch)
 
 def test_cmab_of_rollouts_by_an_engine_that_shows_no_attention(toy, tmp_path, capsys):
     score("demo", "toy-1", tmp_path, metric="pism,cmab", **SETTINGS)
-    said = f"the engine toy shows no attention; afterwards: hardsample score --metric cmab --output {tmp_path} --model"
-    assert said in capsys.readouterr().out
+    message = "the engine toy shows no attention; afterwards: "
+    message += f"hardsample score --metric cmab --output {tmp_path} --model"
+    assert message in capsys.readouterr().out
     scores = score(output=tmp_path, model="demo", metric="cmab", device="cpu", progress=False)
     with sqlite3.connect(tmp_path / "rollouts.sqlite") as store:
         unmasked = store.execute("SELECT count(*) FROM rollouts WHERE ratio = 0").fetchone()[0]

@@ -77,9 +77,9 @@ PROBLEMS = [
 ]
 
 
-@pytest.mark.parametrize(("body", "code", "said"), PROBLEMS)
-def test_errors_with_status_200(body, code, said):
-    assert read_reply(body, LIMIT) == Problem(code, said, body=True)
+@pytest.mark.parametrize(("body", "code", "message"), PROBLEMS)
+def test_errors_with_status_200(body, code, message):
+    assert read_reply(body, LIMIT) == Problem(code, message, body=True)
 
 
 UNREADABLE = [None, [], "45", {}, {"choices": None}, {"choices": []}, {"choices": [{}]}, {"choices": ["45"]}]
@@ -195,8 +195,8 @@ def test_a_refusal_with_status_200_rejects_that_sample_alone(asked, tmp_path):
     refusal = {"object": "error", "message": "image too large", "type": "BadRequestError", "code": 400}
     scores = asked(refusal, reply("certainly wrong"), concurrency=1)
     (rejected,) = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
-    said = "column images or prompt: the server answers 200 with an error (400): image too large"
-    assert rejected["reason"] == said and len(scores) == 2
+    message = "column images or prompt: the server answers 200 with an error (400): image too large"
+    assert rejected["reason"] == message and len(scores) == 2
 
 
 @needs_client

@@ -41,10 +41,10 @@ def test_one_draw_by_hand():
     [NoiseKey(1, "a", 0.1, 0), NoiseKey(0, "b", 0.1, 0), NoiseKey(0, "a", 0.2, 0), NoiseKey(0, "a", 0.1, 1)],
 )
 def test_every_part_of_the_key_counts(other):
-    one, two = noise_of(NoiseKey(0, "a", 0.1, 0)), noise_of(other)
-    assert (one == two).float().mean() < 0.01
-    assert abs(torch.corrcoef(torch.stack([one, two]))[0, 1]) < 0.15
-    assert (one == noise_of(NoiseKey(0, "a", 0.1, 0), step=1)).float().mean() < 0.01
+    first, second = noise_of(NoiseKey(0, "a", 0.1, 0)), noise_of(other)
+    assert (first == second).float().mean() < 0.01
+    assert abs(torch.corrcoef(torch.stack([first, second]))[0, 1]) < 0.15
+    assert (first == noise_of(NoiseKey(0, "a", 0.1, 0), step=1)).float().mean() < 0.01
 
 
 def test_rows_do_not_depend_on_their_batch():

@@ -38,9 +38,9 @@ SMALL = {"max_new_tokens": 16, "num_masks": 3, "tau": 0.3, "ratios": (0.0, 0.3, 
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
 
 
 def wait_for(port: int, path: str, process: subprocess.Popen) -> None:
@@ -140,13 +140,13 @@ def test_attention_is_added_afterwards_on_a_local_copy(greedy):
         score(output=there.directory, metric="cmab")
     with pytest.raises(ConfigError, match="engine is 'openai', which shows no attention"):
         score(output=there.directory, model="demo", metric="cmab", engine="openai", base_url="http://localhost/v1")
-    found = score(output=there.directory, model="demo", metric="cmab", progress=False)
-    pairs = list(zip(found.table["attention_balance"], here.table["attention_balance"], strict=True))
-    assert any(one is not None for one, _ in pairs)
-    for one, other in pairs:  # the completions are equal, and so are the tokens that the copy makes of their text
-        assert one == other or one == pytest.approx(other, rel=1e-5)
-    assert found.table["cmab_stratum"][:] == here.table["cmab_stratum"][:]
-    assert found.run["cmab"]["model"] == "demo" and "cmab_strata" in found.run["counts"]
+    rescored = score(output=there.directory, model="demo", metric="cmab", progress=False)
+    pairs = list(zip(rescored.table["attention_balance"], here.table["attention_balance"], strict=True))
+    assert any(served_balance is not None for served_balance, _ in pairs)
+    for served, local in pairs:  # the completions are equal, and so are the tokens that the copy makes of their text
+        assert served == local or served == pytest.approx(local, rel=1e-5)
+    assert rescored.table["cmab_stratum"][:] == here.table["cmab_stratum"][:]
+    assert rescored.run["cmab"]["model"] == "demo" and "cmab_strata" in rescored.run["counts"]
     again = score(output=there.directory, model="demo", metric="cmab", progress=False)
     assert again.run["cmab"]["completions"] == 0  # nothing is computed twice
 
@@ -182,11 +182,11 @@ def test_faults_cost_retries_and_nothing_else(proxy, tmp_path, greedy):
     scores = served(spoiled.url, tmp_path / "out", limit=16, temperature=0.0, request_timeout=2.0)
     assert rollouts(tmp_path / "out") == rollouts(greedy[0].directory)  # all samples, and the same
     counts, log = scores.run["counts"], requests(spoiled.log)
-    outcomes = [one["outcome"] for one in log]
+    outcomes = [entry["outcome"] for entry in log]
     assert counts["samples"] == 16 and counts["rejected"] == 0
     assert {"429", "500", "garbage", "cut off", "late"} < set(outcomes)
     assert sum(counts["retries"].values()) == sum(
-        one in ("429", "500", "garbage", "cut off", "late") for one in outcomes
+        outcome in ("429", "500", "garbage", "cut off", "late") for outcome in outcomes
     )
     assert set(counts["retries"]) == {
         "the server answers 429",
@@ -215,10 +215,10 @@ def test_a_killed_job_asks_for_nothing_again_that_was_committed(proxy, tmp_path,
     assert len(committed) >= 20
     time.sleep(0.5)  # what was in flight has been noted
     asked = len(requests(spoiled.log))
-    made = sum(one["outcome"] == "200" for one in requests(spoiled.log))
+    made = sum(request["outcome"] == "200" for request in requests(spoiled.log))
     done = subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    after = {one["seed"] for one in requests(spoiled.log)[asked:]}
+    after = {request["seed"] for request in requests(spoiled.log)[asked:]}
     assert after and not after & committed
     assert 0 <= made - len(committed) <= 64  # lost: what was in flight at the kill
     assert rollouts(output) == rollouts(greedy[0].directory)
@@ -227,21 +227,21 @@ def test_a_killed_job_asks_for_nothing_again_that_was_committed(proxy, tmp_path,
 
 @pytest.mark.slow
 def test_a_server_that_goes_away_is_waited_for(proxy, tmp_path, greedy):
-    one, output = proxy(), tmp_path / "out"
-    line = command(one.url, output, "--limit", "16", "--temperature", "0", "--server-timeout", "60")
+    server, output = proxy(), tmp_path / "out"
+    line = command(server.url, output, "--limit", "16", "--temperature", "0", "--server-timeout", "60")
     process = subprocess.Popen(line, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 120
-    while not one.log.exists() or len(requests(one.log)) < 20:
+    while not server.log.exists() or len(requests(server.log)) < 20:
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
-    one.process.kill()
-    one.process.wait()
+    server.process.kill()
+    server.process.wait()
     time.sleep(1)
-    proxy(port=one.port)
-    said, _ = process.communicate(timeout=200)
-    assert process.returncode == 0, said
-    assert "the server does not answer (no connection): waiting for it, up to 60 s" in said
-    assert "the server answers again, after" in said
+    proxy(port=server.port)
+    printed, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, printed
+    assert "the server does not answer (no connection): waiting for it, up to 60 s" in printed
+    assert "the server answers again, after" in printed
     assert rollouts(output) == rollouts(greedy[0].directory)
 
 
@@ -257,7 +257,7 @@ def test_a_request_that_the_server_refuses_is_rejected(proxy, tmp_path):
     rejected = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
     assert rejected and len(scores) + len(rejected) == 6
     reason = "column images or prompt: the server answers 400: this image is too large (Bearer none)"
-    assert {one["reason"] for one in rejected} == {reason}
+    assert {record["reason"] for record in rejected} == {reason}
 
 
 def test_the_key_is_nowhere(proxy, tmp_path, monkeypatch, capfd):
@@ -270,8 +270,8 @@ def test_the_key_is_nowhere(proxy, tmp_path, monkeypatch, capfd):
         served(refused.url, tmp_path / "b", limit=2)
     right = proxy("--expect-key", key)
     assert len(served(right.url, tmp_path / "c", limit=2)) == 2
-    said = [*capfd.readouterr(), str(caught.value), str(second.value)]
-    assert not any(key in text for text in said)
+    texts = [*capfd.readouterr(), str(caught.value), str(second.value)]
+    assert not any(key in text for text in texts)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 9 and all(key.encode() not in path.read_bytes() for path in files)
 
@@ -288,5 +288,5 @@ def test_the_servers_name_of_a_model_is_sent_as_given(proxy, tmp_path):
     proxied = proxy("--refuse", "image_url")
     with pytest.raises(EngineError, match="the server took no request"):
         score("demo", "demo", tmp_path, progress=False, engine="openai", base_url=proxied.url, limit=1, **SMALL)
-    assert {one["model"] for one in requests(proxied.log)} == {"demo"}
+    assert {request["model"] for request in requests(proxied.log)} == {"demo"}
     assert json.loads((tmp_path / "run.json").read_text())["model"] == "demo"

@@ -40,6 +40,6 @@ def test_without_a_key_nothing_is_said(monkeypatch):
 def test_the_engine_tells_of_a_short_key(monkeypatch):
     pytest.importorskip("openai")
     monkeypatch.setenv(KEY_VARIABLE, "x")
-    said = []
-    OpenAIEngine("m", ScoringConfig(engine="openai", base_url="http://localhost:8000/v1"), said.append)
-    assert said == ["OPENAI_API_KEY has 1 of at least 4 characters: it is not taken out of messages"]
+    messages = []
+    OpenAIEngine("m", ScoringConfig(engine="openai", base_url="http://localhost:8000/v1"), messages.append)
+    assert messages == ["OPENAI_API_KEY has 1 of at least 4 characters: it is not taken out of messages"]

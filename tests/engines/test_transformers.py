@@ -57,9 +57,9 @@ def test_rollouts_do_not_depend_on_batch_or_order(model, processor, requests, sp
 
 def test_other_seeds_and_realizations_give_other_rollouts(model, processor, questions):
     requests = [Request(q, 0.5, k) for q in questions[:12] for k in range(2)]
-    one = run(engine_of(model, processor, seed=0), requests, 64)
-    assert one != run(engine_of(model, processor, seed=1), requests, 64)
-    assert any(one[2 * i] != one[2 * i + 1] for i in range(12))
+    texts = run(engine_of(model, processor, seed=0), requests, 64)
+    assert texts != run(engine_of(model, processor, seed=1), requests, 64)
+    assert any(texts[2 * i] != texts[2 * i + 1] for i in range(12))
 
 
 def test_source_and_model_space_agree_where_nothing_is_resized(model, processor, questions):
@@ -130,13 +130,13 @@ class FullBeyond(torch.nn.Module):
 
 
 def test_out_of_memory_halves_the_batch_and_goes_on(model, processor, requests):
-    said = []
+    messages = []
     full = FullBeyond(copy.copy(model), 5, torch.OutOfMemoryError("CUDA out of memory"))
     engine = engine_of(full, processor, batch_size=16)
-    engine.notice = said.append
+    engine.notice = messages.append
     assert run(engine, requests[:16], 16) == run(engine_of(model, processor), requests[:16], 16)
     assert engine.batch_size == 4
-    assert "continuing with 4" in said[-1]
+    assert "continuing with 4" in messages[-1]
 
 
 def test_a_model_that_fails_on_everything_ends_the_job(model, processor, requests):
@@ -211,9 +211,9 @@ def llava_next():
 def test_images_of_different_shapes_share_a_batch_of_llava_next(llava_next, questions):
     model, processor = llava_next
     records = []
-    for place, size in enumerate([(48, 24), (30, 90), (48, 48), (200, 60)]):
-        image = Image.new("RGB", size, (40 * place, 90, 200))
-        records.append(dict(questions[place]) | {"images": [image]})
+    for index, size in enumerate([(48, 24), (30, 90), (48, 48), (200, 60)]):
+        image = Image.new("RGB", size, (40 * index, 90, 200))
+        records.append(dict(questions[index]) | {"images": [image]})
     engine = engine_of(model, processor, temperature=1.0)
     requests = [Request(record, 0.3, k) for record in records for k in range(3)]
     assert run(engine, requests, 12) == run(engine, requests, 1)

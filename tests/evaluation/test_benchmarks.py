@@ -139,8 +139,8 @@ def test_hallusionbench_figures_and_questions(records, tmp_path):
     evaluate(path, "demo", tmp_path / "run", rollouts=2, temperature=1.0, progress=False)
     right = [(1, 1), (1, 1), (1, 0), (0, 1), (1, 1), (0, 0), (1, 1), (1, 1)]
     completions = {
-        name: [gold if right else {"yes": "No.", "no": "Yes!"}[gold] for right in ones]
-        for name, gold, ones in zip(names, ["yes", "no"] * 4, right, strict=True)
+        name: [gold if right else {"yes": "No.", "no": "Yes!"}[gold] for right in verdicts]
+        for name, gold, verdicts in zip(names, ["yes", "no"] * 4, right, strict=True)
     }
     say(tmp_path / "run", completions)
     result = grade_benchmark(tmp_path / "run", "hallusionbench")

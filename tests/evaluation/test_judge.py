@@ -50,8 +50,8 @@ class Handler(BaseHTTPRequestHandler):
         same = reference.partition("\n")[2] == answer.partition("\n")[2]
         if do == "busy":
             return self.reply(200, {"error": {"message": "busy", "code": 503}})
-        said = do if isinstance(do, str | list) and do != "hang" else ("right" if same else "wrong")
-        return self.reply(200, {"choices": [{"index": 0, "message": {"role": "assistant", "content": said}}]})
+        verdict = do if isinstance(do, str | list) and do != "hang" else ("right" if same else "wrong")
+        return self.reply(200, {"choices": [{"index": 0, "message": {"role": "assistant", "content": verdict}}]})
 
     def reply(self, status, content):
         body = json.dumps(content).encode()
@@ -94,7 +94,7 @@ def test_verdicts_are_kept_and_nothing_is_asked_again(server, tmp_path):
     first = Judge(tmp_path, server.url, "judge-1")
     assert first.verdicts("right", CASES) == [0.0, 1.0] * 3
     assert (first.asked, first.failed, len(server.seen)) == (6, {}, 6)
-    assert {one["model"] for one in server.seen} == {"judge-1"} and server.keys == {f"Bearer {KEY}"}
+    assert {request["model"] for request in server.seen} == {"judge-1"} and server.keys == {f"Bearer {KEY}"}
     again = Judge(tmp_path, server.url, "judge-1")
     assert again.verdicts("right", [*CASES, Case("new?", "a", "a")]) == [0.0, 1.0] * 3 + [1.0]
     assert again.asked == 1 and len(server.seen) == 7
@@ -211,9 +211,9 @@ def test_from_the_command_line_to_a_score(server, tmp_path):
     assert "graded by the judge judge-1" in first.output and "1 verdicts failed and do not count" in first.output
     assert json.loads((output / "benchmark.json").read_text())["figures"]["score"]["samples"] == 3
     second = CliRunner().invoke(app, command)
-    found = json.loads((output / "benchmark.json").read_text())
+    benchmark = json.loads((output / "benchmark.json").read_text())
     assert second.exit_code == 0 and "could not be had" not in second.output and len(server.seen) == 5
-    assert found["figures"]["score"]["value"] == 0.75 and found["how"] == "the judge judge-1"
+    assert benchmark["figures"]["score"]["value"] == 0.75 and benchmark["how"] == "the judge judge-1"
     assert KEY not in first.output + second.output
     assert all(KEY.encode() not in file.read_bytes() for file in output.iterdir())
 

@@ -52,11 +52,11 @@ def asked(records, **settings):
 
 
 def test_the_entry_point_is_found_by_name():
-    found = entry_points(group="lmms_eval.models", name=NAME)
-    assert {one.value for one in found} == {"hardsample.evaluation.lmms_eval:manifest"}, (
+    plugins = entry_points(group="lmms_eval.models", name=NAME)
+    assert {plugin.value for plugin in plugins} == {"hardsample.evaluation.lmms_eval:manifest"}, (
         "this environment was made before the entry point: `make setup` installs it again"
     )
-    assert next(iter(found)).load() is manifest
+    assert next(iter(plugins)).load() is manifest
 
 
 def test_lmms_eval_finds_the_model_by_name(records):
@@ -74,7 +74,7 @@ def test_greedy_answers_are_those_of_the_engine(answering, records):
     engine = answering.engine
     engine.temperature = 0.0
     requests = [Request({**record, "id": f"own-{n}"}, 0.0, 0) for n, record in enumerate(records)]
-    expected = [one.text for one in engine.generate(engine.prepare(requests))]
+    expected = [completion.text for completion in engine.generate(engine.prepare(requests))]
     assert got == expected and all(got)
 
 
@@ -96,7 +96,7 @@ def test_sampling_differs_from_one_repeat_to_the_next_and_is_reproducible(record
 
     first = sampled()
     assert first == sampled()
-    assert len({tuple(one) for one in first}) == 3
+    assert len({tuple(answers) for answers in first}) == 3
 
 
 def test_a_request_without_a_readable_image_is_said_and_the_others_answered(answering, records, caplog):

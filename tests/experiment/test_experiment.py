@@ -79,10 +79,10 @@ def experiment(path: Path, *more: str, **environment: str) -> subprocess.Complet
 
 
 def weights(folder: Path) -> dict:
-    found = {}
+    weights_by_training = {}
     for path in sorted(folder.glob("trainings/*/model/model.safetensors")):
-        found[path.parent.parent.name] = load_file(path)
-    return found
+        weights_by_training[path.parent.parent.name] = load_file(path)
+    return weights_by_training
 
 
 @pytest.mark.slow
@@ -109,17 +109,17 @@ def test_a_killed_experiment_resumes(tmp_path):
 
     whole.communicate(timeout=400)
     assert whole.returncode == 0
-    expected, found = weights(tmp_path / "b" / "out"), weights(out)
-    assert list(found) == list(expected) and len(found) == 4
+    expected, actual = weights(tmp_path / "b" / "out"), weights(out)
+    assert list(actual) == list(expected) and len(actual) == 4
     for key, values in expected.items():
-        assert all((values[name] == found[key][name]).all() for name in values), key
+        assert all((values[name] == actual[key][name]).all() for name in values), key
     other = json.loads((tmp_path / "b" / "out" / "results.json").read_text())
     assert [row["by_seed"] for row in results["rows"]] == [row["by_seed"] for row in other["rows"]]
 
     # once more: nothing is left to do, and the plan says so
     config = read_experiment(path)
     plan, _ = laid_out(config)
-    assert all(one.done for one in costs(config, plan))
+    assert all(cost.done for cost in costs(config, plan))
     before = {file: file.stat().st_mtime_ns for file in out.glob("trainings/*/done.json")}
     assert experiment(path).returncode == 0
     assert before == {file: file.stat().st_mtime_ns for file in out.glob("trainings/*/done.json")}

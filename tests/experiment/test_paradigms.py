@@ -33,9 +33,9 @@ def test_the_papers_twelve():
     firsts = {"medium": "hard", "hard": "medium"}
     expected = set()
     for first, second in firsts.items():
-        for one in (first, f"random({first})"):
+        for sft_part in (first, f"random({first})"):
             for other in (second, f"random({second})"):
-                expected.add((f"sft {one}", f"grpo {other}"))
+                expected.add((f"sft {sft_part}", f"grpo {other}"))
     assert both == expected
     assert not PAPER["full"].uses_strata and PAPER["random"].uses_strata
 
@@ -69,9 +69,9 @@ def test_terciles_part_most_evenly(thresholds):
     for low in ratios[1:]:
         for high in ratios[1:]:
             if high > low:
-                labels = [stratum(one, False, type(bounds)(low, high)) for one in thresholds]
+                labels = [stratum(threshold, False, type(bounds)(low, high)) for threshold in thresholds]
                 smallest = max(smallest, min(labels.count(name) for name in ("easy", "medium", "hard")))
-    labels = [stratum(one, False, bounds) for one in thresholds]
+    labels = [stratum(threshold, False, bounds) for threshold in thresholds]
     assert min(labels.count(name) for name in ("easy", "medium", "hard")) == smallest
 
 

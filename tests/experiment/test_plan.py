@@ -30,8 +30,8 @@ def test_one_epoch_and_equal_rollouts():
         ("full", "rollouts"): 12,
         ("medium+hard", "rollouts"): 12,
     }
-    assert all(one.rollouts == one.steps * 2 * 8 for one in plan.trainings.values())
-    assert all(one.options["max_steps"] == one.steps for one in plan.trainings.values())
+    assert all(training.rollouts == training.steps * 2 * 8 for training in plan.trainings.values())
+    assert all(training.options["max_steps"] == training.steps for training in plan.trainings.values())
 
 
 def test_what_is_shared_is_trained_once():
@@ -87,14 +87,14 @@ def test_a_part_without_samples_is_a_problem_of_its_cell():
 def test_thirds_where_a_stratum_is_small():
     labels = ["hard"] * 9 + ["unsolved"]
     thresholds = [0.1, 0.1, 0.1, 0.2, 0.2, 0.2, 0.3, 0.3, 0.3, 0.0]
-    found = strata_of("pism", IDS[:10], labels, thresholds, [None] * 10, [0.0, 0.1, 0.2, 0.3], 3)
-    assert found.strata == ("hard",) * 3 + ("medium",) * 3 + ("easy",) * 3 + ("unsolved",)
-    assert "only 0 medium of 10" in found.note
+    fallback = strata_of("pism", IDS[:10], labels, thresholds, [None] * 10, [0.0, 0.1, 0.2, 0.3], 3)
+    assert fallback.strata == ("hard",) * 3 + ("medium",) * 3 + ("easy",) * 3 + ("unsolved",)
+    assert "only 0 medium of 10" in fallback.note
     assert strata_of("pism", IDS, LABELS, [], [], [], 6) == PISM
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"metrics": ["luck"]}, "metrics names 'luck'"),
         ({"seeds": []}, "at least one"),
@@ -107,24 +107,25 @@ def test_thirds_where_a_stratum_is_small():
         ({"variants": {"a": {"rewards": []}}}, "variants.a: there is no setting 'rewards'"),
     ],
 )
-def test_what_is_no_experiment(options, said):
-    with pytest.raises(ValueError, match=said):
+def test_what_is_no_experiment(options, message):
+    with pytest.raises(ValueError, match=message):
         config(**options)
 
 
 def test_the_file(tmp_path):
     path = tmp_path / "e.yaml"
     path.write_text("data: d\ntest: t\nmodel: m\noutput: o\nrecipes: paper\nvariants: {a: {grpo: {beta: 0.1}}}\n")
-    found = read_experiment(path, output="other")
-    assert len(found.recipes) == 12 and found.output == "other" and found.variants == {"a": Variant(grpo={"beta": 0.1})}
-    for text, said in (
+    config = read_experiment(path, output="other")
+    assert len(config.recipes) == 12 and config.output == "other"
+    assert config.variants == {"a": Variant(grpo={"beta": 0.1})}
+    for text, message in (
         ("data: [", "is not valid YAML"),
         ("- a", "holds no settings"),
         ("data: d\nseed: 3", "no setting 'seed': did you mean seeds"),
         ("data: d", "must be given"),
     ):
         path.write_text(text)
-        with pytest.raises(HardsampleError, match=said):
+        with pytest.raises(HardsampleError, match=message):
             read_experiment(path)
     with pytest.raises(ConfigError, match="cannot be read"):
         read_experiment(tmp_path / "none.yaml")

@@ -33,9 +33,9 @@ def test_means_and_pairs():
 
 def test_pairs_are_of_the_same_seed():
     both = [*cells("medium+hard", [0.5, 0.7, 0.9]), *cells("random", [0.4, 0.6, 0.8])]
-    rows = make_rows([one for one in both if (one.recipe, one.seed) != ("random", 1)])
-    (found,) = compare_rows(rows, "medium+hard", "random")
-    assert found.difference.samples == 2 and found.difference.value == pytest.approx(0.1)
+    rows = make_rows([outcome for outcome in both if (outcome.recipe, outcome.seed) != ("random", 1)])
+    (difference,) = compare_rows(rows, "medium+hard", "random")
+    assert difference.difference.samples == 2 and difference.difference.value == pytest.approx(0.1)
 
 
 def test_a_diverged_cell_is_named_and_left_out():
@@ -56,26 +56,26 @@ def test_the_others_are_corrected_by_holm():
         "b": [0.7, 0.71, 0.7],
     }
     rows = make_rows([cell for name, values in groups.items() for cell in cells(name, values)])
-    found = compare_rows(rows, "medium+hard", "random")
-    assert [one.row.recipe for one in found] == ["medium+hard", "a", "b"]
-    assert [one.corrected for one in found[1:]] == pytest.approx(holm([one.p for one in found[1:]]))
-    page = markdown("T", rows, found, None, ["a note"])
+    differences = compare_rows(rows, "medium+hard", "random")
+    assert [pair.row.recipe for pair in differences] == ["medium+hard", "a", "b"]
+    assert [pair.corrected for pair in differences[1:]] == pytest.approx(holm([pair.p for pair in differences[1:]]))
+    page = markdown("T", rows, differences, None, ["a note"])
     assert "**primary** medium+hard" in page and "- a note" in page
-    assert json.loads(json.dumps(as_json(rows, found)))["comparisons"][0]["primary"] is True
+    assert json.loads(json.dumps(as_json(rows, differences)))["comparisons"][0]["primary"] is True
 
 
 def test_variants_are_compared_with_the_first():
     rows = make_rows(
         [*cells("full", [0.5, 0.6], metric=None), *cells("full", [0.6, 0.8], metric=None, variant="dense")]
     )
-    (found,) = compare_rows(rows, "medium+hard", "random")
-    assert (found.row.setting[1], found.against.setting[1]) == ("dense", "plain")
-    assert not found.primary and found.difference.value == pytest.approx(0.15)
-    assert name_of(found.row, rows) == "full (dense)"
+    (difference,) = compare_rows(rows, "medium+hard", "random")
+    assert (difference.row.setting[1], difference.against.setting[1]) == ("dense", "plain")
+    assert not difference.primary and difference.difference.value == pytest.approx(0.15)
+    assert name_of(difference.row, rows) == "full (dense)"
 
 
 def test_one_seed_has_no_interval():
     rows = make_rows([*cells("medium+hard", [0.5]), *cells("random", [0.4])])
-    (found,) = compare_rows(rows, "medium+hard", "random")
-    assert found.p is None and as_json(rows, [found])["comparisons"][0]["difference"]["low"] is None
-    assert "+10.0 |" in markdown("T", rows, [found], None, [])
+    (difference,) = compare_rows(rows, "medium+hard", "random")
+    assert difference.p is None and as_json(rows, [difference])["comparisons"][0]["difference"]["low"] is None
+    assert "+10.0 |" in markdown("T", rows, [difference], None, [])

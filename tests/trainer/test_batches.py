@@ -130,8 +130,8 @@ def weights(trainer):
     return trainer.model.state_dict()
 
 
-def assert_same_weights(one, other):
-    first, second = weights(one), weights(other)
+def assert_same_weights(trained, expected):
+    first, second = weights(trained), weights(expected)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -153,8 +153,8 @@ def test_with_nothing_switched_on_batches_are_trls_own(tmp_path, texts, config, 
     assert type(loaders[0]) is type(loaders[1]) and len(loaders[0]) == len(loaders[1])
     assert type(stock._get_train_sampler()) is type(ours._get_train_sampler())
     assert list(stock._get_train_sampler()) == list(ours._get_train_sampler())
-    for one, other in zip(*loaders, strict=True):
-        assert type(other) is type(one) and other == one
+    for expected, actual in zip(*loaders, strict=True):
+        assert type(actual) is type(expected) and actual == expected
 
 
 def test_images_too_come_as_trl_gives_them(tmp_path, images):
@@ -213,8 +213,8 @@ def test_what_is_overridden_sees_samples_where_ours_is_on(tmp_path, texts, optio
     every = args.steps_per_generation * args.num_iterations
     generations = [ids_of(batch) for _, batch in trainer.seen[::every]]
     assert [made for made, _ in rolled] == generations == [chosen for _, chosen in rolled]
-    for place, (_, batch) in enumerate(trainer.seen):  # the same one as long as its rollouts are trained on
-        assert ids_of(batch) == generations[place // every]
+    for index, (_, batch) in enumerate(trainer.seen):  # the same one as long as its rollouts are trained on
+        assert ids_of(batch) == generations[index // every]
 
 
 def test_a_wrapper_on_the_instance_sees_samples(tmp_path, texts):

@@ -35,13 +35,13 @@ def part(seed):
     }
 
 
-def assert_same_part(one, other):
-    assert one.keys() == other.keys()
-    for name, value in one.items():
+def assert_same_part(actual, expected):
+    assert actual.keys() == expected.keys()
+    for name, value in actual.items():
         if isinstance(value, torch.Tensor):
-            assert value.dtype == other[name].dtype and torch.equal(value, other[name]), name
+            assert value.dtype == expected[name].dtype and torch.equal(value, expected[name]), name
         else:
-            assert value == other[name]
+            assert value == expected[name]
 
 
 def test_what_all_ranks_share_comes_back(tmp_path):
@@ -76,15 +76,15 @@ def test_arrays_that_belong_nowhere_are_an_error(tmp_path):
 def test_a_rank_s_own_comes_back(tmp_path, buffer):
     header = {"step": 3, "metrics": {"reward": [0.5, float("nan")]}, "balances": [[1, None]]}
     checkpoints.save_rank(tmp_path / "difficulty", 2, buffer, header)
-    found = checkpoints.load_json(tmp_path / "difficulty", 2)
-    assert found.keys() == header.keys() and found["step"] == 3 and np.isnan(found["metrics"]["reward"][1])
+    loaded = checkpoints.load_json(tmp_path / "difficulty", 2)
+    assert loaded.keys() == header.keys() and loaded["step"] == 3 and np.isnan(loaded["metrics"]["reward"][1])
     again = checkpoints.load_buffer(tmp_path / "difficulty", 2, CPU)
     if buffer is None:
         assert again is None
     else:
         assert len(again) == len(buffer)
-        for one, other in zip(buffer, again, strict=True):
-            assert_same_part(one, other)
+        for stored, reloaded in zip(buffer, again, strict=True):
+            assert_same_part(stored, reloaded)
 
 
 def test_tensors_that_share_memory_and_ask_for_gradients(tmp_path):

@@ -72,7 +72,7 @@ def trainer_of(data, folder, config=DifficultyAwareGRPOConfig, **options):
     }
     return DifficultyAwareGRPOTrainer(
         model=load_model(str(model_path()), "cpu"),
-        reward_funcs=lambda completions, **_: [float(len(str(one)) % 3) for one in completions],
+        reward_funcs=lambda completions, **_: [float(len(str(completion)) % 3) for completion in completions],
         args=config(output_dir=str(folder), **settings | options),
         train_dataset=data,
         processing_class=load_processor(str(model_path())),
@@ -93,11 +93,11 @@ def test_images_are_those_that_scoring_opens(files, tmp_path, kind):
     if kind == "streamed":
         data = data.to_iterable_dataset()
     for row, record in zip(with_images(data), files, strict=True):
-        found = row["image"] if kind == "one image" else row["images"][0]
+        image = row["image"] if kind == "one image" else row["images"][0]
         expected = open_image(record["images"][0])
-        assert found.mode == expected.mode == "RGB"
-        np.testing.assert_array_equal(pixels(found), pixels(expected), err_msg=record["id"])
-        assert len(np.unique(pixels(found))) > 1 or record["id"] == "clear.png"
+        assert image.mode == expected.mode == "RGB"
+        np.testing.assert_array_equal(pixels(image), pixels(expected), err_msg=record["id"])
+        assert len(np.unique(pixels(image))) > 1 or record["id"] == "clear.png"
 
 
 def test_a_plain_config_leaves_images_that_datasets_decodes_alone(files):
@@ -114,14 +114,14 @@ def test_the_processor_of_a_training_gets_what_scoring_gives_it(files, tmp_path,
 
     def watch(self, images, *rest, **options):
         nested = images if isinstance(images, list) else [images]
-        flat = [one for part in nested for one in (part if isinstance(part, list) else [part])]
-        seen.extend(pixels(one) for one in flat if isinstance(one, Pillow.Image))
+        flat = [item for part in nested for item in (part if isinstance(part, list) else [part])]
+        seen.extend(pixels(item) for item in flat if isinstance(item, Pillow.Image))
         return process(self, images, *rest, **options)
 
     monkeypatch.setattr(kind, "__call__", watch)
     trainer.train()
     scored = {pixels(open_image(record["images"][0])).tobytes() for record in files}
-    assert {one.tobytes() for one in seen} == scored
+    assert {array.tobytes() for array in seen} == scored
 
 
 def torn(files, tmp_path):

@@ -36,10 +36,10 @@ def make(strata, *, prompts=4, kinds=None, seed=0, exploration=0.0, half_life_st
 
 def weights(difficulty):
     """The weight of every sample in the stream."""
-    found = np.empty(len(difficulty.evidence), dtype=np.float32)
+    weights = np.empty(len(difficulty.evidence), dtype=np.float32)
     for sampler, rows in zip(difficulty.stream.samplers, difficulty.stream._rows, strict=True):
-        found[slice(None) if rows is None else rows] = sampler.tree.weights
-    return found
+        weights[slice(None) if rows is None else rows] = sampler.tree.weights
+    return weights
 
 
 def fresh(difficulty, step):
@@ -92,7 +92,7 @@ def test_what_begins_to_succeed_comes_in_and_may_leave_again():
 def test_unsolved_and_easy_ones_are_seen_by_exploration_only():
     strata = [EASY] * 6 + [UNSOLVED] * 6 + [HARD] * 6
     closed, open_ = (make(strata, exploration=share, seed=3) for share in (0.0, 0.5))
-    drawn = [{int(row) for _ in range(60) for row in one.next_prompts(0, TOTAL).rows} for one in (closed, open_)]
+    drawn = [{int(row) for _ in range(60) for row in each.next_prompts(0, TOTAL).rows} for each in (closed, open_)]
     assert drawn == [set(range(12, 18)), set(range(18))]
 
 
@@ -110,8 +110,8 @@ def test_others_are_reweighted_at_restratify_steps_only():
             np.testing.assert_array_equal(weights(difficulty)[others], before[others])
             np.testing.assert_array_equal(weights(difficulty)[touched], fresh(difficulty, 1).values[touched])
         before = weights(difficulty)
-    found = difficulty.restratify(10, TOTAL)
-    assert found.step == 10 and found.counts == difficulty.counts() and sum(found.counts.values()) == 16
+    event = difficulty.restratify(10, TOTAL)
+    assert event.step == 10 and event.counts == difficulty.counts() and sum(event.counts.values()) == 16
     np.testing.assert_array_equal(weights(difficulty), fresh(difficulty, 10).values)
     assert difficulty.restratify(11, TOTAL) is None and difficulty.restratify(20, TOTAL).step == 20
 
@@ -123,9 +123,9 @@ def test_old_evidence_fades_where_it_is_looked_for():
     assert (difficulty.strata.codes[rows] == UNSOLVED).all()
     difficulty.next_prompts(1, TOTAL)
     assert (weights(difficulty)[rows] == 0).all()
-    found = difficulty.restratify(6, TOTAL)  # (½) / (1 + 8 / 2⁶) is above τ
+    event = difficulty.restratify(6, TOTAL)  # (½) / (1 + 8 / 2⁶) is above τ
     assert (difficulty.strata.codes == UNSCORED).all() and (weights(difficulty) == 1).all()
-    assert found.moves == {"unscored->unsolved": 4, "unsolved->unscored": 4}
+    assert event.moves == {"unscored->unsolved": 4, "unsolved->unscored": 4}
     assert difficulty.restratify(11, TOTAL).moves == {}, "moves are told once"
 
 
@@ -264,8 +264,8 @@ def test_counters():
     difficulty = make([MEDIUM] * 12, monitor_size=5, monitor_steps=3, probe_fraction=1.0)
     difficulty.next_prompts(0, TOTAL)
     rewards = np.array([[0.0] * 8, [1.0] * 8, [0.0, 1.0] * 4, [np.nan] * 8])
-    found = difficulty.observe(rewards, 0)
-    assert found.spread.tolist() == [False, False, True, False]
+    groups = difficulty.observe(rewards, 0)
+    assert groups.spread.tolist() == [False, False, True, False]
     due = [step for step in range(8) if difficulty.monitor_due(step)]
     assert due == [0, 3, 6]
     assert difficulty.counters == {
@@ -313,9 +313,9 @@ def test_expected_share_of_zero_variance_groups_under_uniform_draws():
 
 
 def test_the_monitoring_set_is_drawn_once_and_for_all():
-    one, same, other = (make([MEDIUM] * 50, monitor_size=7, seed=seed) for seed in (4, 4, 5))
-    assert one.monitor.tolist() == same.monitor.tolist() != other.monitor.tolist()
-    assert len(set(one.monitor)) == 7 and sorted(one.monitor) == one.monitor.tolist()
+    first, same, other = (make([MEDIUM] * 50, monitor_size=7, seed=seed) for seed in (4, 4, 5))
+    assert first.monitor.tolist() == same.monitor.tolist() != other.monitor.tolist()
+    assert len(set(first.monitor)) == 7 and sorted(first.monitor) == first.monitor.tolist()
     assert make([MEDIUM] * 3, monitor_size=7).monitor.tolist() == [0, 1, 2]
     none = make([MEDIUM] * 3)
     assert len(none.monitor) == 0 and not none.monitor_due(0)
@@ -363,12 +363,12 @@ def act(difficulty, what, step, number):
     rng = np.random.default_rng(number)
     size = len(difficulty.evidence)
     if what == "generation":
-        found = difficulty.restratify(step, TOTAL)
+        event = difficulty.restratify(step, TOTAL)
         batch = difficulty.next_prompts(step, TOTAL)
         rewards = (rng.random((len(batch.rows), G)) < rng.random((len(batch.rows), 1)) ** 3).astype(float)
         rewards[rng.random(len(rewards)) < 0.1] = np.nan
         metrics = difficulty.metrics(difficulty.observe(rewards, step), step)
-        return batch.step, batch.rows.tolist(), batch.explored.tolist(), difficulty.note, found, metrics
+        return batch.step, batch.rows.tolist(), batch.explored.tolist(), difficulty.note, event, metrics
     if what == "probe":  # of any samples: a checkpoint does not know the last batch
         rows = rng.permutation(np.flatnonzero(difficulty.evidence.levels.level >= 0))[:3]
         levels = difficulty.evidence.levels.next_probe(rows)
@@ -438,15 +438,15 @@ def test_weights_are_those_of_a_policy_asked_at_the_right_times(run, acts, mixed
             continue
         due = last is not None and step - last >= restratify
         assert (difficulty.restratify(step, TOTAL) is not None) == due
-        found = fresh(difficulty, step)
+        recomputed = fresh(difficulty, step)
         rows = difficulty.next_prompts(step, TOTAL).rows
         if last is None or due:
-            expected, note, last = found.values, found.note, step
+            expected, note, last = recomputed.values, recomputed.note, step
         elif touched:
             mine = sorted(touched)
-            expected[mine] = found.values[mine]
-            if found.note != note:
-                expected, note = found.values, found.note
+            expected[mine] = recomputed.values[mine]
+            if recomputed.note != note:
+                expected, note = recomputed.values, recomputed.note
         np.testing.assert_array_equal(weights(difficulty), expected)
         touched = set(rows.tolist())
         difficulty.observe(np.random.default_rng(number).integers(0, 2, (len(rows), G)).astype(float), step)
@@ -465,8 +465,8 @@ def test_a_copy_says_what_was_widened_before_it_was_saved():
     whole, copy = make([UNSOLVED] * 8), make([UNSOLVED] * 8)
     whole.next_prompts(0, TOTAL)
     copy.load_state_dict(saved(whole))
-    for one in (whole, copy):
-        one.next_prompts(1, TOTAL)
+    for difficulty in (whole, copy):
+        difficulty.next_prompts(1, TOTAL)
     assert whole.note == copy.note and "unsolved was opened" in copy.note
 
 

@@ -36,18 +36,18 @@ def seeded(*records, **config):
 
 def test_outcomes_by_spread_and_threshold():
     rewards = [[0, 1, 0, 1], [1, 1, 1, 1], [0, 0, 0, 0], [0.30, 0.31, 0.3, 0.3], [0.7, 0.7000001, 0.7, 0.7]]
-    found = outcomes(np.array(rewards), 0.5, 1e-6)
-    assert found.successes.tolist() == [2, 4, 0, 0, 4]
-    assert found.attempts.tolist() == [4] * 5
-    assert found.spread.tolist() == [True, False, False, True, False]
+    groups = outcomes(np.array(rewards), 0.5, 1e-6)
+    assert groups.successes.tolist() == [2, 4, 0, 0, 4]
+    assert groups.attempts.tolist() == [4] * 5
+    assert groups.spread.tolist() == [True, False, False, True, False]
     assert outcomes(np.array(rewards), 0.5, 0.0).spread.tolist() == [True, False, False, True, True]
 
 
 def test_outcomes_without_rewards():
-    found = outcomes(np.array([[nan, nan], [nan, 1.0], [1.0, 0.0]]), 0.5, 1e-6)
-    assert found.successes.tolist() == [0, 1, 1]
-    assert found.attempts.tolist() == [0, 1, 2]
-    assert found.spread.tolist() == [False, False, True]
+    groups = outcomes(np.array([[nan, nan], [nan, 1.0], [1.0, 0.0]]), 0.5, 1e-6)
+    assert groups.successes.tolist() == [0, 1, 1]
+    assert groups.attempts.tolist() == [0, 1, 2]
+    assert groups.spread.tolist() == [False, False, True]
     assert outcomes(np.array([[None, 1.0, 0.0]], dtype=object), 0.5, 0).attempts.tolist() == [2]
     assert outcomes(np.array([[inf, inf], [-inf, -inf], [inf, 0.0]]), 0.5, 1.0).spread.tolist() == [False, False, True]
     assert outcomes(np.empty((0, 4)), 0.5, 0).spread.shape == (0,)
@@ -91,10 +91,10 @@ def test_discounting_is_the_slow_scalar_one(steps, half_life_steps):
             slow[row].seen.append((step, wins, sum(not isnan(reward) for reward in rewards) - wins))
         rows = np.array([row for row, _ in groups], dtype=np.int64)
         evidence.observe(rows, np.array([rewards for _, rewards in groups]).reshape(-1, 3), step)
-        found = np.array(evidence.posterior(np.arange(5), step + 7))
-        np.testing.assert_allclose(found.T, [one.posterior(step + 7) for one in slow], rtol=2e-6)
-    touched = [{when for when, wins, losses in one.seen if wins + losses} for one in slow]
-    assert evidence.last_step.tolist() == [max(one, default=-1) for one in touched]
+        posteriors = np.array(evidence.posterior(np.arange(5), step + 7))
+        np.testing.assert_allclose(posteriors.T, [reference.posterior(step + 7) for reference in slow], rtol=2e-6)
+    touched = [{when for when, wins, losses in reference.seen if wins + losses} for reference in slow]
+    assert evidence.last_step.tolist() == [max(steps, default=-1) for steps in touched]
 
 
 def test_observing_touches_only_its_samples():
@@ -243,12 +243,12 @@ def test_saturation_keeps_the_verdict():
 
 
 def test_probes_of_one_call_add_up():
-    one, other = (seeded(("hard", 0.3, 1, 1), ("hard", 0.3, 1, 1)).levels for _ in range(2))
-    one.observe([0, 1, 0, 0], [3, 3, 3, 2], [1, 0, 0, 1], [2, 2, 2, 2])
+    together, apart = (seeded(("hard", 0.3, 1, 1), ("hard", 0.3, 1, 1)).levels for _ in range(2))
+    together.observe([0, 1, 0, 0], [3, 3, 3, 2], [1, 0, 0, 1], [2, 2, 2, 2])
     for call in (([0], [3], [1], [4]), ([0], [2], [1], [2]), ([1], [3], [0], [2])):
-        other.observe(*call)
+        apart.observe(*call)
     for name in Levels.ARRAYS:
-        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+        np.testing.assert_array_equal(getattr(together, name), getattr(apart, name))
 
 
 def test_probes_refuse_what_does_not_fit():

@@ -93,7 +93,7 @@ def run(trainer, folder, data, *, resume=None, text=False, config=DifficultyAwar
     made |= {key: options.pop(key) for key in ("callbacks", "rewards", "eval_dataset", "peft_config") if key in options}
     model, processor = tiny_text_model() if text else (load_model(str(model_path()), "cpu"), None)
     args = config(output_dir=str(folder), **(SMALL | {"max_steps": 4} | options))
-    found = trainer(
+    trained = trainer(
         model=model,
         reward_funcs=made.pop("rewards"),
         args=args,
@@ -102,9 +102,9 @@ def run(trainer, folder, data, *, resume=None, text=False, config=DifficultyAwar
         **made,
     )
     if then is not None:
-        then(found)
-    found.train(resume_from_checkpoint=resume)
-    return found
+        then(trained)
+    trained.train(resume_from_checkpoint=resume)
+    return trained
 
 
 def weights(trainer):
@@ -122,9 +122,9 @@ def logged(trainer, ours=True):
     ]
 
 
-def assert_same(one, other, ours=True):
-    assert logged(one, ours) == logged(other, ours)
-    first, second = weights(one), weights(other)
+def assert_same(actual, expected, ours=True):
+    assert logged(actual, ours) == logged(expected, ours)
+    first, second = weights(actual), weights(expected)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -320,19 +320,19 @@ def test_balances_are_those_of_scoring(tmp_path, images):
                 collect_attention_mass(model, ids, inputs["completion_mask"], mask) as collector,
             ):
                 model(input_ids=ids, attention_mask=mask, pixel_values=inputs["pixel_values"])
-            for place, row in enumerate(rows):
+            for index, row in enumerate(rows):
                 if row >= 0:
-                    kept.append((row, attention_balance(*collector.masses.sample(place)).value))
+                    kept.append((row, attention_balance(*collector.masses.sample(index)).value))
             return compute(model, inputs)
 
         trainer._compute_loss = spy
 
-    found = []
+    balances = []
 
     def both(trainer):
         watch(trainer)
         take = trainer._balances.take
-        trainer._balances.take = lambda: found.append(take()) or found[-1]
+        trainer._balances.take = lambda: balances.append(take()) or balances[-1]
 
     run(
         DifficultyAwareGRPOTrainer,
@@ -343,7 +343,7 @@ def test_balances_are_those_of_scoring(tmp_path, images):
         then=both,
         max_steps=2,
     )
-    rows, values = (np.concatenate([part[i] for part in found]) for i in (0, 1))
+    rows, values = (np.concatenate([part[i] for part in balances]) for i in (0, 1))
     assert rows.tolist() == [row for row, _ in kept] and len(kept) > 3
     assert values == pytest.approx([value for _, value in kept], rel=1e-4)
 

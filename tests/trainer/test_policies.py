@@ -66,8 +66,8 @@ def test_target_moves():
     rate = np.linspace(0.01, 0.99, 99)
     view = look([UNSCORED] * 99, 1000 * rate, 1000 * (1 - rate))
     for step, aim in ((0, 0.7), (50, 0.55), (100, 0.4), (900, 0.4)):
-        found = values(view, context("target", step=step))
-        assert rate[found.argmax()] == pytest.approx(aim, abs=0.011)
+        weights = values(view, context("target", step=step))
+        assert rate[weights.argmax()] == pytest.approx(aim, abs=0.011)
     known, unknown, far = values(look([UNSCORED] * 3, [700, 0.5, 10], [300, 0.5, 990]), context("target"))
     assert known > unknown > far > 0
 
@@ -151,15 +151,15 @@ def test_no_policy_dies_and_every_batch_is_full(case, policy, batch):
     sampler = PromptSampler(40, seed=0, exploration=0.0)
     for step in (1, 50, 99, 100, 1000):
         state = Context(PolicyConfig(policy=policy), step, 100, 8, batch, tuple(strata.counts))
-        found = weigh(evidence, strata, state)
-        assert found.values.dtype == np.float32 and np.isfinite(found.values).all() and (found.values >= 0).all()
-        sampler.set_weights(found.values)
+        weights = weigh(evidence, strata, state)
+        assert weights.values.dtype == np.float32 and np.isfinite(weights.values).all() and (weights.values >= 0).all()
+        sampler.set_weights(weights.values)
         drawn = sampler.next_batch(batch)
         assert len(drawn.rows) == batch and drawn.rows.min() >= 0 and drawn.rows.max() < 40
         if batch <= 40:
             assert len(set(drawn.rows)) == batch and drawn.note is None, "what the policy opened was enough"
         if case == "all unsolved" and policy == "strata" and batch <= 40:
-            assert "unsolved was opened" in found.note
+            assert "unsolved was opened" in weights.note
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -179,9 +179,9 @@ def test_a_few_wanted_samples_are_not_drowned():
     thresholds[:12] = 0.2
     evidence.levels.seed(np.arange(10_000), thresholds, np.full(10_000, True))
     strata = Strata(evidence)
-    found = weigh(evidence, strata, Context(PolicyConfig(policy="strata"), 0, 100, 8, 64, tuple(strata.counts)))
+    weights = weigh(evidence, strata, Context(PolicyConfig(policy="strata"), 0, 100, 8, 64, tuple(strata.counts)))
     sampler = PromptSampler(10_000, seed=0, exploration=0.0)
-    sampler.set_weights(found.values)
+    sampler.set_weights(weights.values)
     hard = [int((sampler.next_batch(64).rows < 12).sum()) for _ in range(50)]
     assert min(hard) >= 4 and np.mean(hard) > 8, "12 hard samples among 9,988 easy ones, 64 prompts a batch"
 
@@ -225,8 +225,8 @@ def test_a_policy_is_one_function_in_the_table(monkeypatch):
     evidence = Evidence(4)
     evidence.observe([1], [[1.0, 0.0]], 0)
     strata = Strata(evidence)
-    found = weigh(evidence, strata, Context(PolicyConfig(policy="forgotten"), 0, 1, 2, 1, tuple(strata.counts)))
-    assert found.values.tolist() == [1, 0, 1, 1]
+    weights = weigh(evidence, strata, Context(PolicyConfig(policy="forgotten"), 0, 1, 2, 1, tuple(strata.counts)))
+    assert weights.values.tolist() == [1, 0, 1, 1]
 
 
 def test_exploration_keeps_every_sample_alive():

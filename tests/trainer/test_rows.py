@@ -49,14 +49,14 @@ def data():
 
 @pytest.mark.parametrize("threads", [0, 1, 3])
 def test_places_of_one_row_share_images_and_nothing_that_could_be_changed(data, threads):
-    one, other, again, last = read_rows(data, np.array([2, 5, 2, 0]), threads)
-    assert [record["id"] for record in (one, other, again, last)] == list("cfca")
-    assert one == again and len(one["images"]) == 2
-    assert all(mine is its for mine, its in zip(one["images"], again["images"], strict=True))
-    assert one["images"] is not again["images"] and one["prompt"] is not again["prompt"]
-    one["prompt"][0]["content"] = "changed"
-    one["prompt"].append({"role": "assistant", "content": ""})
-    one["images"].clear()
+    twice, other, again, last = read_rows(data, np.array([2, 5, 2, 0]), threads)
+    assert [record["id"] for record in (twice, other, again, last)] == list("cfca")
+    assert twice == again and len(twice["images"]) == 2
+    assert all(mine is its for mine, its in zip(twice["images"], again["images"], strict=True))
+    assert twice["images"] is not again["images"] and twice["prompt"] is not again["prompt"]
+    twice["prompt"][0]["content"] = "changed"
+    twice["prompt"].append({"role": "assistant", "content": ""})
+    twice["images"].clear()
     assert again["prompt"] == chats(6)[2] and len(again["images"]) == 2
     assert read_rows(data, [2], threads)[0]["prompt"] == chats(6)[2]
 
@@ -82,12 +82,12 @@ class Counting:
 @pytest.mark.parametrize("threads", [0, 4])
 def test_every_row_is_read_once(threads):
     data = Counting()
-    found = read_rows(data, [5, 1, 5, 5, 7, 1], threads)
-    assert [record["row"] for record in found] == [5, 1, 5, 5, 7, 1]
+    records = read_rows(data, [5, 1, 5, 5, 7, 1], threads)
+    assert [record["row"] for record in records] == [5, 1, 5, 5, 7, 1]
     assert sorted(data.read) == [1, 5, 7]
     assert (threading.get_ident() in data.threads) == (threads == 0)
-    found[0]["nested"]["list"][0]["deep"].append("changed")
-    assert found[2]["nested"]["list"][0]["deep"] == [5] == found[3]["nested"]["list"][0]["deep"]
+    records[0]["nested"]["list"][0]["deep"].append("changed")
+    assert records[2]["nested"]["list"][0]["deep"] == [5] == records[3]["nested"]["list"][0]["deep"]
 
 
 @pytest.mark.parametrize("threads", [0, 4])
@@ -99,9 +99,9 @@ def test_a_row_that_cannot_be_read_is_an_error(threads):
 @pytest.mark.parametrize("threads", [0, 4])
 def test_rows_come_as_the_dataset_gives_them(data, threads):
     """Selections and transforms count: a loader would give the same."""
-    for one in (data.shuffle(seed=1), data.select([4, 2, 0]), data.with_transform(lambda batch: {"new": batch["id"]})):
+    for view in (data.shuffle(seed=1), data.select([4, 2, 0]), data.with_transform(lambda batch: {"new": batch["id"]})):
         rows = [2, 0, 2]
-        assert read_rows(one, rows, threads) == [one[row] for row in rows]
+        assert read_rows(view, rows, threads) == [view[row] for row in rows]
     assert read_rows(data, [], threads) == []
     assert read_rows([{"a": 1}, {"a": 2}], [1, 1], threads) == [{"a": 2}, {"a": 2}]
 
@@ -196,8 +196,8 @@ def test_other_data_has_another_fingerprint(data):
         data.add_column("solution", list("123456")),
         data.add_column("solution", list("123465")),
     ]
-    found = [fingerprint(one) for one in (data, *others)]
-    assert len(set(found)) == len(found)
+    fingerprints = [fingerprint(dataset) for dataset in (data, *others)]
+    assert len(set(fingerprints)) == len(fingerprints)
 
 
 def test_a_large_dataset_is_known_by_some_of_its_rows():
@@ -213,8 +213,8 @@ def test_images_in_prompts_do_not_make_the_fingerprint_another_each_time():
         prompts = [[{"role": "user", "content": [{"type": "image", "image": image(row)}]}] for row in range(3)]
         return Dataset.from_dict({"prompt": prompts}, features=features)
 
-    one, same = made(), made()
-    assert fingerprint(one) == fingerprint(same) != fingerprint(one.select([1, 0, 2]))
+    dataset, same = made(), made()
+    assert fingerprint(dataset) == fingerprint(same) != fingerprint(dataset.select([1, 0, 2]))
 
 
 def test_a_transform_plays_no_part_in_the_fingerprint(data):
@@ -238,9 +238,9 @@ def scores(ids):
 
 @pytest.mark.parametrize("ids", [list("abcdef"), list("fedcba"), ["e", "zzz", "b"], ["d"]])
 def test_each_score_finds_its_row(data, ids):
-    for one in (data, data.shuffle(seed=2), data.select([5, 3, 1, 4])):
-        rows, table = rows_of_scores(one, scores(ids))
-        names = one["id"][:]
+    for view in (data, data.shuffle(seed=2), data.select([5, 3, 1, 4])):
+        rows, table = rows_of_scores(view, scores(ids))
+        names = view["id"][:]
         assert [names[row] for row in rows] == [name for name in names if name in ids]
         assert table["value"].to_pylist() == [f"score of {names[row]}" for row in rows]
         assert rows.dtype == np.int64
@@ -300,16 +300,16 @@ def test_images_are_masked_as_in_scoring(name, kind):
     ratios = [0.5, 0.2, 0.0, 1.0]
     masks = masks_of(given, ratios, 11, 42)
     assert [mask.ratio for mask in masks] == ([0.5, 0.5, 1.0] if name == "images" else [0.5, 0.0, 1.0])
-    found = with_masks(given, masks, kind)
-    for record, new, ratio in zip(given, found, ratios, strict=True):
+    masked = with_masks(given, masks, kind)
+    for record, new, ratio in zip(given, masked, ratios, strict=True):
         key = mask_key(42, record["id"])
         expected = [
-            mask_image(image, ratio, 11, key, image_index=place, kind=kind)
-            for place, image in enumerate(images_of(record))
+            mask_image(image, ratio, 11, key, image_index=index, kind=kind)
+            for index, image in enumerate(images_of(record))
         ]
-        assert [one.tobytes() for one in images_of(new)] == [one.tobytes() for one in expected]
+        assert [image.tobytes() for image in images_of(new)] == [image.tobytes() for image in expected]
         assert new.keys() == record.keys() and new["prompt"] is record["prompt"]
-    assert [[one.tobytes() for one in images_of(record)] for record in given] == before, "new records"
+    assert [[image.tobytes() for image in images_of(record)] for record in given] == before, "new records"
 
 
 def test_the_share_that_is_asked_for_is_masked():
@@ -326,9 +326,9 @@ def test_images_of_any_mode_are_masked_in_colour(mode):
         given = Images.fromarray(np.random.default_rng(0).integers(9, 65535, (10, 12)).astype(np.uint16))
     else:
         given = image(0, mode=mode)
-    (found,) = with_masks([{"id": "a", "image": given}], masks_of([{"id": "a", "image": given}], [0.4], 0, 0), "pixel")
-    assert found["image"].mode == "RGB" and found["image"].size == given.size
-    values, plain = np.asarray(found["image"]), np.asarray(to_rgb(given))
+    (record,) = with_masks([{"id": "a", "image": given}], masks_of([{"id": "a", "image": given}], [0.4], 0, 0), "pixel")
+    assert record["image"].mode == "RGB" and record["image"].size == given.size
+    values, plain = np.asarray(record["image"]), np.asarray(to_rgb(given))
     masked = (values != plain).any(-1)
     assert (values[masked] == 0).all() and (values == 0).all(-1).mean() > 0.1 and not masked.all()
 
@@ -337,12 +337,12 @@ def test_masks_differ_by_sample_image_realization_and_seed():
     two = [{"id": "a", "images": [image(0), image(0)]}, {"id": "b", "images": [image(0)]}]
 
     def black(realization, seed):
-        found = with_masks(two, masks_of(two, [0.5, 0.5], realization, seed), "pixel")
-        return [(np.asarray(one) == 0).all(-1).tobytes() for record in found for one in record["images"]]
+        masked = with_masks(two, masks_of(two, [0.5, 0.5], realization, seed), "pixel")
+        return [(np.asarray(image) == 0).all(-1).tobytes() for record in masked for image in record["images"]]
 
-    found = [*black(0, 0), *black(1, 0), *black(0, 1)]
-    assert len(set(found)) == 9
-    assert black(0, 0) == found[:3]
+    masks = [*black(0, 0), *black(1, 0), *black(0, 1)]
+    assert len(set(masks)) == 9
+    assert black(0, 0) == masks[:3]
 
 
 def test_records_without_images_have_nothing_to_mask():

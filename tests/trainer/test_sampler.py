@@ -53,11 +53,12 @@ def test_a_point_is_found_where_a_plain_search_finds_it(weights, seed):
     if not tree.total:
         return
     points = np.random.default_rng(seed).random(50) * tree.total
-    found = tree.find(points)
+    leaves = tree.find(points)
     ends = np.cumsum(tree.weights, dtype=np.float64)
-    assert (tree.weights[found] > 0).all()
+    assert (tree.weights[leaves] > 0).all()
     tolerance = 1e-9 * tree.total
-    assert (points < ends[found] + tolerance).all() and (points > ends[found] - tree.weights[found] - tolerance).all()
+    starts = ends - tree.weights
+    assert (points < ends[leaves] + tolerance).all() and (points > starts[leaves] - tolerance).all()
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -76,11 +77,11 @@ def test_draw_frequencies_follow_the_weights():
     weights = np.random.default_rng(0).random(size).astype(np.float32) ** 4
     weights[::7] = 0
     tree = built(weights)
-    found = np.bincount(tree.find(np.random.default_rng(1).random(draws) * tree.total), minlength=size)
+    counts = np.bincount(tree.find(np.random.default_rng(1).random(draws) * tree.total), minlength=size)
     expected = draws * weights.astype(np.float64) / weights.sum(dtype=np.float64)
-    assert (found[::7] == 0).all()
+    assert (counts[::7] == 0).all()
     drawn = expected > 5
-    chi = ((found[drawn] - expected[drawn]) ** 2 / expected[drawn]).sum()
+    chi = ((counts[drawn] - expected[drawn]) ** 2 / expected[drawn]).sum()
     assert abs(chi - drawn.sum()) < 5 * np.sqrt(2 * drawn.sum())
 
 
@@ -101,9 +102,9 @@ def test_draws_without_replacement_are_one_after_the_other():
 def test_no_repeats_and_nothing_without_weight(weights, size, seed):
     tree = built(weights)
     before = [level.copy() for level in tree.levels]
-    found = tree.draw(size, np.random.default_rng(seed))
-    assert len(set(found)) == len(found) == min(size, np.count_nonzero(tree.weights))
-    assert (tree.weights[found] > 0).all()
+    drawn = tree.draw(size, np.random.default_rng(seed))
+    assert len(set(drawn)) == len(drawn) == min(size, np.count_nonzero(tree.weights))
+    assert (tree.weights[drawn] > 0).all()
     for level, old in zip(tree.levels, before, strict=True):
         np.testing.assert_array_equal(level, old)
 
@@ -117,27 +118,27 @@ def test_heavy_weights_do_not_hold_a_draw_up():
 def test_uniform_draws_are_distinct_and_new(among, data):
     taken = np.array(data.draw(st.lists(st.integers(0, among - 1), max_size=among, unique=True)), dtype=np.int64)
     size = data.draw(st.integers(0, among - len(taken)))
-    found = draw_uniform(size, among, taken, np.random.default_rng(0))
-    assert len(found) == size == len(set(found)) and not set(found) & set(taken.tolist())
+    drawn = draw_uniform(size, among, taken, np.random.default_rng(0))
+    assert len(drawn) == size == len(set(drawn)) and not set(drawn) & set(taken.tolist())
 
 
 def test_uniform_draws_are_uniform():
     rng = np.random.default_rng(0)
     for among, taken in ((40, []), (8, [2, 5])):  # by rejection, and by permutation
-        found = np.concatenate([draw_uniform(4, among, np.array(taken, dtype=int), rng) for _ in range(10_000)])
-        share = np.delete(np.bincount(found, minlength=among), taken) / len(found)
+        drawn = np.concatenate([draw_uniform(4, among, np.array(taken, dtype=int), rng) for _ in range(10_000)])
+        share = np.delete(np.bincount(drawn, minlength=among), taken) / len(drawn)
         np.testing.assert_allclose(share, 1 / (among - len(taken)), atol=0.008)
 
 
 def test_a_batch_depends_on_the_weights_and_its_step_alone():
-    one, other = PromptSampler(500, 7, 0.1), PromptSampler(500, 7, 0.1)
+    first, second = PromptSampler(500, 7, 0.1), PromptSampler(500, 7, 0.1)
     for _ in range(3):
-        one.next_batch(9)
-    other.step = 3
-    for sampler in (one, other):
+        first.next_batch(9)
+    second.step = 3
+    for sampler in (first, second):
         sampler.set_weights(np.arange(500.0))
-    np.testing.assert_array_equal(one.next_batch(16).rows, other.next_batch(16).rows)
-    assert not np.array_equal(one.next_batch(16).rows, PromptSampler(500, 8, 0.1).next_batch(16).rows)
+    np.testing.assert_array_equal(first.next_batch(16).rows, second.next_batch(16).rows)
+    assert not np.array_equal(first.next_batch(16).rows, PromptSampler(500, 8, 0.1).next_batch(16).rows)
 
 
 def test_streams_of_random_numbers_are_apart():
@@ -145,7 +146,7 @@ def test_streams_of_random_numbers_are_apart():
         generator(seed, step, stream).random(4)
         for seed, step, stream in itertools.product((0, 2**64 - 1), (0, 1), (0, 1))
     ]
-    assert len({tuple(one) for one in drawn}) == 8
+    assert len({tuple(batch) for batch in drawn}) == 8
 
 
 ROWS = [[196, 827, 65, 878, 768, 349], [967, 774, 977, 288, 586, 229]]

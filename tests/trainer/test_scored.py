@@ -97,7 +97,7 @@ def test_every_row_has_the_score_of_its_own_content(scored, tmp_path, caplog, or
     strata = dict(zip(*(Scores(scored / "run").table[name] for name in ("id", "pism_stratum")), strict=True))
     kept = [row for row in order if row != TORN]
     assert [NAMES[code] for code in trainer.difficulty.strata.codes] == [strata[str(row)] for row in kept]
-    assert [strata[str(row)] for row in kept] != [strata.get(one) for one in trainer.train_dataset["id"]]
+    assert [strata[str(row)] for row in kept] != [strata.get(sample_id) for sample_id in trainer.train_dataset["id"]]
     assert "found by their content" in caplog.text and "1 of " in caplog.text
     write(scored, range(COUNT))  # as it was
 
@@ -120,7 +120,7 @@ def test_a_dataset_of_trl_is_read_as_scoring_reads_it(scored, caplog):
     rows = {name: loaded[name][:] for name in ("id", "solution", "grader")}
     texts = ["<image>" + row["prompt"][0]["content"][1]["text"] for row in loaded]
     rows["prompt"] = [[{"role": "user", "content": text}] for text in texts]
-    rows["images"] = [[one["path"] for one in images] for images in loaded["images"]]
+    rows["images"] = [[image["path"] for image in images] for images in loaded["images"]]
     data = Dataset.from_dict(rows).cast_column("images", List(Image()))
     _, samples = as_scored(data, str(scored / "run"))
     assert len(samples) == COUNT - 1 and None not in samples
@@ -145,9 +145,9 @@ def test_another_template_throughout_is_a_warning_and_trained_on(scored, caplog)
     other = data.map(lambda row: {"prompt": [system, *row["prompt"]]})
     assert len(as_scored(other, str(scored / "run"))[1]) == COUNT - 1
     assert "The prompts of all 18 samples differ" in caplog.text
-    one = data.map(lambda row: {"prompt": [system, *row["prompt"]]} if row["id"] == "4" else row)
+    changed = data.map(lambda row: {"prompt": [system, *row["prompt"]]} if row["id"] == "4" else row)
     with pytest.raises(ScoresError, match=r"sample '4' has changed \(its prompt\)"):
-        as_scored(one, str(scored / "run"))
+        as_scored(changed, str(scored / "run"))
 
 
 def test_rows_that_cannot_be_compared_are_one_warning(scored, caplog):
@@ -175,7 +175,7 @@ def test_the_command_trains_on_what_was_scored(scored, tmp_path, capfd):
     ]
     arguments += ["4000", "--scores", scored / "run"]
     arguments += [part for name, value in OPTIONS.items() for part in (f"--{name}", str(value))]
-    trainer = train(parse([str(one) for one in arguments]))
+    trainer = train(parse([str(argument) for argument in arguments]))
     strata = dict(zip(*(Scores(scored / "run").table[name] for name in ("id", "pism_stratum")), strict=True))
     kept = [row for row in SHORTER if row != TORN]
     levels = trainer._setup.scored[1]["pism_stratum"].to_pylist()

@@ -21,8 +21,8 @@ RATIOS = tuple(step / 10 for step in range(10))
 def seeded(*records, **config):
     """Evidence of (stratum, λ*, successes at ratio 0, attempts at ratio 0)."""
     columns = {name: [None] * len(records) for name in SCHEMA.names}
-    columns["pism_stratum"], columns["failure_threshold"] = [one[0] for one in records], [one[1] for one in records]
-    columns["successes"], columns["attempts"] = [[one[2]] for one in records], [[one[3]] for one in records]
+    columns["pism_stratum"], columns["failure_threshold"], successes, attempts = map(list, zip(*records, strict=True))
+    columns["successes"], columns["attempts"] = [[count] for count in successes], [[count] for count in attempts]
     evidence = Evidence(len(records), EvidenceConfig(**config))
     evidence.seed(np.arange(len(records)), pa.table(columns, schema=SCHEMA))
     return evidence

@@ -70,9 +70,9 @@ def test_a_stock_stream_continues_where_it_was_saved_in_any_epoch():
 
     whole = rows_of(stream(), 12, 2)
     for cut in range(12):
-        one = stream()
-        rows_of(one, cut, 2)
-        state = saved(one)
+        original = stream()
+        rows_of(original, cut, 2)
+        state = saved(original)
         rest = stream()
         rest.load_state_dict(state)
         assert rows_of(rest, 12 - cut, 2) == whole[cut:]
@@ -118,9 +118,9 @@ def test_rows_that_are_alike_are_drawn_as_by_the_sampler(kinds):
     stream = PromptStream(9, 5, 0.2, None if kinds is None else np.array(kinds), fingerprint="f")
     sampler = PromptSampler(9, 5, 0.2, "f")
     weights = np.arange(9.0)
-    for one in (stream, sampler):
-        one.set_weights(weights)
-        one.set_weights(np.array([4.0, 0.0]), np.array([0, 8]))
+    for source in (stream, sampler):
+        source.set_weights(weights)
+        source.set_weights(np.array([4.0, 0.0]), np.array([0, 8]))
     assert len(stream.samplers) == 1
     for _ in range(5):
         mine, plain = stream.next_batch(4), sampler.next_batch(4)
@@ -207,13 +207,13 @@ def test_a_loaded_stream_continues_exactly(two, thompson, before, after, seed):
     def stream():
         return PromptStream(12, seed, 0.3, KINDS if two else None, fingerprint="f")
 
-    def go(one, part):
-        found = []
+    def go(source, part):
+        batches = []
         for weights, rows in part:
-            one.set_weights(weights, rows)
-            batch = one.next_batch(3, score)
-            found.append((batch.step, batch.rows.tolist(), batch.explored.tolist(), batch.note))
-        return found
+            source.set_weights(weights, rows)
+            batch = source.next_batch(3, score)
+            batches.append((batch.step, batch.rows.tolist(), batch.explored.tolist(), batch.note))
+        return batches
 
     whole = stream()
     go(whole, changes[:before])
@@ -235,11 +235,11 @@ def test_a_state_does_not_change_with_the_stream_it_was_loaded_into():
         np.testing.assert_array_equal(array, kept[name])
 
 
-@pytest.mark.parametrize(("one", "other"), [(KINDS, None), (None, KINDS)], ids=["two into one", "one into two"])
-def test_a_state_of_another_number_of_kinds_is_refused(one, other):
-    state = saved(PromptStream(12, 0, 0.1, one))
+@pytest.mark.parametrize(("kinds", "others"), [(KINDS, None), (None, KINDS)], ids=["two into one", "one into two"])
+def test_a_state_of_another_number_of_kinds_is_refused(kinds, others):
+    state = saved(PromptStream(12, 0, 0.1, kinds))
     with pytest.raises(StateError, match=r"kinds of rows .*resume on the dataset that it was saved with"):
-        PromptStream(12, 0, 0.1, other).load_state_dict(state)
+        PromptStream(12, 0, 0.1, others).load_state_dict(state)
 
 
 def test_a_state_of_other_data_is_refused():

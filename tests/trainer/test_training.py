@@ -173,12 +173,12 @@ def test_overlong_prompts_are_left_out_with_their_image_tokens(processor):
     data = load_split("demo", 20).cast_column("images", List(Image()))
     kept, dropped = keep_short(data, processor, 10_000)
     assert len(kept) == 20 and not dropped
-    lengths = [one["tokens"] for one in keep_short(data, processor, 1)[1]]
+    lengths = [sample["tokens"] for sample in keep_short(data, processor, 1)[1]]
     assert len(lengths) == 20 and min(lengths) > 64  # the image alone
     middle = sorted(lengths)[9]
     kept, dropped = keep_short(data, processor, middle)
     assert len(kept) == sum(length <= middle for length in lengths)
-    assert {one["id"] for one in dropped} | set(kept["id"]) == set(data["id"])
+    assert {sample["id"] for sample in dropped} | set(kept["id"]) == set(data["id"])
 
 
 TWO = """

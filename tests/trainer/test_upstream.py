@@ -110,7 +110,7 @@ def run(trainer, folder, data, *, config=DifficultyAwareGRPOConfig, resume=None,
     named = ("tools", "environment_factory", "rollout_func", "eval_dataset", "callbacks", "processing_class")
     given = {name: options.pop(name) for name in named if name in options}
     given.setdefault("processing_class", load_processor(str(model_path())).tokenizer)
-    found = trainer(
+    trained = trainer(
         model=options.pop("model", None) or LlamaForCausalLM.from_pretrained(text_model_folder().name),
         reward_funcs=options.pop("rewards", by_length),
         args=config(output_dir=str(folder), **SMALL | options),
@@ -118,9 +118,9 @@ def run(trainer, folder, data, *, config=DifficultyAwareGRPOConfig, resume=None,
         **given,
     )
     if then is not None:
-        then(found)
-    found.train(resume_from_checkpoint=resume)
-    return found
+        then(trained)
+    trained.train(resume_from_checkpoint=resume)
+    return trained
 
 
 def logged(trainer, epochs=True):
@@ -137,9 +137,9 @@ def logged(trainer, epochs=True):
     ]
 
 
-def assert_same(one, other, epochs=True):
-    assert logged(one, epochs) == logged(other, epochs)
-    first, second = one.model.state_dict(), other.model.state_dict()
+def assert_same(actual, expected, epochs=True):
+    assert logged(actual, epochs) == logged(expected, epochs)
+    first, second = actual.model.state_dict(), expected.model.state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -376,7 +376,7 @@ def test_reward_functions_see_unused_columns_as_trl_leaves_them(tmp_path, texts)
 
 def test_images_are_read_beside_the_loader_too(tmp_path, images):
     """With workers: loaders carry numbers, rows are read by as many threads; what is trained on is the same."""
-    found = [
+    trainers = [
         run(
             DifficultyAwareGRPOTrainer,
             tmp_path / str(workers),
@@ -390,7 +390,7 @@ def test_images_are_read_beside_the_loader_too(tmp_path, images):
         )
         for workers in (0, 2)
     ]
-    assert_same(*found)
+    assert_same(*trainers)
 
 
 @pytest.mark.parametrize("policy", ["signal", "uniform"])
@@ -420,7 +420,7 @@ class Keeps(TrainerCallback):
         self.weights = {}
 
     def on_save(self, args, state, control, model, **_):
-        self.weights[state.global_step] = {name: one.clone() for name, one in model.state_dict().items()}
+        self.weights[state.global_step] = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
 @pytest.mark.parametrize("trainer", [DifficultyAwareGRPOTrainer, GRPOTrainer])
@@ -450,7 +450,7 @@ def test_the_best_model_is_really_loaded(tmp_path, images, trainer):
     )
     assert made.state.best_model_checkpoint.endswith("checkpoint-1")
     now = made.model.state_dict()
-    is_of = [all(torch.equal(keeps.weights[step][name], one) for name, one in now.items()) for step in (1, 2)]
+    is_of = [all(torch.equal(keeps.weights[step][name], tensor) for name, tensor in now.items()) for step in (1, 2)]
     if trainer is GRPOTrainer:
         assert is_of == [False, True], "if this fails TRL has fixed it: weights.py can go"
     else:

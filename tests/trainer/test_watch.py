@@ -27,8 +27,8 @@ def raised(entries):
 
 def test_zero_variance_alarms_once_after_a_whole_window():
     watch = Watch()
-    found = names(watch, [{"frac_reward_zero_std": 1.0}] * (3 * WINDOW))
-    assert found == [[]] * (WINDOW - 1) + [["zero_variance"]] + [[]] * (2 * WINDOW)
+    alarms = names(watch, [{"frac_reward_zero_std": 1.0}] * (3 * WINDOW))
+    assert alarms == [[]] * (WINDOW - 1) + [["zero_variance"]] + [[]] * (2 * WINDOW)
     assert watch.raised[0].text.startswith("100% of the groups had zero variance over the last 10 logs")
 
 
@@ -126,10 +126,10 @@ def test_a_collapse_alarms_once_and_soon(case):
     for seed in range(10):
         rng = np.random.default_rng(seed)
         values = np.concatenate([np.linspace(start, high, 40), np.full(60, high), np.full(100, low)])
-        found = names(Watch(), rewards(values + rng.normal(0, noise, 200)))
-        places = [place for place, alarms in enumerate(found) if alarms]
-        assert len(places) == 1 and found[places[0]] == ["reward_collapse"]
-        assert 100 < places[0] < 100 + 2 * WINDOW
+        alarms_by_step = names(Watch(), rewards(values + rng.normal(0, noise, 200)))
+        steps = [step for step, alarms in enumerate(alarms_by_step) if alarms]
+        assert len(steps) == 1 and alarms_by_step[steps[0]] == ["reward_collapse"]
+        assert 100 < steps[0] < 100 + 2 * WINDOW
 
 
 def test_the_collapse_says_from_where_to_where():
