@@ -203,7 +203,7 @@ def test_a_dry_run_computes_nothing(tmp_path):
     assert "3 trainings for 3 cells" in text, done.stderr
     assert "grpo all │ 1 │ 24 │ 3 │ 24" in text, "the whole set does not depend on the scores"
     assert text.count("grpo medium+hard") == 1 and "grpo medium+hard │ 2 │ ≈12 │ ≈3 │ ≈48 │ ?" in text, text
-    assert f"there are no finished scores in {tmp_path}/out/scores: a run first scores 24 samples, some " in text
+    assert f"there are no finished scores in {tmp_path}/out/scores: a run first scores 24 samples, about " in text
     assert "strata are unknown: numbers with ≈ assume strata of equal size, 6 samples each" in text
     assert not (tmp_path / "out").exists()
 
