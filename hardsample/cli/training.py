@@ -156,8 +156,8 @@ def train(
     signal, target, curriculum), `--probe-fraction`, `--monitor-size`, `--attention-balance`, … `--options` lists all.
 
     Try it: `hardsample train --config examples/train_demo.yaml`. Stop it whenever you like: the same command resumes
-    from the last checkpoint, and `--resume false` starts from the beginning. Several GPUs: `accelerate launch -m
-    hardsample.cli.main train --config FILE`.
+    from the last checkpoint, and `--resume false` starts from the beginning. Several GPUs: `accelerate
+    launch -m hardsample train --config FILE`.
     """
     say_loading()
     from hardsample.trainer import training

@@ -14,6 +14,8 @@ import pytest
 from commands import run_module
 from datasets import load_from_disk
 
+from hardsample import __version__
+
 COMMANDS = "score stratify export explain report compare evaluate train experiment demo".split()
 SMALL = ["--limit", "12", "--num-masks", "3", "--tau", "0.3", "--ratios", "0,0.3,0.6"]
 
@@ -264,3 +266,8 @@ def test_a_full_disk_in_a_running_command_is_one_line(tmp_path):
     ended = run_code(INJECTED.format(error="OSError(28, 'No space left on device')", output=str(tmp_path / "out")))
     assert ended.returncode == 1 and "Traceback" not in ended.stderr
     assert ended.stderr.splitlines()[-1] == "error: [Errno 28] No space left on device"
+
+
+def test_the_package_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "hardsample", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"hardsample {__version__}\n"), done.stderr
