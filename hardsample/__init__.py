@@ -16,8 +16,8 @@ from typing import Any as _Any
 
 if TYPE_CHECKING:
     from hardsample.data.loading import load as load_dataset
-    from hardsample.evaluation.comparing import compare_scores as compare
     from hardsample.evaluation.evaluate import evaluate
+    from hardsample.report.compared import compare
     from hardsample.report.page import write_report
     from hardsample.scoring.output import Scores
     from hardsample.scoring.score import score
@@ -27,7 +27,7 @@ __all__ = ["Scores", "compare", "evaluate", "load_dataset", "score", "write_repo
 
 _HOMES = {
     "Scores": ("scoring.output", "Scores"),
-    "compare": ("evaluation.comparing", "compare_scores"),
+    "compare": ("report.compared", "compare"),
     "evaluate": ("evaluation.evaluate", "evaluate"),
     "load_dataset": ("data.loading", "load"),
     "score": ("scoring.score", "score"),

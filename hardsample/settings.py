@@ -5,11 +5,14 @@
 ...     batch_size: int = setting(64, "rollouts in one generate call", min=1)
 """
 
-from collections.abc import Collection, Mapping
-from dataclasses import Field, field, fields
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import Field, field, fields, is_dataclass
 from difflib import get_close_matches
+from functools import cache
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from hardsample.errors import ConfigError
 
@@ -57,12 +60,98 @@ def field_of(config: type, name: str) -> Field[Any]:
     return next(known for known in fields(config) if known.name == name)
 
 
+_Config = TypeVar("_Config")
+
+
+def make_config(kind: type[_Config], config: _Config | None, settings: Mapping[str, Any]) -> _Config:
+    """Return the config of a function that takes one, or its settings one by one.
+
+    Args:
+        kind: the config's dataclass; settings of a nested config have the name of its field in front, as on the
+            command line (`cmab_variant`).
+        config: the config, if it was given.
+        settings: by name, if they were given.
+
+    Raises:
+        ConfigError: both were given, a setting is unknown, or a value is out of range.
+    """
+    if config is not None:
+        if settings:
+            raise ConfigError(
+                f"{next(iter(settings))} is given beside config: put it into the config, or give no config"
+            )
+        if not isinstance(config, kind):
+            raise ConfigError(f"config is a {type(config).__name__}, must be a {kind.__name__}: make one")
+        return config
+    hints = _hints(kind)
+    nested = {f"{name}_": hint for name, hint in hints.items() if isinstance(hint, type) and is_dataclass(hint)}
+    prefixed = {
+        prefix + known.name: (prefix, known.name) for prefix, inner in nested.items() for known in fields(inner)
+    }
+    values = named_settings(settings, hints.keys() | prefixed.keys(), kind.__name__)
+    for prefix, inner in nested.items():
+        own = {prefixed[name][1]: values.pop(name) for name in list(values) if prefixed.get(name, ("",))[0] == prefix}
+        if own:
+            values[prefix[:-1]] = inner(**own)
+    return kind(**values)
+
+
+@cache
+def _hints(config: type) -> dict[str, Any]:
+    return get_type_hints(config)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value has a field's type; an integer is a number, too, and a list will do for a tuple."""
+    if args := get_args(hint):
+        if NoneType in args or get_origin(hint) not in (tuple, list, dict):
+            return any(_fits(value, part) for part in args)
+        if get_origin(hint) is tuple:
+            sequence = isinstance(value, Sequence) and not isinstance(value, str)
+            return sequence and all(_fits(item, args[0]) for item in value)
+        return isinstance(value, get_origin(hint))
+    if hint is float:
+        return isinstance(value, Real) and not isinstance(value, bool) and value == value
+    if hint is int:
+        return isinstance(value, Integral) and not isinstance(value, bool)
+    return not isinstance(hint, type) or isinstance(value, hint)
+
+
+def _type_name(hint: Any) -> str:
+    """Say what a value may be."""
+    names = {float: "a number", int: "an integer", str: "a text", bool: "true or false", NoneType: "None"}
+    if get_origin(hint) is tuple:
+        return "a sequence of " + {float: "numbers", int: "integers", str: "texts"}.get(get_args(hint)[0], "values")
+    if get_args(hint) and get_origin(hint) not in (list, dict):
+        return " or ".join(_type_name(part) for part in get_args(hint))
+    return names.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def check_types(config: Any, part: type | None = None) -> None:
+    """Check that each field holds a value of its type.
+
+    Args:
+        config: the config.
+        part: the dataclass whose fields are checked, one that the config inherits from; None: its own.
+
+    Raises:
+        ConfigError: names the first that does not.
+    """
+    kind = part or type(config)
+    for known in fields(kind):
+        value, hint = getattr(config, known.name), _hints(kind)[known.name]
+        if not _fits(value, hint):
+            advice = "leave it out" if known.default is None else f"choose one, such as {known.default!r}"
+            raise ConfigError(f"{known.name} is {value!r}, must be {_type_name(hint)}: {advice}")
+
+
 def check_settings(config: Any) -> None:
-    """Check the choices and the smallest values that the fields declare.
+    """Check the types, the choices and the smallest values that the fields declare.
 
     Raises:
         ConfigError: names the first setting that is out of range.
     """
+    check_types(config)
     for known in fields(config):
         name, value = known.name, getattr(config, known.name)
         choices, least = known.metadata.get("choices"), known.metadata.get("min")

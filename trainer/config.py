@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from trl import GRPOConfig
 
 from hardsample.errors import ConfigError
+from hardsample.settings import check_types
 from hardsample.trainer.selection.evidence import EvidenceConfig
 from hardsample.trainer.selection.policies import PolicyConfig
 
@@ -63,6 +64,7 @@ class DifficultyOptions:
 
     def __post_init__(self) -> None:
         """Check every field."""
+        check_types(self, DifficultyOptions)
         for name in ("restratify_steps", "monitor_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, must be at least 1 step: choose one, such as 10")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -16,6 +18,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+import hardsample
 from hardsample.errors import ConfigError, HardsampleError
 
 DONE, FAILED, USAGE, NOTHING, INTERRUPTED = 0, 1, 2, 3, 130
@@ -69,7 +72,8 @@ class Commands(Help, TyperGroup):
             known = exit_code(error)
             if known is None:
                 raise
-            ERR.print(f"error: {message_of(error)}", style="bold red", markup=False)
+            if str(error):  # a command without arguments shows its help, and has nothing to add
+                ERR.print(f"error: {message_of(error)}", style="bold red", markup=False)
             code = known
         sys.exit(code if isinstance(code, int) else DONE)
 
@@ -83,9 +87,16 @@ def exit_code(error: Exception) -> int | None:
     for module, name in LIBRARY_ERRORS:
         if module in sys.modules and isinstance(error, getattr(sys.modules[module], name)):
             return FAILED
-    if isinstance(error, OSError) and (error.filename is not None or error.errno in DISK_ERRORS):
+    if isinstance(error, OSError) and (error.errno in DISK_ERRORS or _is_users(error.filename)):
         return FAILED
     return None
+
+
+def _is_users(filename: object) -> bool:
+    """Whether a file that an error names is the user's; one of this package that is missing is a bug."""
+    if not isinstance(filename, str | bytes | os.PathLike):
+        return False
+    return not Path(os.fsdecode(filename)).resolve().is_relative_to(Path(hardsample.__file__).parent)
 
 
 def message_of(error: Exception) -> str:

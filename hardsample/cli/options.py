@@ -230,6 +230,10 @@ def take_file(context: typer.Context, path: Path, file_only: set[str]) -> None:
     context.default_map = defaults
 
 
+MOST_ITEMS = 65_536
+"""Of a list `first:last:step`: mask ratios differ by 1/65536 at least."""
+
+
 def parse_items(text: str, kind: type) -> tuple[Any, ...]:
     """Read `a,b,c`; of numbers also `first:last:step`, such as `0:0.9:0.1`, exactly.
 
@@ -241,6 +245,8 @@ def parse_items(text: str, kind: type) -> tuple[Any, ...]:
     try:
         if ":" in text:
             first, last, step = map(Fraction, text.split(":"))
+            if step <= 0 or (last - first) / step > MOST_ITEMS:
+                raise ConfigError(f"{text!r} has no step above 0 that makes at most {MOST_ITEMS:,} numbers: raise it")
             return tuple(kind(first + index * step) for index in range((last - first) // step + 1))
         return tuple(kind(Fraction(part)) for part in text.split(","))
     except (ValueError, ZeroDivisionError) as error:

@@ -26,6 +26,7 @@ from hardsample.scoring.matching import check_finished, matched, table_digests
 from hardsample.scoring.output import OutputError, Scores
 from hardsample.scoring.score import score
 from hardsample.scoring.subsets import source_records
+from hardsample.settings import make_config
 
 GROUPS = {
     "ability": ("ability",),
@@ -102,7 +103,7 @@ def evaluate(
         NothingToScoreError: no record is left.
         ChangedError: a record is not what `strata` has under its id.
     """
-    config = config or evaluation_config(**settings)
+    config = make_config(EvaluationConfig, config, settings) if config else evaluation_config(**settings)
     if config.strata is not None:
         _check_strata(data, config.strata, config)
     scores = score(data, model, output, config.scoring(), progress=progress)

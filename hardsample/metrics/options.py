@@ -1,13 +1,12 @@
 """The settings of both metrics, apart from their numerics, so that the command line lists them without NumPy."""
 
 from dataclasses import dataclass, field
-from fractions import Fraction
 from itertools import pairwise
 from math import isfinite
 
 from hardsample.errors import ConfigError
 from hardsample.kernels.keys import FULL_RATIO, KINDS, ratio_units
-from hardsample.metrics.strata import Bounds
+from hardsample.metrics.strata import Bounds, check_tau
 from hardsample.settings import check_settings, declared, setting
 
 SEARCHES = ("lossless", "exhaustive")
@@ -50,7 +49,10 @@ class PismConfig:
 
     def __post_init__(self) -> None:
         """Check every field; `ratios` may be any sequence."""
+        check_settings(self)
         object.__setattr__(self, "ratios", tuple(self.ratios))
+        if not all(0 <= ratio <= 1 for ratio in self.ratios):
+            raise ConfigError(f"ratios are {self.ratios}, must lie from 0 to below 1: drop the others")
         units = [ratio_units(ratio) for ratio in self.ratios]
         if not units or units[0] != 0:
             raise ConfigError(
@@ -64,13 +66,9 @@ class PismConfig:
             raise ConfigError(
                 f"ratios end at {self.ratios[-1]}, must stay below 1.0: ask for the blind level with blind"
             )
-        check_settings(self)
         if self.num_masks > 2**32:
             raise ConfigError(f"num_masks is {self.num_masks}, must be at most 2**32: choose one, such as 10")
-        if not 0 < Fraction(str(self.tau)) <= 1:
-            raise ConfigError(
-                f"tau is {self.tau}, must be above 0 and at most 1: give a share of successes, such as 0.1"
-            )
+        check_tau(self.tau)
         _ = self.bounds
 
     @property

@@ -5,7 +5,6 @@ A signature is one sentence for the user, or None.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from math import sqrt
 
 from hardsample.metrics.finishes import FINISHES, UNKNOWN, share, shares_text
 from hardsample.metrics.strata import SOLVED
@@ -18,8 +17,6 @@ MOST_UNANSWERED = 0.05
 """Share of the rollouts at λ = 0 that may be cut off, or be without an answer, before it is reported."""
 MORE_TOKENS = 4
 """Factor on the limit of new tokens that is suggested when too many rollouts were cut off."""
-
-_NORMAL_95 = 1.6448536269514722  # 95th percentile of the standard normal distribution
 
 
 def flat_curve(
@@ -147,11 +144,12 @@ def moves(successes: Sequence[int], attempts: Sequence[int]) -> bool:
         True if it moves; False if all rollouts agree or fewer than two ratios have any.
     """
     levels = [(s, n) for s, n in zip(successes, attempts, strict=True) if n]
+    from scipy.special import chdtri
+
     freedom = len(levels) - 1
     total = sum(n for _, n in levels)
     if freedom < 1 or sum(s for s, _ in levels) in (0, total):
         return False
     p = sum(s for s, _ in levels) / total
     statistic = sum(n * (s / n - p) ** 2 for s, n in levels) / (p * (1 - p))
-    spread = 2 / (9 * freedom)
-    return statistic > freedom * (1 - spread + _NORMAL_95 * sqrt(spread)) ** 3
+    return bool(statistic > chdtri(freedom, 0.05))

@@ -32,6 +32,16 @@ def shown_labels(labels: Container[str | None]) -> list[str | None]:
     return [*STRATA, *(name for name in (UNFINISHED, None) if name in labels)]
 
 
+def check_tau(tau: float | Fraction) -> None:
+    """Check the share of successes below which a level fails.
+
+    Raises:
+        ConfigError: it is not above 0 and at most 1.
+    """
+    if not 0 < tau <= 1:
+        raise ConfigError(f"tau is {tau}, must be above 0 and at most 1: give a share of successes, such as 0.1")
+
+
 class StrataError(HardsampleError, ValueError):
     """The recorded rollouts do not decide the strata asked for, or the request is malformed."""
 
@@ -198,11 +208,11 @@ def relabel(
         A verdict for each record, in order.
 
     Raises:
-        StrataError: τ is out of range, or some records' rollouts do not decide it; the message says how many, and
+        ConfigError: τ is out of range.
+        StrataError: some records' rollouts do not decide it; the message says how many, and
             which commands would.
     """
-    if not 0 < Fraction(str(tau)) <= 1:
-        raise StrataError(f"tau is {tau}, must be above 0 and at most 1: give a share of successes, such as 0.1")
+    check_tau(tau)
     verdicts = [
         Verdict(None, name, sum(tries), True)
         if name in (None, UNFINISHED)

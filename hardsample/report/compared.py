@@ -1,10 +1,12 @@
-"""The page that compares two scorings."""
+"""Two folders compared: whatever they are, and the page of two scorings."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from hardsample.evaluation.comparing import ComparisonError, Moves, by_ability, furthest
+from hardsample.evaluation.comparing import ComparisonError, Moves, by_ability, compare_scores, furthest
+from hardsample.evaluation.evaluate import Comparison
+from hardsample.evaluation.evaluate import compare as compare_evaluations
 from hardsample.metrics.intervals import Interval
 from hardsample.metrics.strata import STRATA
 from hardsample.report.parts import charts
@@ -42,6 +44,27 @@ def kind_of_both(first: Path, second: Path) -> str:
         f"{first} is {names[kinds[0]]}, {second} {names[kinds[1]]}: give two folders of `hardsample score`, or two of "
         "`hardsample evaluate`"
     )
+
+
+def compare(first: str | Path, second: str | Path) -> Moves | Comparison:
+    """Compare two folders of the same samples: two scorings, or two evaluations.
+
+    Args:
+        first: such as before training.
+        second: such as after it.
+
+    Returns:
+        Of scorings the samples that moved between strata, and how far both agree; of evaluations the paired
+        differences in accuracy.
+
+    Raises:
+        OutputError: a folder cannot be read.
+        ComparisonError: the folders are of two kinds, or measured different things.
+        EvaluationError: two evaluations have no sample in common, or grade differently.
+    """
+    if kind_of_both(Path(first), Path(second)) == "evaluation":
+        return compare_evaluations(first, second)
+    return compare_scores(first, second)
 
 
 def compared_page(moves: Moves, listed: str) -> Page:

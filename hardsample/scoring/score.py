@@ -33,6 +33,7 @@ from hardsample.scoring.output import IN_MEMORY, Scores, write_rejected, write_r
 from hardsample.scoring.progress import Display, RunProgress
 from hardsample.scoring.rollouts import RejectedError, RolloutJob, forecast_of, sentence
 from hardsample.scoring.store import Store, StoreError
+from hardsample.settings import make_config
 
 UPGRADES = {"search": ("lossless", "exhaustive"), "blind": (False, True)}
 """Settings that may change in one direction when a folder is continued: they ask for more of the same rollouts."""
@@ -83,7 +84,7 @@ def score(
         EngineError: the model cannot be loaded or does not run.
         NothingToScoreError: no record is left.
     """
-    began, config = time.time(), config or ScoringConfig(**settings)
+    began, config = time.time(), make_config(ScoringConfig, config, settings)
     folder = Path(_given(output, "output", "a folder for the results"))
     if "pism" not in config.metric:
         return add_cmab(folder, config, data, model, progress=progress)

@@ -174,7 +174,7 @@ def test_ocrbench_points(records, tmp_path):
 
 
 class Marks:
-    """Verdicts by a table; tests/test_judge.py has the whole way, with a server."""
+    """Verdicts by a table; test_judge.py has the whole way, with a server."""
 
     def __init__(self, worths):
         self.worths, self.model, self.failed, self.cases = worths, "marks", {}, []

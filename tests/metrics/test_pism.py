@@ -252,7 +252,7 @@ def test_luck_is_a_solved_sample_whose_blind_level_passes():
         ({"ratios": (0.0, 0.2, 0.1)}, "must ascend"),
         ({"ratios": (0.0, 0.3, 0.1 * 3)}, "must ascend"),
         ({"ratios": (0.0, 0.5, 1.0)}, "must stay below 1.0"),
-        ({"ratios": (0.0, 50)}, "mask ratio is 50"),
+        ({"ratios": (0.0, 50)}, "must lie from 0 to below 1"),
         ({"num_masks": 0}, "num_masks is 0"),
         ({"num_masks": 2.5}, "num_masks is 2.5"),
         ({"tau": 0.0}, "tau is 0.0"),

@@ -4,6 +4,7 @@ from math import sqrt
 
 import pytest
 
+from hardsample.errors import ConfigError
 from hardsample.metrics.strata import (
     STRATA,
     Bounds,
@@ -124,7 +125,7 @@ def test_relabel_of_an_exhaustive_table_takes_any_tau():
 
 @pytest.mark.parametrize("tau", [0, -0.1, 1.5])
 def test_relabel_refuses_a_tau_out_of_range(tau):
-    with pytest.raises(StrataError, match="tau is"):
+    with pytest.raises(ConfigError, match="tau is"):
         relabel(**LOSSLESS, tau=tau)
 
 

@@ -23,7 +23,6 @@ from hardsample.metrics.strata import (
     subset_rows,
 )
 
-METHODS = ("sft", "grpo")
 ALL = "all"
 TERCILES = "quantile:0.16667,0.33333,0.66667,0.83333"
 """Of the attention balance: a third hard in the middle, a sixth medium on either side, the rest easy."""

@@ -18,8 +18,8 @@ from jaxtyping import Bool, Float, Integer
 from hardsample.errors import ConfigError
 from hardsample.metrics.beta import PRIOR
 from hardsample.metrics.options import PismConfig
-from hardsample.metrics.strata import STRATA, UNFINISHED, Bounds
-from hardsample.settings import declared
+from hardsample.metrics.strata import STRATA, UNFINISHED, Bounds, check_tau
+from hardsample.settings import check_types, declared
 from hardsample.trainer.selection.levels import STORED_WEIGHT, Levels, Rows, check_rows
 from hardsample.trainer.selection.states import StateDict, load_into, split_arrays
 
@@ -48,6 +48,7 @@ class EvidenceConfig:
 
     def __post_init__(self) -> None:
         """Check every field."""
+        check_types(self, EvidenceConfig)
         if not self.half_life_steps > 0:
             raise ConfigError(
                 f"half_life_steps is {self.half_life_steps}, must be above 0: choose a number such as 100, or inf"
@@ -56,8 +57,7 @@ class EvidenceConfig:
             raise ConfigError(f"success_threshold is {self.success_threshold}, must be finite: choose one, such as 0.5")
         if not 0 <= self.reward_tolerance < np.inf:
             raise ConfigError(f"reward_tolerance is {self.reward_tolerance}, must be 0 or above: choose one, as 1e-6")
-        if not 0 < self.tau <= 1:
-            raise ConfigError(f"tau is {self.tau}, must be above 0 and at most 1: give a rate, such as 0.1")
+        check_tau(self.tau)
         _ = self.bounds
 
     @property

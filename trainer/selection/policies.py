@@ -12,6 +12,7 @@ from jaxtyping import Float, Integer
 
 from hardsample.errors import ConfigError
 from hardsample.metrics.beta import spread_probability
+from hardsample.settings import check_types
 from hardsample.trainer.selection.evidence import Evidence
 from hardsample.trainer.selection.levels import Rows
 from hardsample.trainer.selection.strata import EASY, HARD, MEDIUM, NAMES, UNSCORED, Strata, chunks
@@ -68,6 +69,7 @@ class PolicyConfig:
 
     def __post_init__(self) -> None:
         """Check every field."""
+        check_types(self, PolicyConfig)
         if self.policy not in POLICIES:
             raise ConfigError(f"policy is {self.policy!r}, must be one of {', '.join(POLICIES)}: choose one")
         if self.signal_estimate not in ESTIMATES:

@@ -68,7 +68,6 @@ class _Placeholder:
     own: Any = None
 
 
-Pieces = tuple[str, list[str | _Placeholder]]
 """A role and the content of its turn: texts and placeholders in order."""
 
 
