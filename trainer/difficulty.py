@@ -26,8 +26,8 @@ from hardsample.trainer.selection.states import StateDict, StateError
 from hardsample.trainer.selection.strata import NAMES, UNSCORED, Strata
 from hardsample.trainer.selection.stream import PromptStream
 
-STREAM_SLICE, STREAM_PROBES, STREAM_PANEL = 2, 3, 4
-"""Streams of `sampler.generator`: for the monitoring set, for the choice of probes, for the panel of the estimates."""
+STREAM_MONITOR, STREAM_PROBES, STREAM_ESTIMATE = 2, 3, 4
+"""Streams of `sampler.generator`: for the monitoring set, for the choice of probes, for the samples of estimates."""
 STATE_VERSION = 2
 _COUNTERS = ("rollouts", "probes", "monitor_rollouts", "effective_rollouts", "groups", "zero_std_groups")
 
@@ -55,7 +55,7 @@ class Restratified:
 
 
 class Difficulty:
-    """See the module.
+    """Hold what is known of the samples, and draw by it; see the module.
 
     Args:
         evidence: seeded by the scores, if there are any.
@@ -82,10 +82,12 @@ class Difficulty:
         self._topic = ""
         self.counters = dict.fromkeys(_COUNTERS, 0)
         size = len(evidence)
-        rng = generator(shape.seed, 0, STREAM_SLICE)
+        rng = generator(shape.seed, 0, STREAM_MONITOR)
         none = np.empty(0, dtype=np.int64)
         self.monitor = np.sort(draw_uniform(min(options.monitor_size, size), size, none, rng))
-        self._panel = np.sort(draw_uniform(min(POOL, size), size, none, generator(shape.seed, 0, STREAM_PANEL)))
+        self._estimate_rows = np.sort(
+            draw_uniform(min(POOL, size), size, none, generator(shape.seed, 0, STREAM_ESTIMATE))
+        )
         self._refreshed: int | None = None
         self._monitored: int | None = None
         self._moves = np.zeros((len(NAMES), len(NAMES)), dtype=np.int64)
@@ -267,7 +269,7 @@ class Difficulty:
         Returns:
             The mean of E[p^G] + E[(1−p)^G] over the samples with evidence among a fixed random 4,096; None if none has.
         """
-        alpha, beta = self.evidence.posterior(self._panel, step)
+        alpha, beta = self.evidence.posterior(self._estimate_rows, step)
         known = alpha + beta > 2 * PRIOR + 0.5
         if not known.any():
             return None

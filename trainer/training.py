@@ -44,6 +44,10 @@ REWARDS = {
 }
 """Reward functions by name: ours, and those of `trl grpo`."""
 
+LAST = (None, True, "true", "True")
+"""Values of resume_from_checkpoint that mean the last checkpoint in output_dir."""
+NO_CHECKPOINT = (False, "false", "False")
+
 
 class TrainingError(HardsampleError, ValueError):
     """The options do not make a training; says what to change."""
@@ -97,7 +101,7 @@ class Options:
 
 
 def parser() -> TrlParser:
-    """The parser of all options, with their help texts."""
+    """Return the parser of all options, with their help texts."""
     return TrlParser((TrainingArguments, DifficultyAwareGRPOConfig, ModelConfig), prog="hardsample train")
 
 
@@ -116,13 +120,20 @@ def parse(arguments: list[str]) -> Options:
     if not arguments:
         raise TrainingError("there are no options: give --config FILE.yaml, such as examples/train_demo.yaml")
     arguments = [_underscored(text) for text in arguments]
+    path = _config_file(arguments)
     if not torch.cuda.is_available() and not any(text.split("=")[0] == "--use_cpu" for text in arguments):
         arguments += ["--use_cpu", "true"]
     reader = parser()
     reader.error = _refuse
-    if (path := _config_file(arguments)) is not None:
+    if path is not None:
         content = read_settings(path, {action.dest for action in reader._actions} - {"help"} | {"env"})
-        os.environ |= {name: str(value) for name, value in (content.pop("env", None) or {}).items()}
+        variables = content.pop("env", None) or {}
+        if not isinstance(variables, dict):
+            raise ConfigError(f"{path}: env is {variables!r}, must be a mapping: write NAME: value lines below env:")
+        os.environ |= {str(name): str(value) for name, value in variables.items()}
+        for name in ("reward_funcs", "reward_weights"):  # a single one may stand without a list
+            if name in content and content[name] is not None and not isinstance(content[name], list):
+                content[name] = [content[name]]
         reader.set_defaults_with_config(**content)
     try:
         training, grpo, model, unknown = reader.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
@@ -137,7 +148,36 @@ def parse(arguments: list[str]) -> Options:
         raise TrainingError("there is no model_name_or_path: name the model, such as Qwen/Qwen2.5-VL-3B-Instruct")
     if grpo.output_dir in (None, "trainer_output"):
         raise TrainingError("there is no output_dir: name the folder of the trained model, such as runs/mine")
+    _check_values(training, grpo)
     return Options(training, grpo, model)
+
+
+def _check_values(training: TrainingArguments, grpo: DifficultyAwareGRPOConfig) -> None:
+    """Check what would otherwise fail only once data and model are loaded.
+
+    Raises:
+        ConfigError: names the option that is out of range.
+    """
+    for name in ("dataset_limit", "max_prompt_length"):
+        value = getattr(training, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ConfigError(f"{name} is {value!r}, must be an integer of at least 1: choose one, or leave it out")
+    rewards, weights = training.reward_funcs, grpo.reward_weights
+    if not rewards or not all(isinstance(name, str) for name in rewards):
+        raise ConfigError(f"reward_funcs is {rewards!r}, must be names: give at least one, such as correctness")
+    if weights is not None and len(weights) != len(rewards):
+        raise ConfigError(
+            f"reward_weights is {weights}, must have one weight for each of the {len(rewards)} reward functions "
+            f"({', '.join(rewards)}): give {len(rewards)}"
+        )
+    if any(isinstance(weight, bool) or not isinstance(weight, int | float) for weight in weights or ()):
+        raise ConfigError(f"reward_weights is {weights}, must be numbers: such as {[1.0] * len(rewards)}")
+    checkpoint = grpo.resume_from_checkpoint
+    if checkpoint not in LAST + NO_CHECKPOINT and not (Path(str(checkpoint)) / "trainer_state.json").is_file():
+        raise ConfigError(
+            f"resume_from_checkpoint is {checkpoint!r}, must be a folder with a trainer_state.json: name a "
+            f"{PREFIX_CHECKPOINT_DIR}-… folder, or leave it out to resume from the last one in output_dir"
+        )
 
 
 def _underscored(text: str) -> str:
@@ -152,7 +192,7 @@ def _config_file(arguments: list[str]) -> str | None:
         if text.startswith("--config="):
             return arguments.pop(index).removeprefix("--config=")
         if text == "--config":
-            if index + 1 == len(arguments):
+            if index + 1 == len(arguments) or arguments[index + 1].startswith("--"):
                 raise TrainingError("--config names no file: give a YAML file, such as examples/train_demo.yaml")
             arguments.pop(index)
             return arguments.pop(index)
@@ -198,8 +238,10 @@ def train(options: Options) -> DifficultyAwareGRPOTrainer:
     name = resolved_model(str(model.model_name_or_path))
     output.mkdir(parents=True, exist_ok=True)
     checkpoint = args.resume_from_checkpoint
-    if checkpoint in (None, True, "true", "True") and training.resume:
-        checkpoint = last_checkpoint(output)
+    if checkpoint in LAST:
+        checkpoint = last_checkpoint(output) if training.resume else None
+    elif checkpoint in NO_CHECKPOINT:
+        checkpoint = None
     _check_run(options, output, resumes=checkpoint is not None)
     loaded = _load(training, str(training.dataset_name), output)
     if args.scores and training.score_first and not _is_scored(Path(args.scores)):
@@ -210,7 +252,9 @@ def train(options: Options) -> DifficultyAwareGRPOTrainer:
         data, _ = as_scored(data, args.scores)
         with samples_named(data):
             data, dropped = keep_short(data, processor, training.max_prompt_length)
-        (output / OVERLONG_FILE).write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in dropped))
+        (output / OVERLONG_FILE).write_text(
+            "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in dropped)
+        )
         _say(args, f"left out   {len(dropped)} prompts of over {training.max_prompt_length} tokens: {OVERLONG_FILE}")
         if not len(data):
             raise TrainingError(
@@ -254,7 +298,7 @@ def train(options: Options) -> DifficultyAwareGRPOTrainer:
 
 
 def reward(name: str) -> Any:
-    """The reward function of a name.
+    """Return the reward function of a name.
 
     Args:
         name: one of `REWARDS`, or a dotted import path; the working directory is looked in too.
@@ -278,12 +322,12 @@ def reward(name: str) -> Any:
 
 
 def last_checkpoint(output: Path) -> str | None:
-    """The last checkpoint in a folder that was saved to its end (its trainer_state.json is written last).
+    """Return the last checkpoint in a folder that was saved to its end (its trainer_state.json is written last).
 
     Args:
         output: the `output_dir` of a training.
     """
-    found = []
+    checkpoints = []
     for path in output.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         number = path.name.rpartition("-")[2]
         if not number.isdigit():
@@ -292,12 +336,12 @@ def last_checkpoint(output: Path) -> str | None:
             json.loads((path / "trainer_state.json").read_text())
         except (OSError, ValueError):
             continue  # a kill while it was saved: the one before is taken
-        found.append((int(number), path))
-    return str(max(found)[1]) if found else None
+        checkpoints.append((int(number), path))
+    return str(max(checkpoints)[1]) if checkpoints else None
 
 
 def _check_run(options: Options, output: Path, resumes: bool) -> None:
-    """Keeps what a folder's training is of beside its checkpoints, so that no other one resumes in it."""
+    """Keep what a folder's training is of beside its checkpoints, so that no other one resumes in it."""
     training, args = options.training, options.grpo
     about = {
         "dataset_name": training.dataset_name,
@@ -345,7 +389,7 @@ def _is_scored(folder: Path) -> bool:
 
 
 def _score_first(data: Dataset, model: str, folder: Path, options: Options) -> None:
-    """Scores on the first process; the others wait for it, and find the scores done."""
+    """Score on the first process; the others wait for it, and find the scores done."""
     args = options.grpo
     with args.main_process_first(local=False, desc="scoring"):
         if _is_scored(folder):

@@ -74,22 +74,22 @@ def recipe_table(results: Results) -> RenderableType:
     )
 
 
-def recipe_lines(found: Results) -> list[str]:
-    """One line a recipe and one for the primary comparison; `recipe_table` and the report have the rest."""
-    before = f", {100 * found.base:.1f} before" if found.base is not None else ""
+def recipe_lines(results: Results) -> list[str]:
+    """Return one line a recipe and one for the primary comparison; `recipe_table` and the report have the rest."""
+    before = f", {100 * results.base:.1f} before" if results.base is not None else ""
     lines = [
-        f"trained    {shown(row.accuracy)} % right after GRPO on {name_of(row, found.rows)}{before} "
+        f"trained    {shown(row.accuracy)} % right after GRPO on {name_of(row, results.rows)}{before} "
         f"({' → '.join(f'{size:,}' for size in row.samples)} samples, {row.rollouts:,.0f} rollouts, "
         f"{len(row.values)} seeds)"
-        for row in found.rows
+        for row in results.rows
         if row.accuracy
     ]
     return lines + [
-        f"difference {shown(one.difference, signed=True)} points, {name_of(one.row, found.rows)} minus "
-        f"{name_of(one.against, found.rows)}, 95 % interval over seeds"
-        + ("" if one.p is None else f", p = {one.p:.2g}")
-        for one in found.differences
-        if one.primary
+        f"difference {shown(entry.difference, signed=True)} points, {name_of(entry.row, results.rows)} minus "
+        f"{name_of(entry.against, results.rows)}, 95 % interval over seeds"
+        + ("" if entry.p is None else f", p = {entry.p:.2g}")
+        for entry in results.differences
+        if entry.primary
     ]
 
 

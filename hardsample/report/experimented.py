@@ -249,7 +249,7 @@ def _notes(results: Mapping[str, Any]) -> Section:
 
 
 def _diverged(results: Mapping[str, Any]) -> list[Finding]:
-    """Return findings about diverged trainings and trainings without signal, with advice."""
+    """Return findings about diverged trainings and trainings whose groups had zero variance, with advice."""
     findings = []
     for row in results["rows"]:
         for note in row["notes"]:

@@ -17,6 +17,7 @@ from filelock import FileLock
 from rich.console import Console
 from safetensors.torch import load_file
 
+from hardsample.errors import ConfigError, HardsampleError
 from hardsample.files import PROGRESS_FILE, STAGE_FILE
 from hardsample.metrics.strata import STRATA
 from hardsample.report.preview import preview
@@ -25,7 +26,14 @@ from hardsample.scoring.output import Scores
 from hardsample.scoring.score import score
 from hardsample.trainer.experiment.config import ExperimentConfig, ExperimentError, read_experiment
 from hardsample.trainer.experiment.jobs import Job, run_jobs
-from hardsample.trainer.experiment.runner import check_folder, check_options, laid_out, run_experiment
+from hardsample.trainer.experiment.runner import (
+    check_folder,
+    check_options,
+    laid_out,
+    run_experiment,
+    score_first,
+    scoring_config,
+)
 from hardsample.trainer.experiment.stage import Progress, train
 from hardsample.trainer.experiment.summary import costs, summed_up
 
@@ -162,12 +170,57 @@ def test_mistakes_are_reported_before_anything_is_trained(tmp_path):
         ({"grpo": {"learning_rat": 1}}, "grpo: .*learning_rat"),
         ({"sft": {"per_device_train_batch_size": 2, "bath": 1}}, "sft: .*bath"),
         ({"evaluation": {"rollouts": 3}}, "evaluation: rollouts is 3 at temperature 0"),
-        ({"evaluation": {"tau": 0.5}}, "evaluation: tau is not a setting"),
+        ({"evaluation": {"tau": 0.5}}, "evaluation: there is no setting 'tau'"),
         ({"model_config": {"dtyp": "bfloat16"}}, "model_config: .*dtyp"),
         ({"reward_funcs": ["nice"]}, "no reward function 'nice'"),
     ):
         with pytest.raises(ValueError, match=message):
             check_options(ExperimentConfig(**SMALL | {"output": str(tmp_path / "no")} | options))
+
+
+MISTAKES = (
+    ({"grpo": 3}, "grpo is 3, must be a mapping"),
+    ({"variants": ["a"]}, "variants is .*, must be a mapping"),
+    ({"variants": {"a": {"grpo": 3}}}, "grpo of a variant is 3, must be a mapping"),
+    ({"variants": {"a": {"grpo": {"betta": 1}}}}, r"variants\.a\.grpo: there is no setting 'betta': did you mean beta"),
+    ({"scoring": {"foo": 1}}, "scoring: there is no setting 'foo'"),
+    ({"scoring": {"ratios": "abc"}}, "scoring: ratios is 'abc'"),
+    ({"scoring": {"tau": float("nan")}}, "scoring: tau is nan"),
+    ({"scoring": {"num-maks": 2}}, "did you mean num_masks"),
+    ({"scoring": {"temperature": "hot"}}, "scoring: temperature is 'hot'"),
+    ({"scoring": {"cmab_variant": "best"}}, "scoring, cmab_.*: variant is 'best', must be one of paper, released"),
+    ({"evaluation": {"rollouts": "x"}}, "evaluation: rollouts is 'x'"),
+    ({"grpo": {"output-dir": "x"}}, "grpo sets output_dir"),
+    ({"grpo": {"num_generations": 0}}, "grpo"),
+    ({"sft": {"per_device_train_batch_size": "x"}}, "sft: per_device_train_batch_size is 'x', must be an integer"),
+    ({"steps": True}, "steps is True, must be an integer"),
+    ({"steps": None}, "steps is None, must be an integer"),
+    ({"seeds": [True]}, "seeds is .True., must be integers"),
+    ({"seeds": [[0]]}, "seeds is .*, must be integers"),
+    ({"recipes": [3]}, "recipes is .3., must be a list of texts"),
+    ({"metrics": [["pism"]]}, "metrics names .'pism'."),
+    ({"reward_funcs": 3}, "reward_funcs is 3, must be a list of names"),
+)
+
+
+@pytest.mark.parametrize(("options", "message"), MISTAKES, ids=lambda value: "")
+def test_mistakes_of_type_end_with_a_message(tmp_path, options, message):
+    with pytest.raises(HardsampleError, match=message):
+        check_options(read_experiment(write(tmp_path, **options)))
+
+
+def test_names_are_those_of_the_command_line(tmp_path):
+    options = {"cmab_variant": "released", "cmab-layer": 3, "num-masks": 4}
+    changes = {"reward_funcs": "correctness", "freeze": "vision_tower", "grpo": {"learning-rate": 1e-4}}
+    config = read_experiment(write(tmp_path, scoring=options, metrics=["pism", "cmab"], **changes))
+    check_options(config)
+    scoring = scoring_config(config)
+    assert (scoring.cmab.variant, scoring.cmab.layer, scoring.num_masks) == ("released", 3, 4)
+    assert (config.reward_funcs, config.freeze) == (["correctness"], ["vision_tower"])
+    assert config.grpo == {"learning_rate": 1e-4}
+    with pytest.raises(ConfigError, match=r"cmab_.* is .*, which an experiment cannot score with yet"):
+        score_first(config)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture(scope="module")

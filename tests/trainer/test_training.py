@@ -112,6 +112,38 @@ def test_bad_options_are_refused_before_anything_is_loaded(tmp_path):
         of()
 
 
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("env: 3", "env is 3, must be a mapping"),
+        ("reward_weights: [1, 2]", r"reward_weights is \[.*, must have one weight for each of the 1 reward functions"),
+        ("resume_from_checkpoint: nodir", "resume_from_checkpoint is 'nodir', must be a folder"),
+        ("dataset_limit: 0", "dataset_limit is 0, must be an integer of at least 1"),
+        ("max_prompt_length: -1", "max_prompt_length is -1, must be an integer of at least 1"),
+    ],
+)
+def test_values_out_of_range_are_refused_before_anything_is_loaded(tmp_path, lines, message):
+    path = tmp_path / "mistake.yaml"
+    path.write_text(f"dataset_name: demo\nmodel_name_or_path: demo\noutput_dir: out\n{lines}\n")
+    with pytest.raises(ConfigError, match=message):
+        parse(["--config", str(path)])
+
+
+def test_config_without_a_file_is_refused():
+    for arguments in (["--policy", "signal", "--config"], ["--config", "--policy", "signal"]):
+        with pytest.raises(TrainingError, match="--config names no file"):
+            parse(arguments)
+
+
+def test_a_single_reward_function_needs_no_list(tmp_path):
+    path = tmp_path / "single.yaml"
+    path.write_text("dataset_name: demo\nmodel_name_or_path: demo\noutput_dir: out\nreward_funcs: correctness\n")
+    assert parse(["--config", str(path)]).training.reward_funcs == ["correctness"]
+    path.write_text(path.read_text() + "reward_weights: 2.0\n")
+    assert parse(["--config", str(path)]).grpo.reward_weights == [2.0]
+    assert parse(["--config", str(path), "--resume_from_checkpoint", "true"]).training.resume
+
+
 def test_names_may_have_dashes_or_underscores(tmp_path):
     path = tmp_path / "dashes.yaml"
     path.write_text(

@@ -11,12 +11,15 @@ grpo: {learning_rate: 5.0e-5, per_device_train_batch_size: 64, num_generations: 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hardsample.errors import HardsampleError
-from hardsample.scoring.config import METRICS, RolloutConfig
+from hardsample.errors import ConfigError, HardsampleError
+from hardsample.evaluation.config import EvaluationConfig
+from hardsample.metrics.options import CmabConfig
+from hardsample.scoring.config import METRICS, RolloutConfig, ScoringConfig
 from hardsample.settings import declared, named_settings, read_settings
 
 if TYPE_CHECKING:
@@ -27,6 +30,9 @@ PLAIN = "plain"
 """The name of the one variant where a file gives none."""
 OURS = ("output_dir", "seed", "max_steps", "num_train_epochs", "scores", "policy", "resume_from_checkpoint")
 """Options of a stage that the experiment sets itself."""
+MAPPINGS = ("variants", "model_config", "scoring", "sft", "grpo", "evaluation")
+CMAB = "cmab_"
+"""What the names of CMAB's settings begin with, as on the command line."""
 
 
 class ExperimentError(HardsampleError, ValueError):
@@ -39,6 +45,12 @@ class Variant:
 
     reward_funcs: list[str] | None = None
     grpo: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check the types; one reward function may be given without a list."""
+        if self.reward_funcs is not None:
+            self.reward_funcs = _names("reward_funcs of a variant", self.reward_funcs)
+        self.grpo = _mapping("grpo of a variant", self.grpo)
 
 
 @dataclass
@@ -128,9 +140,12 @@ class ExperimentConfig:
         given: Any = self.recipes  # what a YAML file holds is of any type
         if given in ("paper", ["paper"]):
             self.recipes = list(PAPER)
+        self._check_mappings()
+        for name in ("reward_funcs", "freeze"):
+            setattr(self, name, _names(name, getattr(self, name)))
         for name in ("recipes", "metrics", "seeds", "budgets"):
             values = getattr(self, name)
-            if not isinstance(values, list) or not values or len(set(values)) < len(values):
+            if not isinstance(values, list) or not values or len(set(map(str, values))) < len(values):
                 raise ExperimentError(f"{name} is {values!r}, must be a list without repeats: give at least one")
         for name, known in (("metrics", METRICS), ("budgets", BUDGETS)):
             for value in getattr(self, name):
@@ -138,19 +153,25 @@ class ExperimentConfig:
                     raise ExperimentError(f"{name} names {value!r}, must be of {', '.join(known)}")
         for name, least in (("steps", 1), ("min_stratum", 1), ("limit", 1), ("test_limit", 1)):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < least):
-                raise ExperimentError(f"{name} is {value!r}, must be an integer of at least {least}")
-        if any(not isinstance(seed, int) or seed < 0 for seed in self.seeds):
-            raise ExperimentError(f"seeds is {self.seeds}, must be integers from 0")
-        for name in ("grpo", "sft"):
-            wrong = [one for one in OURS if one in getattr(self, name)]
-            if wrong:
-                raise ExperimentError(f"{name} sets {wrong[0]}, which the experiment sets itself: leave it out")
-        named: dict[str, Any] = dict(self.variants) or {PLAIN: {}}
+            optional = value is None and name.endswith("limit")
+            if not optional and not (_is_integer(value) and value >= least):
+                raise ConfigError(f"{name} is {value!r}, must be an integer of at least {least}: choose one")
+        if not all(_is_integer(seed) and seed >= 0 for seed in self.seeds):
+            raise ConfigError(f"seeds is {self.seeds}, must be integers from 0: such as [0, 1, 2]")
+        if not all(isinstance(text, str) for text in self.recipes):
+            raise ConfigError(f"recipes is {self.recipes}, must be a list of texts: such as [medium+hard, random]")
         self.variants = {
-            name: one if isinstance(one, Variant) else _made(Variant, one or {}, f"variants.{name}")
-            for name, one in named.items()
+            str(name): content
+            if isinstance(content, Variant)
+            else _made(Variant, {} if content is None else content, f"variants.{name}")
+            for name, content in (self.variants or {PLAIN: {}}).items()
         }
+        stages = {"grpo": self.grpo, "sft": self.sft}
+        stages |= {f"variants.{name}.grpo": variant.grpo for name, variant in self.variants.items()}
+        for where, options in stages.items():
+            for name in OURS:
+                if name in options:
+                    raise ExperimentError(f"{where} sets {name}, which the experiment sets itself: leave it out")
         names = [recipe.name for recipe in self.parsed()]
         pair: Any = self.primary
         if pair is None:
@@ -166,8 +187,18 @@ class ExperimentConfig:
                     f"{', '.join(names)}"
                 )
 
+    def _check_mappings(self) -> None:
+        """Check that mappings are mappings, with underscores in their names, and the names that are ours."""
+        for name in MAPPINGS:
+            setattr(self, name, _mapping(name, getattr(self, name)))
+        known = {setting.name for setting in fields(ScoringConfig)} - {"cmab"}
+        known |= {CMAB + setting.name for setting in fields(CmabConfig) if not setting.metadata.get("python_only")}
+        self.scoring = named_settings(self.scoring, known, "scoring")
+        known = {setting.name for setting in fields(EvaluationConfig)}
+        self.evaluation = named_settings(self.evaluation, known, "evaluation")
+
     def parsed(self) -> list[Recipe]:
-        """The recipes."""
+        """Return the recipes."""
         from hardsample.trainer.experiment.paradigms import parse_recipe
 
         return [parse_recipe(text) for text in self.recipes]
@@ -200,6 +231,51 @@ def read_experiment(path: str | Path, **changes: Any) -> ExperimentConfig:
     )
 
 
+def scoring_settings(options: Mapping[str, Any]) -> ScoringConfig:
+    """Make the settings of a scoring job.
+
+    Args:
+        options: fields of `ScoringConfig`, and those of `CmabConfig` with `cmab_` before their names.
+
+    Raises:
+        ConfigError: a setting is unknown or out of range.
+    """
+    cmab = {name.removeprefix(CMAB): value for name, value in options.items() if name.startswith(CMAB)}
+    others: dict[str, Any] = {name: value for name, value in options.items() if not name.startswith(CMAB)}
+    if cmab:
+        others["cmab"] = made_settings(CmabConfig, cmab, f"scoring, {CMAB}…")
+    return made_settings(ScoringConfig, others, "scoring")
+
+
+def made_settings(kind: Any, options: Mapping[str, Any], where: str) -> Any:
+    """Make a config of some options.
+
+    Args:
+        kind: its dataclass, whose fields all have defaults.
+        options: name → value.
+        where: they stand, for messages.
+
+    Raises:
+        ConfigError: an option is unknown, out of range or of a wrong type; names where it stands.
+    """
+    settings = {known.name: known for known in fields(kind)}
+    named = named_settings(options, settings, where)
+    try:
+        return kind(**named)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    except (TypeError, ValueError, ArithmeticError, AttributeError) as error:  # a value of a wrong type
+        for name, value in named.items():
+            try:
+                kind(**{name: value})
+            except ConfigError:
+                continue  # it only does not go without the others
+            except (TypeError, ValueError, ArithmeticError, AttributeError):
+                about = settings[name].metadata["help"]
+                raise ConfigError(f"{where}: {name} is {value!r}, which cannot be read: give {about}") from error
+        raise ConfigError(f"{where}: {error}: correct it") from error
+
+
 def file_only_help() -> str:
     """Explain the settings that only a file can hold: mappings."""
     lines = [
@@ -208,6 +284,29 @@ def file_only_help() -> str:
         if str(known.type).startswith(("dict", "Pair"))
     ]
     return f"In the file only, for they are mappings: {'; '.join(lines)}."
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _names(name: str, value: Any) -> list[str]:
+    """Return a list of names; a single one may stand without a list."""
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(text, str) for text in names):
+        raise ConfigError(f"{name} is {value!r}, must be a list of names: write [a, b]")
+    return names
+
+
+def _mapping(name: str, value: Any) -> dict[str, Any]:
+    """Return a mapping with underscores in its names, unless they are names of variants."""
+    if value is None:  # a heading without lines below it
+        return {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"{name} is {value!r}, must be a mapping: write name: value lines below {name.split()[0]}:")
+    if name == "variants":
+        return value
+    return named_settings(value, {str(key).replace("-", "_") for key in value}, name)
 
 
 def _made(kind: Any, content: Any, where: str | Path) -> Any:

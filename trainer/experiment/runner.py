@@ -5,23 +5,32 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from functools import partial
 from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
-from trl import ModelConfig
+from trl import ModelConfig, SFTConfig
 
 from hardsample.data.loading import load
-from hardsample.evaluation.evaluate import evaluation_config
+from hardsample.errors import ConfigError, HardsampleError
+from hardsample.evaluation.config import EvaluationConfig
 from hardsample.files import DONE_FILE, EVALUATION_FILE, EXPERIMENT_FILE, LOG_FILE, RUN_FILE, STAGE_FILE
 from hardsample.scoring.config import ScoringConfig
 from hardsample.scoring.matching import scored_records
 from hardsample.scoring.output import Scores
+from hardsample.settings import named_settings
 from hardsample.trainer.config import DifficultyAwareGRPOConfig
-from hardsample.trainer.experiment.config import ExperimentConfig, ExperimentError
+from hardsample.trainer.experiment.config import (
+    CMAB,
+    ExperimentConfig,
+    ExperimentError,
+    made_settings,
+    scoring_settings,
+)
 from hardsample.trainer.experiment.folder import (
     evaluation_name,
     evaluation_options,
@@ -52,6 +61,9 @@ PASSED_ON = (
     "trust_remote_code",
 )
 """Fields that are passed on to a training's process unchanged."""
+
+COUNTS = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_generations")
+"""Options that the plan computes with, and whose types TRL does not check."""
 
 
 def run_experiment(config: ExperimentConfig, jobs: int = 1, progress: bool = True) -> Results:
@@ -115,28 +127,43 @@ def _run(config: ExperimentConfig, jobs: int, progress: bool) -> Results:
 
 
 def check_options(config: ExperimentConfig) -> None:
-    """Find mistakes in the options of TRL and in the rewards before hours are spent on scores.
+    """Find mistakes in the options and in the rewards before hours are spent on scores.
 
     Args:
         config: the experiment.
 
     Raises:
-        ExperimentError: an option is unknown, or out of range.
+        ConfigError: an option is unknown.
+        ExperimentError: an option is out of range.
         TrainingError: there is no such reward function.
     """
-    prompts_a_step(config)
+    scoring_config(config)
+    evaluation = {name: value for name, value in evaluation_options(config).items() if name != "data"}
+    made_settings(EvaluationConfig, evaluation, "evaluation")
+    _check_made("model_config", ModelConfig, config.model_config, lambda: ModelConfig(**config.model_config))
+    _check_made("sft", SFTConfig, config.sft, lambda: made_options("sft", SFTConfig, config.sft, config))
+    kind = DifficultyAwareGRPOConfig
+    _check_made("grpo", kind, config.grpo, lambda: prompts_a_step(config))
     for name, variant in config.variants.items():
-        made_options(f"variants.{name}.grpo", DifficultyAwareGRPOConfig, config.grpo | variant.grpo, config)
+        where, options = f"variants.{name}.grpo", config.grpo | variant.grpo
+        _check_made(where, kind, options, partial(made_options, where, kind, options, config))
         for reward_func in variant.reward_funcs or config.reward_funcs:
             reward(reward_func)
+
+
+def _check_made(where: str, kind: Any, options: dict[str, Any], make: Callable[[], Any]) -> None:
+    """Check the names of a library's options, then its own checks of their values."""
+    named_settings(options, [known.name for known in fields(kind) if known.init], where)
+    for name in COUNTS:
+        value = options.get(name, 1)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{where}: {name} is {value!r}, must be an integer of at least 1: choose one")
     try:
-        evaluation_config(**{name: value for name, value in evaluation_options(config).items() if name != "data"})
-    except (TypeError, ValueError) as error:
-        raise ExperimentError(f"evaluation: {error}") from error
-    try:
-        ModelConfig(**config.model_config)
-    except (TypeError, ValueError) as error:
-        raise ExperimentError(f"model_config: {error}") from error
+        make()
+    except HardsampleError:
+        raise
+    except (TypeError, ValueError, ArithmeticError, AttributeError, ImportError) as error:
+        raise ConfigError(f"{where} is {options}: {error}: correct the option") from error
 
 
 def check_folder(config: ExperimentConfig, remember: bool = True) -> None:
@@ -193,9 +220,9 @@ def scoring_config(config: ExperimentConfig) -> ScoringConfig:
         config: the experiment.
 
     Raises:
-        ValueError: a setting is unknown, or out of range.
+        ConfigError: a setting is unknown, or out of range.
     """
-    return ScoringConfig(**_scoring_options(config))
+    return scoring_settings(_scoring_options(config))
 
 
 def score_first(config: ExperimentConfig) -> None:
@@ -211,6 +238,13 @@ def score_first(config: ExperimentConfig) -> None:
         return
     options = _scoring_options(config)
     scoring_config(config)  # raises on a mistake
+    cmab = {name: value for name, value in options.items() if name.startswith(CMAB)}
+    if cmab:  # the process below makes its ScoringConfig of plain values
+        name, value = next(iter(cmab.items()))
+        raise ConfigError(
+            f"scoring: {name} is {value!r}, which an experiment cannot score with yet: run `hardsample score` with "
+            f"--{name.replace('_', '-')}, and name its folder as scores"
+        )
     folder = config.folder / "trainings" / "scoring"
     folder.mkdir(parents=True, exist_ok=True)
     about = {"method": "score", "data": config.data, "model": config.model, "output": str(config.scores_folder)}
