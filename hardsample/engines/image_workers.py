@@ -36,7 +36,7 @@ class ImageWorkers:
     both ways and compared bit for bit; where the two differ, batches of that case go to the processor whole.
 
     Args:
-        image_processor: takes a list of images, or of one list for each text, and gives a mapping of tensors.
+        image_processor: takes a list of images, or of one list for each text, and returns a mapping of tensors.
         workers: number of threads.
         worth_pixels: images of fewer pixels, on average over a batch, are not shared out.
     """

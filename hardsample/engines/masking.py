@@ -1,7 +1,7 @@
 """Masks on images (`source` space) and on what a model's processor made of them (`model` space).
 
 The masks themselves are defined in `hardsample.kernels.reference`. Here they are put on PIL images and on processor
-outputs, and processors are refused whose output has no single masked space.
+outputs, and processors are rejected whose output has no single masked space.
 """
 
 from collections.abc import Mapping, Sequence
@@ -204,9 +204,9 @@ def mask_model_inputs(
 
 
 def check_model_space(processor: Any, inputs: Mapping[str, Any], num_images: int) -> None:
-    """Refuse what cannot be masked in `model` space: anything but one unpadded view of each image.
+    """Reject what cannot be masked in `model` space: anything but one unpadded view of each image.
 
-    Padding is refused because the masked space, and so every mask, would depend on the other images of the batch.
+    Padding is rejected because the masked space, and so every mask, would depend on the other images of the batch.
 
     Args:
         processor: the processor that made `inputs`, or its image processor.
@@ -217,7 +217,7 @@ def check_model_space(processor: Any, inputs: Mapping[str, Any], num_images: int
         MaskSpaceError: names what is in the way, and says that `--mask-space source` takes every processor.
     """
 
-    def refuse(reason: str) -> NoReturn:
+    def reject(reason: str) -> NoReturn:
         raise MaskSpaceError(f"mask space `model` needs one view of each image, but {reason}: use --mask-space source")
 
     image_processor = _image_processor(processor)
@@ -228,32 +228,32 @@ def check_model_space(processor: Any, inputs: Mapping[str, Any], num_images: int
         if isinstance(call_defaults, Mapping):
             value = call_defaults.get(setting, value)
         if value is True or (value and value != 1):
-            refuse(f"{name} makes several ({setting} = {_short(value)})")
+            reject(f"{name} makes several ({setting} = {_short(value)})")
     for output in _VIEW_OUTPUTS:
         if output in inputs:
-            refuse(f"{name} makes several (its output has {output})")
+            reject(f"{name} makes several (its output has {output})")
     pixels = inputs.get("pixel_values")
     if not isinstance(pixels, Tensor):
-        refuse(f"{name} gives no tensor pixel_values (keys: {', '.join(inputs)})")
+        reject(f"{name} gives no tensor pixel_values (keys: {', '.join(inputs)})")
     shape = tuple(pixels.shape)
 
     if "image_grid_thw" in inputs:
         grids = inputs["image_grid_thw"].tolist()
         if name not in _PATCHIFIED:
-            refuse(f"the order of patches of {name} is not known (known: {', '.join(_PATCHIFIED)})")
+            reject(f"the order of patches of {name} is not known (known: {', '.join(_PATCHIFIED)})")
         if len(grids) != num_images or any(grid[0] != 1 for grid in grids):
-            refuse(f"image_grid_thw {_short(grids)} is not one still image for each of {num_images} images")
+            reject(f"image_grid_thw {_short(grids)} is not one still image for each of {num_images} images")
         if shape[0] != sum(grid[1] * grid[2] for grid in grids):
-            refuse(f"pixel_values has {shape[0]} patches for image_grid_thw {_short(grids)}")
+            reject(f"pixel_values has {shape[0]} patches for image_grid_thw {_short(grids)}")
         return
     if len(shape) not in (4, 5) or shape[0] != num_images or (len(shape) == 5 and shape[1] != 1) or shape[-3] != 3:
-        refuse(f"pixel_values of {name} has shape {shape} for {num_images} images, not (images, 3, height, width)")
+        reject(f"pixel_values of {name} has shape {shape} for {num_images} images, not (images, 3, height, width)")
     for output in _PADDING_OUTPUTS:
         if output in inputs and not bool(torch.as_tensor(inputs[output]).all()):
-            refuse(f"{name} padded the images to a common size ({output})")
+            reject(f"{name} padded the images to a common size ({output})")
     sizes = torch.as_tensor(inputs.get("image_sizes", ())).reshape(-1, 2).tolist()
     if any(tuple(size) != shape[-2:] for size in sizes):
-        refuse(f"{name} padded the images to {shape[-2:]} (image_sizes {_short(sizes)})")
+        reject(f"{name} padded the images to {shape[-2:]} (image_sizes {_short(sizes)})")
 
 
 def model_fill(processor: Any, fill: tuple[int, int, int] = BLACK) -> tuple[float, ...]:

@@ -33,21 +33,21 @@ from hardsample.kernels.ops import chosen
 
 DEFAULT_NEW_TOKENS = 1024
 NEUTRAL = {"top_p": 1.0, "top_k": -1, "repetition_penalty": 1.0}
-"""Sampling settings that play no part in a score; many servers take others from the checkpoint if not told."""
+"""Neutral sampling settings, always sent: many servers would otherwise take the checkpoint's."""
 _PNG_LEVEL = 1
 
 
 class OpenAIEngine:
-    """Make rollouts on a server.
+    """Rollouts by a model on a server.
 
     Args:
         model: its name there.
         config: settings of the job.
-        notice: called with a sentence where something went another way than planned.
+        notice: called with a sentence when something did not go as planned.
 
     Raises:
         EngineError: the openai package is missing.
-        ConfigError: the address is none, or holds a secret.
+        ConfigError: the address is not valid, or holds a secret.
     """
 
     shows_attention = False
@@ -82,18 +82,18 @@ class OpenAIEngine:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End them."""
+        """Stop the threads."""
         self._encoders.shutdown(cancel_futures=True)
 
     def identity(self) -> dict[str, Any]:
-        """Name the model as the server does: two servers of one name are taken for the same."""
+        """Return the server's name of the model: servers with the same name are taken for the same."""
         return {"engine": "openai", "model": self.client.model, "max_new_tokens": self.max_new_tokens}
 
     def run(self, job: Job) -> None:
-        """Keep as many requests in flight as the server bears; what came back is settled at once.
+        """Keep as many requests in flight as the server bears; settle each result at once.
 
         Raises:
-            EngineError: the server refuses the key, does not know the model, is gone, or refuses everything.
+            EngineError: the server rejects the key, does not know the model, is gone, or rejects every request.
         """
         with self.client.flight(self.rollout) as flight:
             while True:
@@ -110,7 +110,7 @@ class OpenAIEngine:
             raise EngineError(f"the server took no request: {refusal}")
 
     def run_info(self) -> RunInfo:
-        """What run.json says: requests and tokens are of this run."""
+        """Return the server, the backend of the masks, and the requests and tokens of this run."""
         patience = self.client.patience
         masking = chosen(torch.empty((1, 1, 1, 16), dtype=torch.uint8))["mask_pixels"]
         return RunInfo(
@@ -127,16 +127,16 @@ class OpenAIEngine:
         )
 
     def sampling(self) -> dict[str, Any]:
-        """The optional settings of sampling that the server takes, and those it refused."""
+        """Return the optional sampling settings that the server takes, and those it rejected."""
         names = (*NEUTRAL, "seed")
-        refused = [name for name in names if name in self.client.refused]
-        return {"sent": sorted(set(names) - set(refused)), "refused": refused}
+        rejected = [name for name in names if name in self.client.rejected_settings]
+        return {"sent": sorted(set(names) - set(rejected)), "refused": rejected}
 
     async def rollout(self, request: Request) -> Completion | Failure:
         """Make one rollout, within a flight.
 
         Raises:
-            EngineError: the server refuses the key, does not know the model, is gone, or refuses everything.
+            EngineError: the server rejects the key, does not know the model, is gone, or rejects every request.
         """
         try:
             messages = await asyncio.get_running_loop().run_in_executor(self._encoders, self.messages, request)
@@ -148,7 +148,7 @@ class OpenAIEngine:
         return Failure(str(result), of_record=result.of_request) if isinstance(result, Refusal) else result
 
     def messages(self, request: Request) -> list[dict[str, Any]]:
-        """A rollout's prompt as the interface takes it, with its masked images."""
+        """Return a rollout's prompt in the interface's form, with its masked images."""
         sample, whole = request.record["id"], not request.ratio
         if whole and (kept := self._whole.get(sample)) is not None:
             return kept
@@ -169,21 +169,21 @@ class OpenAIEngine:
 
 
 def rollout_seed(seed: int, request: Request) -> int:
-    """The seed that a rollout is sent with, 0 … 2³¹ − 1."""
+    """Return the seed that is sent with a rollout, 0 … 2³¹ − 1."""
     parts = [seed, request.record["id"], ratio_units(request.ratio), request.realization]
     digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=4, person=b"rollout").digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def png_uri(pixels: Pixels) -> str:
-    """An image, uint8 (height, width, 3), as a data URI that loses nothing."""
+    """Encode an image, uint8 (height, width, 3), as a lossless data URI."""
     file = io.BytesIO()
     Image.fromarray(pixels.numpy()).save(file, "PNG", compress_level=_PNG_LEVEL)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def chat_messages(prompt: Sequence[Mapping[str, Any]], images: Sequence[str]) -> list[dict[str, Any]]:
-    """A canonical prompt in the interface's form.
+    """Convert a canonical prompt to the interface's form.
 
     Args:
         prompt: messages with content blocks of type image and text.

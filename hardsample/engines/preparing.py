@@ -37,7 +37,7 @@ Pixels = UInt8[Tensor, "height width 3"]
 
 @dataclass
 class Seconds:
-    """Where the time went, in seconds; all but `generate` and `wait_for_prepare` overlaps with generating.
+    """Time of each step, in seconds; all but `generate` and `wait_for_prepare` overlaps with generating.
 
     On an accelerator a step that does not wait for the device counts the time of launching only.
     """
@@ -48,7 +48,7 @@ class Seconds:
     """The image processor and the tokenizer, with the chat template."""
     generate: float = 0.0
     wait_for_prepare: float = 0.0
-    """The model's, for a batch that is not prepared yet."""
+    """Time in which the model waits for a batch that is not prepared yet."""
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
@@ -61,7 +61,7 @@ class Seconds:
 
 
 class Preparation:
-    """Makes the inputs of a batch of rollouts; safe to use from several threads, one batch at a time.
+    """Maker of the inputs of a batch of rollouts; safe to use from several threads, one batch at a time.
 
     Args:
         processor: from `load_processor`; not changed.
@@ -69,9 +69,9 @@ class Preparation:
         seed: of the masks.
         mask_kind: `pixel`, `patch` or `rectangle`.
         mask_space: `source` or `model`.
-        max_pixels: images beyond it are refused.
+        max_pixels: larger images are rejected, in pixels (width × height).
         seconds: to which the time of each step is added.
-        notice: is told what went another way than planned.
+        notice: called with a sentence when something did not go as planned.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Preparation:
             self._processor.image_processor = self._workers
 
     def __call__(self, requests: Sequence[Request]) -> dict[str, Any]:
-        """The processor's output for these rollouts, masked.
+        """Return the processor's output for these rollouts, masked.
 
         Raises:
             Exception: what a processor raises on a record that it cannot take.
@@ -116,7 +116,7 @@ class Preparation:
                 return self._on_the_cpu(requests, error)
 
     def _on_the_cpu(self, requests: Sequence[Request], error: Exception) -> dict[str, Any]:
-        """Once more without the device: it may be full, or the processor may not run there."""
+        """Try again without the device: it may be full, or the processor may not run there."""
         device, self.device, self._buffer = self.device, torch.device("cpu"), None
         try:
             inputs = self._inputs(requests)
@@ -127,7 +127,7 @@ class Preparation:
         return inputs
 
     def backends(self) -> dict[str, str]:
-        """Who did the work: the backend of `mask_pixels`, and how the image processor was run."""
+        """Return the backend of `mask_pixels`, and how the image processor was run."""
         dtype = torch.uint8 if self._mask_space == "source" else torch.float32
         masking = chosen(torch.empty((1, 1, 1, 16), dtype=dtype, device=self.device))["mask_pixels"]
         how = f"{self.backend or type(self._given.image_processor).__name__} on {self.device}"
@@ -162,7 +162,7 @@ class Preparation:
         return dict(self._processor(text=texts, **images, padding=True, return_tensors="pt"))
 
     def _as_the_processor_takes_it(self, image: Pixels) -> Tensor | Image.Image:
-        """Channels first, where no height or width is taken for the number of channels; PIL for processors of old."""
+        """Return an image channels first, which no processor can mistake; as a PIL image for old processors."""
         if self.backend in ("pil", "torchvision"):
             return image.permute(2, 0, 1)
         return Image.fromarray(image.numpy())
@@ -173,7 +173,7 @@ class Preparation:
         return [MaskDraw(request.ratio, request.realization, key, index) for index in range(count)]
 
     def _prompt(self, messages: list[dict[str, Any]]) -> str:
-        """The prompt as the model's chat template writes it; without one, the texts in order."""
+        """Return the prompt in the model's chat template; without one, the texts in order."""
         if getattr(self._given, "chat_template", None):
             return self._given.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         image = getattr(self._given, "image_token", "<image>")
@@ -181,7 +181,7 @@ class Preparation:
         return "".join(image if block["type"] == "image" else block["text"] for block in blocks)
 
     def _room(self, images: Sequence[Pixels]) -> Tensor:
-        """The buffer, large enough: the first touch of fresh memory costs far more than masking into it."""
+        """Return the buffer, grown if need be: first touching fresh memory costs far more than masking into it."""
         size = sum(image.numel() for image in images)
         if self._buffer is None or len(self._buffer) < size:
             self._buffer = torch.empty(size, dtype=torch.uint8, device=self.device)
@@ -189,7 +189,7 @@ class Preparation:
 
 
 def preparing_thread(device: torch.device) -> ThreadPoolExecutor:
-    """The thread that prepares the next batch while the model generates.
+    """Start the thread that prepares the next batch while the model generates.
 
     Where the model is on the CPU, PyTorch keeps to one core in this thread: with a second team of OpenMP threads there
     are more than cores, and then the model's own wait asleep for each other (the demo's model lost a quarter of its
@@ -212,7 +212,7 @@ def _on_one_core() -> None:
 
 
 class ImageCache:
-    """Decoded images of the samples in flight, by id, up to half a gigabyte; safe to use from several threads."""
+    """Cache of decoded images, by sample id, up to half a gigabyte; safe to use from several threads."""
 
     def __init__(self, max_pixels: int) -> None:
         self._max_pixels = max_pixels
@@ -221,7 +221,7 @@ class ImageCache:
         self._lock = threading.Lock()
 
     def __call__(self, record: Mapping[str, Any]) -> list[Pixels]:
-        """The record's images, the same tensors as long as they are held."""
+        """Return the record's images, the same tensors as long as they are cached."""
         with self._lock:
             if record["id"] in self._held:
                 self._held.move_to_end(record["id"])
@@ -242,7 +242,7 @@ def _size(images: Sequence[Pixels]) -> int:
 
 
 def _shares(value: Any, buffer: Tensor) -> bool:
-    """Whether an output holds the buffer's own memory, which must then not be written again."""
+    """Return whether an output holds the buffer's own memory, which must then not be written again."""
     if isinstance(value, Mapping):
         return any(_shares(item, buffer) for item in value.values())
     if isinstance(value, list | tuple):

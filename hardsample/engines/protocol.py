@@ -1,6 +1,6 @@
-"""What an engine is: it makes rollouts for a job, and says who it is and what it did. And the table of engines.
+"""What an engine is: it makes rollouts for a job, and reports its identity and its work. And the table of engines.
 
-Adding an engine is one file with a class that does what `Engine` says, and one line in `ENGINES`. A job hands out
+Adding an engine is one file with a class that follows `Engine`, and one line in `ENGINES`. A job hands out
 requests and takes back results, in any order and number: an engine on this machine takes batches, one that speaks to a
 server keeps as many requests in flight as the server bears, and one that is a pool of workers does both.
 """
@@ -13,13 +13,26 @@ from importlib import import_module
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeGuard
 
-from hardsample.engines.results import Completion, Failure
+from hardsample.engines.results import Completion, Failure, Prepared
+
+
+@dataclass(frozen=True)
+class EngineEntry:
+    """One line of the table of engines."""
+
+    target: str
+    """`module:Class`, imported when the engine is used: this module imports no torch."""
+    help: str
+    """Where it generates, in a few words, for the help text of the setting `engine`."""
+    server: bool = False
+    """Whether the model is on a server: it needs `base_url`, and settings of a model on this machine are rejected."""
+
 
 ENGINES = {
-    "transformers": "hardsample.engines.transformers:TransformersEngine",
-    "openai": "hardsample.engines.openai:OpenAIEngine",
+    "transformers": EngineEntry("hardsample.engines.transformers:TransformersEngine", "this machine"),
+    "openai": EngineEntry("hardsample.engines.openai:OpenAIEngine", "a server with OpenAI's interface", server=True),
 }
-"""Name → module and class of each engine, imported when it is used: this module imports no torch."""
+"""Name → entry of each engine."""
 
 Settings = Any
 """A `hardsample.scoring.config.ScoringConfig`, which lies above this room: each engine reads the fields it needs."""
@@ -35,7 +48,7 @@ class Request:
 
     @property
     def key(self) -> tuple[str, float, int]:
-        """What tells it from every other request of a job."""
+        """Id, mask ratio and realization: unique within a job."""
         return self.record["id"], self.ratio, self.realization
 
 
@@ -47,14 +60,13 @@ class Job(Protocol):
         """Samples that are done and not rejected."""
 
     def take(self, size: int) -> list[Request]:
-        """Up to `size` rollouts to make now, all of records with images or all of records without.
+        """Return up to `size` rollouts to make now, all of records with images or all of records without.
 
-        None are left for now if it is empty, and none at all if nothing is under way either: what is settled asks for
-        more.
+        None are left for now if it is empty, and none at all if nothing is under way either: results may ask for more.
         """
 
     def fills(self, size: int) -> bool:
-        """Whether `take(size)` would be full now."""
+        """Return whether `take(size)` would be full now."""
 
     def settle(self, results: Sequence[tuple[Request, Completion | Failure]], under_way: int, note: str = "") -> None:
         """Grade and commit results, in one transaction: when this returns they are kept.
@@ -62,30 +74,30 @@ class Job(Protocol):
         Args:
             results: of requests that were taken; equal copies of these will do.
             under_way: rollouts that are made side by side.
-            note: shown behind the progress.
+            note: shown beside the progress.
         """
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What run.json says of an engine and of what it did in this run."""
+    """An engine's part of run.json: what it is, and what it did in this run."""
 
     device: str
     """Where the model is: a torch device, or a server's address."""
     dtype: str | None
     """Of the weights; None if it is not known."""
     backends: dict[str, str]
-    """Who did the work: op or step → backend."""
+    """Op or step → the backend that ran it."""
     seconds: dict[str, float]
-    """Step → time in it, of this run."""
+    """Step → time spent in it, in this run."""
     counts: dict[str, Any] = field(default_factory=dict)
-    """What else it counts, such as requests and tokens, of this run."""
+    """Further counts of this run, such as requests and tokens."""
     sampling: dict[str, Any] | None = None
-    """Which sampling settings reached a sampler that is not ours; None if the engine samples itself."""
+    """Which sampling settings a server's sampler took; None if the engine samples itself."""
 
 
 class Engine(Protocol):
-    """Makes rollouts; made by `from_config`, and a context manager around their making."""
+    """A maker of rollouts: created by `from_config`, and a context manager around `run`."""
 
     shows_attention: bool
     """Whether CMAB can read its model's attention; it is an `AttentionEngine` then."""
@@ -99,10 +111,10 @@ class Engine(Protocol):
         Args:
             model: folder or hub id, `demo`, or its name on a server.
             config: settings of the job.
-            notice: called with a sentence where something went another way than planned.
+            notice: called with a sentence when something did not go as planned.
 
         Raises:
-            EngineError: it cannot be had.
+            EngineError: the engine cannot be made.
         """
 
     def __enter__(self) -> Self:
@@ -115,23 +127,23 @@ class Engine(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Let go of what `__enter__` took."""
+        """Release what `__enter__` took."""
 
     def identity(self) -> dict[str, Any]:
-        """Name what of the engine changes a rollout: a folder is not continued with another; JSON values.
+        """Return everything about the engine that changes a rollout, as JSON values.
 
-        `max_new_tokens`, as it is used, is part of it.
+        `max_new_tokens`, as it is used, is part of it. A folder cannot be continued with another identity.
         """
 
     def run(self, job: Job) -> None:
         """Make all rollouts of a job.
 
         Raises:
-            EngineError: the model does not run; what was settled is kept.
+            EngineError: the model does not run; results that were settled are kept.
         """
 
     def run_info(self) -> RunInfo:
-        """What run.json says of it; asked before the job and after it."""
+        """Return the engine's part of run.json; called before the job and after it."""
 
 
 class AttentionEngine(Engine, Protocol):
@@ -143,18 +155,18 @@ class AttentionEngine(Engine, Protocol):
     pad_token_id: int
     notice: Callable[[str], None]
 
-    def prepare(self, requests: Sequence[Request]) -> Any:
-        """Make a model's inputs: an object with `inputs` (None if nothing is left) and `failures` (row → failure)."""
+    def prepare(self, requests: Sequence[Request]) -> Prepared:
+        """Make the model's inputs of a batch."""
 
     def moved(self, value: Any) -> Any:
-        """A value of the processor's output, on the model's device."""
+        """Return a value of the processor's output on the model's device."""
 
     def refusal(self, error: BaseException, size: int) -> str:
-        """Why a batch of this size failed; where memory ran out, later batches are half as large."""
+        """Return why a batch of this size failed; if memory ran out, make later batches half as large."""
 
 
 def can_attend(engine: Engine) -> TypeGuard[AttentionEngine]:
-    """Whether CMAB can read the attention of an engine's model."""
+    """Return whether CMAB can read the attention of an engine's model."""
     return engine.shows_attention
 
 
@@ -164,5 +176,5 @@ def engine_class(name: str) -> type[Engine]:
     Args:
         name: a key of `ENGINES`.
     """
-    module, _, attribute = ENGINES[name].partition(":")
+    module, _, attribute = ENGINES[name].target.partition(":")
     return getattr(import_module(module), attribute)

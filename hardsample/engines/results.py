@@ -1,11 +1,15 @@
-"""What comes back from any engine, and how a completion ended."""
+"""The results of any engine: batches that are ready for the model, completions and how they ended, failures."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from hardsample.errors import HardsampleError
 from hardsample.grading.parsing.answers import is_only_thinking
+
+if TYPE_CHECKING:
+    from hardsample.engines.protocol import Request
 
 
 class EngineError(HardsampleError, RuntimeError):
@@ -14,9 +18,9 @@ class EngineError(HardsampleError, RuntimeError):
 
 @dataclass(frozen=True)
 class Completion:
-    """What came back: the text without special tokens, and the generated ids without end-of-sequence.
+    """A completion: the text without special tokens, and the generated ids without end-of-sequence.
 
-    A server tells no ids: the list is empty then. `finish` is one of `FINISHES`.
+    A server sends no ids: the list is empty then. `finish` is one of `FINISHES`.
     """
 
     text: str
@@ -26,14 +30,25 @@ class Completion:
 
 @dataclass(frozen=True)
 class Failure:
-    """A rollout that cannot be made, with the reason; `of_record` says whether image or prompt are to blame."""
+    """A rollout that cannot be made, with the reason; `of_record` tells whether its image or prompt is the cause."""
 
     reason: str
     of_record: bool = True
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A batch ready for the model."""
+
+    requests: list[Request]
+    inputs: dict[str, Any] | None
+    """The processor's output for the requests that are not in `failures`; None if none is left."""
+    failures: dict[int, Failure]
+    """Row of `requests` → why this one is not in `inputs`."""
+
+
 def finish_state(text: str, ended: str = "stop", reasoning: bool = False) -> str:
-    """How a completion ended.
+    """Return how a completion ended.
 
     What broke it off comes first: a completion that was cut off while it was thinking is cut off.
 

@@ -59,7 +59,7 @@ def gumbel(
 
 
 class GumbelNoise(LogitsProcessor):
-    """Greedy decoding turned into sampling at a temperature, with noise keyed by the rollout.
+    """Logits processor that turns greedy decoding into sampling at a temperature, with noise keyed by the rollout.
 
     Args:
         keys: the rollout of each row of the batch.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,7 +18,7 @@ from hardsample.demo import model_path
 from hardsample.engines.masking import MaskSpaceError
 from hardsample.engines.preparing import Preparation, Seconds, preparing_thread
 from hardsample.engines.protocol import Job, Request, RunInfo, Settings
-from hardsample.engines.results import Completion, EngineError, Failure, finish_state
+from hardsample.engines.results import Completion, EngineError, Failure, Prepared, finish_state
 from hardsample.engines.sampling import GumbelNoise, NoiseKey
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, LogitsProcessorList
 
@@ -27,23 +26,13 @@ DEFAULT_NEW_TOKENS = 1024
 _HASHED_WHOLE_BYTES = 64 * 2**20
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A batch ready for the model: the processor's output, or None if nothing is left to run."""
-
-    requests: list[Request]
-    inputs: dict[str, Any] | None
-    failures: dict[int, Failure]
-    """Row of `requests` → why this one is not in `inputs`."""
-
-
 def resolved_model(model: str) -> str:
-    """Give the folder of the demo model for the name `demo`; other names as they are."""
+    """Return the folder of the demo model for the name `demo`; other names as they are."""
     return str(model_path()) if model == "demo" else model
 
 
 def load_processor(model: str, trust_remote_code: bool = False) -> Any:
-    """The processor of a model folder or hub id, padding on the left.
+    """Load the processor of a model folder or hub id, padding on the left.
 
     Raises:
         EngineError: if it cannot be loaded, with the likely remedy.
@@ -95,12 +84,12 @@ def load_model(
 
 
 def default_device() -> str:
-    """`cuda` or another accelerator that torch finds, else `cpu`."""
+    """Return `cuda` or another accelerator that torch finds, else `cpu`."""
     return str(torch.accelerator.current_accelerator() or "cpu") if torch.accelerator.is_available() else "cpu"
 
 
 def model_fingerprint(model: str, revision: str | None = None) -> str:
-    """What tells one checkpoint from another: of a folder its config and weights, of a hub id its commit.
+    """Return what tells one checkpoint from another: a hash of a folder's config and weights, or a hub id's commit.
 
     Files of more than 64 MB count with their size and their first and last MB.
     """
@@ -123,13 +112,13 @@ def model_fingerprint(model: str, revision: str | None = None) -> str:
 
 
 class TransformersEngine:
-    """Prepare and generate batches of rollouts.
+    """Batches of rollouts by a model on this machine.
 
     Args:
         model: from `load_model`; None for one that `from_config` names and `__enter__` loads.
         processor: from `load_processor`.
         config: settings of the job.
-        notice: called with a sentence where something went another way than planned.
+        notice: called with a sentence when something did not go as planned.
 
     Attributes:
         batch_size: rollouts in one `generate` call; halved when memory runs out.
@@ -168,7 +157,7 @@ class TransformersEngine:
         return self.load()
 
     def load(self) -> Self:
-        """Load the weights, if they are not there; for whoever keeps the engine as long as it runs."""
+        """Load the weights unless they are loaded; for callers that keep the engine as long as they run."""
         if self.model is None:
             config = self.config
             self._use(
@@ -179,7 +168,7 @@ class TransformersEngine:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Keep the model: it goes with the engine."""
+        """Keep the model: it is freed with the engine."""
 
     def _use(self, model: Any) -> None:
         """Replace the checkpoint's sampling settings: top-p, top-k and penalties play no part in a score."""
@@ -211,7 +200,7 @@ class TransformersEngine:
         )
 
     def identity(self) -> dict[str, Any]:
-        """Name the weights, whatever their folder is called, and their dtype."""
+        """Return a hash of the weights, whatever their folder is called, and their dtype."""
         revision = getattr(self.model.config, "_commit_hash", None)
         return {
             "model": model_fingerprint(self._name, revision),
@@ -236,7 +225,7 @@ class TransformersEngine:
                 current = ahead or start(job.take(self.batch_size))
 
     def run_info(self) -> RunInfo:
-        """What run.json says: device, dtype, backends and where the time went."""
+        """Return device, dtype, backends and the seconds of each step."""
         return RunInfo(
             device=str(self.model.device),
             dtype=self._dtype,
@@ -251,7 +240,7 @@ class TransformersEngine:
     def prepare(self, requests: Sequence[Request]) -> Prepared:
         """Mask the images and run the processor; safe in a thread beside `generate`.
 
-        A request that the processor refuses is in `failures`; the others are prepared.
+        A request that the processor rejects is in `failures`; the others are prepared.
         """
         requests = list(requests)
         try:
@@ -274,13 +263,13 @@ class TransformersEngine:
             requests = [prepared.requests[row] for row in rows]
             ran = self._run(requests, prepared.inputs)
             self._worked = self._worked or any(isinstance(result, Completion) for result in ran)
-            if not self._worked:  # not one bad record, but a model that does not run
-                raise EngineError(f"the model fails on every record of its first batch: {ran[0]}")
+            if not self._worked and isinstance(ran[0], Failure):  # not one bad record, but a model that does not run
+                raise EngineError(f"the model fails on every record of its first batch: {ran[0].reason}")
             results |= zip(rows, ran, strict=True)
         return [results[row] for row in range(len(prepared.requests))]
 
     def _run(self, requests: list[Request], inputs: dict[str, Any]) -> list[Completion | Failure]:
-        """Run the model; halve the batch when memory runs out, and find the record that the model refuses."""
+        """Run the model; halve the batch when memory runs out, and find the record that the model rejects."""
         try:
             with self.seconds.timed("generate"):
                 return list(self._complete(requests, inputs))
@@ -293,13 +282,13 @@ class TransformersEngine:
         return [result for half in halves for result in self._run(half, self._inputs(half))]
 
     def refusal(self, error: BaseException, size: int) -> str:
-        """Why a batch of this size failed; where memory ran out, later batches are half as large.
+        """Return why a batch of this size failed; if memory ran out, make later batches half as large.
 
-        Call it after the failed call is over: what it held is let go of by then.
+        Call it after the failed call is over, when the memory it held is free again.
         """
         reason = _first_line(error)
         if not _is_out_of_memory(error):
-            return f"the model refuses it: {reason}"
+            return f"the model cannot run it: {reason}"
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if size > 1:
@@ -317,7 +306,7 @@ class TransformersEngine:
         return [self._completion(row) for row in output[:, length:].tolist()]
 
     def moved(self, value: Any) -> Any:
-        """A value of the processor's output on the model's device, numbers with a fraction in its dtype."""
+        """Return a value of the processor's output on the model's device, floating point in the model's dtype."""
         if not isinstance(value, torch.Tensor):
             return value
         floating = value.is_floating_point()

@@ -22,7 +22,7 @@ from hardsample.attention.interface import collect_attention_mass, use_attention
 from hardsample.attention.teacher_forcing import completion_type, teacher_forced
 from hardsample.data.images import open_image
 from hardsample.engines.protocol import AttentionEngine, Request
-from hardsample.engines.transformers import Prepared
+from hardsample.engines.results import Prepared
 from hardsample.metrics.cmab import CmabConfig, attention_balance
 from hardsample.metrics.finishes import FINISHES
 from hardsample.metrics.strata import UNFINISHED

@@ -26,7 +26,7 @@ from hardsample.attention.shared_prefill import shared_masses, why_not_shared
 from hardsample.attention.teacher_forcing import forced_masses, teacher_forced
 from hardsample.engines.preparing import preparing_thread
 from hardsample.engines.protocol import AttentionEngine, Request
-from hardsample.engines.transformers import Prepared
+from hardsample.engines.results import Prepared
 from hardsample.kernels.ops import chosen
 from hardsample.metrics.cmab import CmabConfig, SampleAttention, attention_balance, sample_balance
 from hardsample.metrics.ladders import Ladder

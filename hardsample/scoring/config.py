@@ -64,12 +64,12 @@ class RolloutConfig:
     strict: bool = setting(False, "stop at the first bad record instead of rejecting it")
     engine: str = setting(
         "transformers",
-        "who generates: transformers (this machine) or openai (a server with OpenAI's interface)",
+        "what generates: " + " or ".join(f"{name} ({entry.help})" for name, entry in ENGINES.items()),
         choices=ENGINES,
         group="Engine and server",
     )
     base_url: str | None = setting(
-        None, "address of the engine openai, such as http://localhost:8000/v1; its key: OPENAI_API_KEY"
+        None, "address of an engine's server, such as http://localhost:8000/v1; its key: OPENAI_API_KEY"
     )
     concurrency: int = setting(64, "most requests in flight to a server; fewer while it is overloaded", min=1)
     request_timeout: float = setting(600.0, "seconds that a server's reply may take, above 0")
@@ -91,12 +91,15 @@ class RolloutConfig:
 
     def _check_engine(self) -> None:
         """Reject settings that do not go with the engine."""
-        if self.engine != "openai":
+        if not ENGINES[self.engine].server:
             if self.base_url is not None:
-                raise ConfigError("base_url is given, but the engine runs on this machine: add --engine openai")
+                servers = " or ".join(f"--engine {name}" for name, entry in ENGINES.items() if entry.server)
+                raise ConfigError(f"base_url is given, but the engine {self.engine} uses no server: add {servers}")
             return
         if self.base_url is None:
-            raise ConfigError("the engine openai needs the server's address: give --base-url http://localhost:8000/v1")
+            raise ConfigError(
+                f"the engine {self.engine} needs the server's address: give --base-url http://localhost:8000/v1"
+            )
         for name in ("device", "dtype", "attn_implementation"):
             if getattr(self, name) is not None:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}, but the server has the model: leave it out")
@@ -119,19 +122,21 @@ class ScoringConfig(PismConfig, RolloutConfig):
     cmab: CmabConfig = field(default=CmabConfig(), metadata={"help": "settings of the metric cmab"})
 
     def __post_init__(self) -> None:
-        """Check every field."""
+        """Check every field; `metric` may be given as text, such as `pism,cmab`."""
+        metric: Any = self.metric
+        if isinstance(metric, str):
+            object.__setattr__(self, "metric", tuple(name.strip() for name in metric.split(",")))
         PismConfig.__post_init__(self)
         RolloutConfig.__post_init__(self)
         self._check_metric()
-        if self.engine == "openai" and self.mask_space == "model":
+        if ENGINES[self.engine].server and self.mask_space == "model":
             raise ConfigError(
                 "mask_space is 'model', but a server makes the model's inputs itself: use --mask-space source"
             )
 
     def _check_metric(self) -> None:
-        """Make `metric` a tuple in the order of `METRICS`; it may be given as text, such as `pism,cmab`."""
-        given: Any = self.metric
-        metric = [name.strip() for name in (given.split(",") if isinstance(given, str) else given)]
+        """Make `metric` a tuple in the order of `METRICS`."""
+        metric = self.metric
         if not metric or not set(metric) <= set(METRICS) or len(set(metric)) < len(metric):
             raise ConfigError(
                 f"metric is {','.join(metric)!r}, must be pism, or pism,cmab, or cmab alone to add it to a finished run"

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from hardsample.engines.protocol import ENGINES, Engine, engine_class
+from hardsample.engines.protocol import ENGINES, Engine, EngineEntry, engine_class
 from hardsample.errors import ConfigError
 from hardsample.scoring.config import ScoringConfig
 from hardsample.scoring.score import score
 from hardsample.scoring.store import Store, StoreError
+from hardsample.settings import field_of
 
 SETTINGS = {
     "limit": 10,
@@ -30,7 +31,7 @@ SETTINGS = {
 def toy(monkeypatch):
     """The class of the toy engine, made known by one line."""
     monkeypatch.syspath_prepend(Path(__file__).parent)
-    monkeypatch.setitem(ENGINES, "toy", "toy_engine:ToyEngine")
+    monkeypatch.setitem(ENGINES, "toy", EngineEntry("toy_engine:ToyEngine", "toys"))
     return engine_class("toy")
 
 
@@ -53,15 +54,35 @@ def test_the_table_and_the_settings_import_no_torch():
         "import sys\n"
         "from hardsample.engines.protocol import ENGINES\n"
         "from hardsample.scoring.config import ScoringConfig\n"
-        "print(sorted({'torch', 'transformers', 'datasets', 'openai'} & set(sys.modules)))"
+        "print(sorted({'torch', 'numpy', 'transformers', 'datasets', 'openai'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
-def test_an_engine_that_is_not_in_the_table_is_refused():
+def test_the_help_of_the_setting_names_every_engine():
+    text = field_of(ScoringConfig, "engine").metadata["help"]
+    assert all(f"{name} ({entry.help})" in text for name, entry in ENGINES.items())
+
+
+def test_an_engine_that_is_not_in_the_table_is_rejected():
     with pytest.raises(ConfigError, match="engine is 'toy', must be one of transformers, openai"):
         ScoringConfig(engine="toy")
+
+
+def test_a_second_server_engine_has_the_rules_of_servers(monkeypatch):
+    monkeypatch.setitem(ENGINES, "far", EngineEntry("far:FarEngine", "far away", server=True))
+    far = {"engine": "far", "base_url": "http://localhost:1/v1"}
+    assert ScoringConfig(**far).engine == "far"
+    with pytest.raises(ConfigError, match="the engine far needs the server's address"):
+        ScoringConfig(engine="far")
+    with pytest.raises(ConfigError, match="mask_space is 'model', but a server"):
+        ScoringConfig(**far, mask_space="model")
+    for name, value in {"device": "cpu", "dtype": "float32", "attn_implementation": "sdpa"}.items():
+        with pytest.raises(ConfigError, match=f"{name} is '{value}', but the server has the model"):
+            ScoringConfig(**far, **{name: value})
+    with pytest.raises(ConfigError, match="transformers uses no server: add --engine openai or --engine far"):
+        ScoringConfig(base_url="http://localhost:1/v1")
 
 
 def test_an_engine_of_one_file_and_one_line_scores(toy, tmp_path, monkeypatch):

@@ -1,12 +1,21 @@
-"""What may be repeated of what a server says: never a key, and all but a key."""
+"""The address of a server, and its messages: shown without the key, and with all else."""
 
 import pytest
 
-from hardsample.engines.client.server_url import KEY_VARIABLE, key_notice, without_key
+from hardsample.engines.client.server_url import KEY_VARIABLE, checked_url, key_notice, without_key
 from hardsample.engines.openai import OpenAIEngine
+from hardsample.errors import ConfigError
 from hardsample.scoring.config import ScoringConfig
 
 SAID = "Bad request: image x of sample abc-1 is too large (Bearer {key})"
+
+
+@pytest.mark.parametrize("url", ["http://[bad", "http://x:port/v1", "http://x:99999/v1", "http://u:secret@[bad/v1", ""])
+def test_what_is_no_address_is_rejected_with_the_fix_and_is_not_repeated(url):
+    with pytest.raises(ConfigError, match="--base-url is no web address") as caught:
+        checked_url(url, "--base-url")
+    assert "give one such as http://localhost:8000/v1" in str(caught.value)
+    assert "secret" not in str(caught.value) and caught.value.__cause__ is None
 
 
 @pytest.mark.parametrize("key", ["sk-very-secret-123", "a.b*c(d)", "12345678"])

@@ -1,4 +1,4 @@
-"""Chat completions of one model on an OpenAI-compatible server, for whoever asks: rollouts and the judge.
+"""Chat completions of one model on an OpenAI-compatible server, for rollouts and for the judge.
 
 Every request goes through the one retry policy, and every reply through the one reader. The key is read from
 OPENAI_API_KEY and goes to the client alone.
@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from hardsample.engines.client.flight import Flight, Window
-from hardsample.engines.client.replies import Problem, UnreadableError, read_reply, said_by
+from hardsample.engines.client.replies import Problem, UnreadableError, error_message, read_reply
 from hardsample.engines.client.retry import Patience, Refusal, RefusedError, Setback, SetbackError, retry_after
 from hardsample.engines.client.server_url import KEY_VARIABLE, checked_url, key_notice, server_key, without_key
 from hardsample.engines.results import Completion, EngineError
@@ -26,16 +26,16 @@ _NOT_IMPLEMENTED = 501
 
 
 class ServerSetupError(EngineError):
-    """No request can succeed: the package is missing, or the server refuses the key or does not know the model."""
+    """No request can succeed: the package is missing, or the server rejects the key or does not know the model."""
 
     def __init__(self, message: str, code: int | None = None) -> None:
         super().__init__(message)
         self.code = code
-        """HTTP status, if the server said so."""
+        """HTTP status; None if the server sent none."""
 
 
 class ChatClient:
-    """Sends chat completions; each is tried until it succeeds or has failed for good.
+    """Client for chat completions; each is tried until it succeeds or has failed for good.
 
     Args:
         url: such as http://localhost:8000/v1.
@@ -43,17 +43,17 @@ class ChatClient:
         url_option: what an error calls the URL, such as --base-url.
         request_timeout: seconds that one reply may take.
         retries: tries after the first, while the server answers other requests.
-        server_timeout: seconds that a server that answers nothing is waited for.
+        server_timeout: seconds to wait for a server that answers nothing.
         concurrency: the most requests in flight.
-        notice: called with a sentence where something went another way than planned.
+        notice: called with a sentence when something did not go as planned.
 
     Attributes:
-        refused: optional settings that the server does not take, left out since.
+        rejected_settings: optional settings that the server does not take, no longer sent.
         tokens: as the server counted them, of all completions.
 
     Raises:
         ServerSetupError: the openai package is missing.
-        ConfigError: the URL is none, or holds a secret.
+        ConfigError: the URL is not valid, or holds a secret.
     """
 
     def __init__(
@@ -78,18 +78,18 @@ class ChatClient:
         self._request_timeout, self._concurrency = request_timeout, concurrency
         if sentence := key_notice():
             notice(sentence)
-        self.refused: set[str] = set()
+        self.rejected_settings: set[str] = set()
         self._length = "max_tokens"
         self.tokens = {"prompt": 0, "completion": 0}
         self.patience = Patience(retries, server_timeout, self._answers, notice, Window(concurrency))
 
     @property
     def retried(self) -> int:
-        """Tries after the first."""
+        """Number of tries after the first."""
         return sum(self.patience.tried_again.values())
 
     def flight(self, make: Callable[[Any], Coroutine[Any, Any, Result]]) -> Flight[Any, Result]:
-        """Give where requests are started and their results come back; a context manager.
+        """Open a context in which requests are started and their results come back.
 
         Args:
             make: coroutine of one request, which may call `complete`.
@@ -108,7 +108,7 @@ class ChatClient:
         Args:
             messages: as the interface takes them.
             required: settings that are always sent, such as the temperature.
-            optional: settings that are left out once the server refuses them by name.
+            optional: settings that are no longer sent once the server rejects them by name.
             max_new_tokens: longest completion; None leaves it to the server.
 
         Returns:
@@ -116,7 +116,7 @@ class ChatClient:
 
         Raises:
             ServerSetupError: no request can succeed.
-            ServerGoneError: the server is gone, or refuses everything.
+            ServerGoneError: the server is gone, or rejects every request.
         """
         return await self.patience.insist(lambda: self._ask(messages, required, optional, max_new_tokens))
 
@@ -127,11 +127,11 @@ class ChatClient:
 
         Raises:
             SetbackError: another try may help.
-            RefusedError: none does.
+            RefusedError: no other try can help.
             ServerSetupError: no request can succeed.
         """
         api, length = self._openai, self._length
-        given = {name: value for name, value in optional.items() if name not in self.refused}
+        given = {name: value for name, value in optional.items() if name not in self.rejected_settings}
         limit = {} if max_new_tokens is None else {length: max_new_tokens}
         try:
             reply = await self._client.chat.completions.with_raw_response.create(
@@ -139,8 +139,8 @@ class ChatClient:
             )
             result = self._read(json.loads(reply.http_response.content), max_new_tokens)
         except api.APIStatusError as error:
-            said = said_by(error.body) or str(error)
-            result = Problem(error.status_code, said, wait_s=retry_after(error.response.headers))
+            message = error_message(error.body) or str(error)
+            result = Problem(error.status_code, message, wait_s=retry_after(error.response.headers))
         except api.APITimeoutError:
             raise SetbackError(Setback("no reply in time", True)) from None
         except (api.APIError, json.JSONDecodeError, UnicodeDecodeError, UnreadableError) as error:
@@ -151,43 +151,43 @@ class ChatClient:
             return result
         if await self._may_pass_without(result, given, length):
             return await self._ask(messages, required, optional, max_new_tokens)
-        raise RefusedError(result.reason, without_key(result.said))
+        raise RefusedError(result.reason, without_key(result.message))
 
     async def _may_pass_without(self, problem: Problem, given: Mapping[str, Any], length: str) -> bool:
-        """Whether the request may pass at once without what the server's error names; else raise as `_ask` does."""
+        """Return whether the request may succeed without the settings that the error names; else raise as `_ask`."""
         code, reason = problem.code, problem.reason
         if code in (401, 403):
             raise ServerSetupError(f"{reason}: check {KEY_VARIABLE}", code)
         if code == 404:
             raise ServerSetupError(await self._who_is_there(reason), code)
         if code in _OVERLOADED or code >= 500:
-            words = without_key(problem.said) if problem.body else ""
-            raise SetbackError(Setback(reason, True, problem.wait_s, counts=code != 429, said=words))
-        return self.adapt(given, length, problem.said)
+            words = without_key(problem.message) if problem.body else ""
+            raise SetbackError(Setback(reason, True, problem.wait_s, counts=code != 429, message=words))
+        return self.adapt(given, length, problem.message)
 
-    def adapt(self, given: Mapping[str, Any], length: str, said: str) -> bool:
-        """Leave out from now on what a server's error names of a request.
+    def adapt(self, given: Mapping[str, Any], length: str, message: str) -> bool:
+        """Stop sending the optional settings that a server's error names.
 
         Args:
             given: optional settings that the request was sent with.
-            length: what its longest completion was called.
-            said: the error.
+            length: the name under which the longest completion was sent.
+            message: the error's.
 
         Returns:
-            Whether another request may be taken.
+            Whether the request may succeed when it is sent again.
         """
-        if length == "max_tokens" and "max_completion_tokens" in said:
+        if length == "max_tokens" and "max_completion_tokens" in message:
             self._length = "max_completion_tokens"
             return True
-        named = {name for name in given if re.search(rf"\b{name}\b", said)}
-        for name in sorted(named - self.refused):
+        named = {name for name in given if re.search(rf"\b{name}\b", message)}
+        for name in sorted(named - self.rejected_settings):
             lost = "its rollouts cannot be repeated" if name == "seed" else "it stays as the server has it"
             self._notice(f"the server does not take {name}: {lost}")
-        self.refused |= named
+        self.rejected_settings |= named
         return bool(named)
 
     def _read(self, reply: Any, max_new_tokens: int | None) -> Completion | Problem:
-        """What a reply with status 200 says; its tokens are counted."""
+        """Read a reply with status 200, and count its tokens."""
         result = read_reply(reply, max_new_tokens)
         usage = reply.get("usage")
         for name in self.tokens:
@@ -196,7 +196,7 @@ class ChatClient:
         return result
 
     async def _answers(self) -> bool:
-        """Whether the server answers anything but an error of its own; one without a list of models answers too."""
+        """Return whether the server answers with anything but an error of its own; a missing list of models counts."""
         try:
             await self._client.models.list(timeout=PROBE_SECONDS)
         except self._openai.APIStatusError as error:

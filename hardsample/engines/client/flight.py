@@ -21,7 +21,7 @@ LESS = 0.75
 
 
 class Window:
-    """How many requests may be in flight: doubles with every round of replies until the first overload, then adds one.
+    """Limit on the requests in flight: doubles with every round of replies until the first overload, then adds one.
 
     Args:
         most: never more than this.
@@ -33,26 +33,31 @@ class Window:
 
     @property
     def size(self) -> int:
-        """Requests that may be in flight now, at least 1."""
+        """Number of requests that may be in flight now, at least 1."""
         return int(self._size)
 
     def answered(self) -> None:
-        """A reply came."""
+        """Grow the window after a reply."""
         self._size = min(self._most, self._size + (1.0 if self._doubling else 1.0 / self._size))
 
     def overloaded(self, sent_at: float, now: float) -> None:
-        """The server was overloaded by a request that was sent at this time; those of one round count once."""
+        """Shrink the window after an overload of the server; those of one round count once.
+
+        Args:
+            sent_at: when the request was sent, in seconds of the monotonic clock.
+            now: seconds of the same clock.
+        """
         if sent_at >= self._cut_at:
             self._size, self._cut_at, self._doubling = max(1.0, self._size * LESS), now, False
 
 
 class Flight(Generic[Token, Landed]):
-    """Run coroutines in a thread of their own and hand out their results as they land; a context manager.
+    """Thread that runs coroutines and hands out their results as they land; a context manager.
 
     Args:
         make: coroutine of one request.
         window: how many may be under way.
-        close: coroutine that lets go of what `make` used.
+        close: coroutine that releases what `make` used.
     """
 
     def __init__(
@@ -82,7 +87,7 @@ class Flight(Generic[Token, Landed]):
 
     @property
     def room(self) -> int:
-        """How many more may be started now."""
+        """Number of requests that may be started now."""
         return self._window.size - self.under_way
 
     def start(self, token: Token, request: Any) -> None:
@@ -92,10 +97,10 @@ class Flight(Generic[Token, Landed]):
         future.add_done_callback(lambda done: self._results.put((token, done)))
 
     def landed(self) -> list[tuple[Token, Landed]]:
-        """The results that are there, at least one: waits for it.
+        """Return the results that have come back; wait until there is at least one.
 
         Raises:
-            EngineError: the server is gone, or refuses everything.
+            EngineError: the server is gone, or rejects every request.
         """
         if self._error is not None:
             raise self._error

@@ -1,4 +1,4 @@
-"""What a server's reply says: a completion and how it ended, or an error, which some send with status 200.
+"""Reading a server's reply: a completion and how it ended, or an error, which some send with status 200.
 
 Pure: JSON in. Understood are OpenAI's chat completions and what vLLM, SGLang, Mistral, OpenRouter and others made of
 them: reasoning beside the text (`reasoning_content`, `reasoning`), content as a list of parts, refusals, tool calls.
@@ -22,7 +22,7 @@ ENDED = {
 }
 """How a completion ended → what servers call it; all else is `stop`."""
 BROKEN_OFF = ("abort", "error", "network_error", "cancelled")
-"""What servers say of a completion that they did not bring to its end: it is no completion."""
+"""Finish reasons of a generation that failed on the server: it is no completion."""
 REASONING = ("reasoning_content", "reasoning", "thinking")
 _WORDS = (
     (401, ("api_key", "authentication", "unauthorized", "permission", "forbidden")),
@@ -31,28 +31,28 @@ _WORDS = (
     (503, ("overloaded", "unavailable", "capacity")),
     (400, ("invalid", "badrequest", "bad_request", "context_length", "validation", "unprocessable", "content_")),
 )
-"""HTTP status → words in an error's code or type, for errors that tell no number."""
+"""HTTP status → words in an error's code or type, for errors without a number."""
 
 
 class UnreadableError(HardsampleError, ValueError):
-    """The reply is none of a chat completion."""
+    """The reply is not a chat completion."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Why there is no completion."""
+    """An error in place of a completion."""
 
     code: int
-    """HTTP status; that of an error with status 200 is the one it should have had, 500 where it does not say."""
-    said: str
-    """The server's own words."""
+    """HTTP status; that of an error with status 200 is the one it should have had, 500 where it has none."""
+    message: str
+    """The server's error message."""
     body: bool = False
-    """Whether it came with status 200."""
+    """Whether the error came with status 200."""
     wait_s: float | None = None
 
     @property
     def reason(self) -> str:
-        """In a word, the same for all errors of a kind."""
+        """Short reason, the same for all errors of a kind."""
         return f"the server answers 200 with an error ({self.code})" if self.body else f"the server answers {self.code}"
 
 
@@ -61,8 +61,8 @@ def read_reply(reply: Any, max_new_tokens: int | None) -> Completion | Problem:
 
     Args:
         reply: JSON.
-        max_new_tokens: the limit that was asked for, None without one: a server that does not say how a completion
-            ended may say how many tokens it has.
+        max_new_tokens: the limit that was sent, None without one: compared with the number of tokens where a server
+            does not report how a completion ended.
 
     Raises:
         UnreadableError: it is neither a completion nor an error.
@@ -84,8 +84,8 @@ def read_reply(reply: Any, max_new_tokens: int | None) -> Completion | Problem:
     return Completion(text, [], finish_state(text, _ended(reply, message, ended, text, max_new_tokens), thought))
 
 
-def said_by(body: Any) -> str:
-    """What the body of an error says, in its own words; empty if nothing."""
+def error_message(body: Any) -> str:
+    """Return the message in the body of an error; empty if there is none."""
     if isinstance(body, Mapping):
         body = body.get("message") or body.get("detail") or body
     return body if isinstance(body, str) else json.dumps(body, default=str) if body else ""
@@ -98,7 +98,7 @@ def _problem(reply: Mapping[str, Any]) -> Problem | None:
         error = choices[0].get("error")
     if not error and (reply.get("object") == "error" or (choices is None and {"message", "detail"} & reply.keys())):
         error = reply
-    return Problem(_code(error), said_by(error), body=True) if error else None
+    return Problem(_code(error), error_message(error), body=True) if error else None
 
 
 def _code(error: Any) -> int:
@@ -113,7 +113,7 @@ def _code(error: Any) -> int:
 
 
 def _content(content: Any) -> tuple[str, bool]:
-    """The text of a message's content, and whether there is thinking among its parts."""
+    """Return the text of a message's content, and whether there is thinking among its parts."""
     if content is None:
         return "", False
     if isinstance(content, str):
@@ -131,9 +131,9 @@ def _content(content: Any) -> tuple[str, bool]:
     return "".join(texts), thought
 
 
-def _ended(reply: Mapping[str, Any], message: Mapping[str, Any], said: Any, text: str, limit: int | None) -> str:
+def _ended(reply: Mapping[str, Any], message: Mapping[str, Any], reason: Any, text: str, limit: int | None) -> str:
     for ended, names in ENDED.items():
-        if said in names:
+        if reason in names:
             return ended
     if not text.strip():
         if message.get("tool_calls") or message.get("function_call"):
@@ -143,7 +143,7 @@ def _ended(reply: Mapping[str, Any], message: Mapping[str, Any], said: Any, text
     usage = reply.get("usage")
     made = usage.get("completion_tokens") if isinstance(usage, Mapping) else None
     reached = limit is not None and isinstance(made, int) and made >= limit
-    return "length" if said is None and reached else "stop"
+    return "length" if reason is None and reached else "stop"
 
 
 def _has_text(value: Any) -> bool:

@@ -32,7 +32,7 @@ MAX_FAILURES_IN_A_ROW = 20
 
 
 class ServerGoneError(EngineError):
-    """The server answers nothing, or refuses every request: no single request is to blame.
+    """The server answers nothing, or rejects every request: no single request is to blame.
 
     Args:
         reason: what it does.
@@ -52,17 +52,17 @@ class Setback:
     overload: bool
     """Whether fewer requests in flight would help."""
     wait_s: float | None = None
-    """What the server asked to wait."""
+    """Seconds that the server asked to wait."""
     counts: bool = True
-    """Whether it may be the request's own fault; too many requests are not."""
+    """Whether it may be the request's own fault; an answer of too many requests (429) is not."""
     lost: bool = False
     """Whether the server may be gone."""
-    said: str = ""
-    """The server's own words."""
+    message: str = ""
+    """The server's error message."""
 
 
 class SetbackError(Exception):
-    """Carries a setback out of a try."""
+    """A try failed in a way that may pass; carries the setback."""
 
     def __init__(self, setback: Setback) -> None:
         super().__init__(setback.reason)
@@ -70,11 +70,11 @@ class SetbackError(Exception):
 
 
 class RefusedError(Exception):
-    """The server does not take this request, and will not; carries why."""
+    """The server rejects this request, and will again; carries the reason."""
 
-    def __init__(self, reason: str, said: str) -> None:
+    def __init__(self, reason: str, message: str) -> None:
         super().__init__(reason)
-        self.refusal = Refusal(reason, said)
+        self.refusal = Refusal(reason, message)
 
 
 @dataclass(frozen=True)
@@ -82,27 +82,27 @@ class Refusal:
     """Why a request failed for good."""
 
     reason: str
-    """The same for all of a kind, such as `the server answers 500`."""
-    said: str = ""
-    """The server's own words, without the key."""
+    """Short reason, the same for all failures of a kind, such as `the server answers 500`."""
+    message: str = ""
+    """The server's error message, without the key."""
     tries: int = 1
     of_request: bool = True
-    """Whether the request is to blame: the server refused it, and did not merely fail."""
+    """Whether the request is to blame: the server rejected it, and did not merely fail."""
 
     def __str__(self) -> str:
         times = f", {self.tries} times" if not self.of_request else ""
-        return f"{self.reason}{times}" + (f": {self.said}" if self.said else "")
+        return f"{self.reason}{times}" + (f": {self.message}" if self.message else "")
 
 
 @dataclass
 class Patience:
-    """The policy, with what it knows of the server.
+    """The retry policy, with the state of the server as far as it is known.
 
     Attributes:
         retries: tries after the first, of a request that fails while the server answers others.
-        server_timeout: how long a server that answers nothing is waited for, in seconds.
+        server_timeout: seconds to wait for a server that answers nothing.
         answers: whether the server answers at all, asked when in doubt.
-        notice: called with a sentence when the server goes and comes.
+        notice: called with a sentence when the server stops and resumes answering.
         window: how many requests may be in flight.
     """
 
@@ -112,11 +112,11 @@ class Patience:
     notice: Callable[[str], None]
     window: Window
     tried_again: dict[str, int] = field(default_factory=dict)
-    """Tries after the first, by reason of the one before."""
+    """Number of tries after the first, by the reason for which the one before failed."""
     sent: int = 0
-    """Tries in all."""
+    """Number of tries in all."""
     refusal: str = ""
-    """Why the last request that failed for good did."""
+    """Reason of the last request that failed for good."""
     _answered_at: float = field(default_factory=time.monotonic)
     _failed_in_a_row: int = 0
     _closed_until: float = 0.0
@@ -140,7 +140,7 @@ class Patience:
             The reply, or why there is none.
 
         Raises:
-            ServerGoneError: the server is gone for longer than `server_timeout`, or refuses everything.
+            ServerGoneError: the server is gone for longer than `server_timeout`, or rejects every request.
         """
         tries = 0
         while True:
@@ -165,7 +165,7 @@ class Patience:
             if self._answered_at < sent_at and (setback.lost or tries > self.retries):
                 there = await self._there(setback.reason)
             if tries > self.retries and there:
-                return self._failed(Refusal(setback.reason, setback.said, tries, of_request=False))
+                return self._failed(Refusal(setback.reason, setback.message, tries, of_request=False))
             if not setback.counts and now - self._answered_at > self.server_timeout:
                 raise self._gone(setback.reason)
             self.tried_again[setback.reason] = self.tried_again.get(setback.reason, 0) + 1
@@ -178,7 +178,7 @@ class Patience:
         Raises:
             ServerGoneError: it is one of many in a row.
         """
-        self.refusal = f"{refusal.reason}: {refusal.said}" if refusal.said else refusal.reason
+        self.refusal = f"{refusal.reason}: {refusal.message}" if refusal.message else refusal.reason
         self._failed_in_a_row += 1
         if self._failed_in_a_row >= MAX_FAILURES_IN_A_ROW:
             raise ServerGoneError(
@@ -190,7 +190,7 @@ class Patience:
         """Hold all requests back for as long as the server asks.
 
         Raises:
-            ServerGoneError: that is longer than it is waited for.
+            ServerGoneError: that is longer than `server_timeout`.
         """
         if wait_s > self.server_timeout:
             raise ServerGoneError(
@@ -207,7 +207,7 @@ class Patience:
         self.window.answered()
 
     async def _there(self, reason: str) -> bool:
-        """Whether a server that answered nothing for a while is there; one that is not is waited for."""
+        """Return whether a server that answered nothing for a while is there; report once that it is waited for."""
         if await self.answers():
             return True
         if self._gone_since is None:
@@ -225,9 +225,9 @@ class Patience:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """The seconds that a reply asks to wait; None if it does not.
+    """Return the seconds that a reply asks to wait; None if it does not.
 
-    Read are `retry-after-ms`, and Retry-After as a number of seconds or a date.
+    It reads `retry-after-ms`, and Retry-After as a number of seconds or a date.
     """
     with suppress(ValueError, KeyError):
         return max(0.0, float(headers["retry-after-ms"]) / 1000)

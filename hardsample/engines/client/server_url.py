@@ -1,4 +1,4 @@
-"""The address and the key of an OpenAI-compatible server, and what may be repeated of what it says."""
+"""The address and the key of an OpenAI-compatible server, and its messages without the key."""
 
 from __future__ import annotations
 
@@ -15,30 +15,35 @@ LEAST_ANYWHERE, LEAST_WORD = 8, 4
 
 
 def checked_url(url: str, name: str) -> str:
-    """An http(s) address that holds no secret, without a slash at its end.
+    """Return an http(s) address that holds no secret, without a slash at its end.
 
     Args:
         url: such as http://localhost:8000/v1.
         name: what an error calls it, such as --base-url.
 
     Raises:
-        ValueError: it is no web address, or holds a user, a password or a query; it is not repeated then.
+        ConfigError: it is no web address, or holds a user, a password or a query; the message does not repeat it.
     """
-    parts = urlsplit(url)
+    advice = "give one such as http://localhost:8000/v1"
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # checked only when it is read
+    except ValueError:  # its message may hold a password: none of it is shown
+        raise ConfigError(f"{name} is no web address (wrong brackets or port): {advice}") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"{name} is no web address: give one such as http://localhost:8000/v1")
+        raise ConfigError(f"{name} is no web address: {advice}")
     if parts.username or parts.password or parts.query:
         raise ConfigError(f"{name} holds a user, password or query: leave it out, and set {KEY_VARIABLE}")
     return url.rstrip("/")
 
 
 def server_key() -> str:
-    """The key from the environment."""
+    """Return the key from the environment."""
     return os.environ.get(KEY_VARIABLE) or "none"
 
 
 def key_notice() -> str | None:
-    """What is to be said of a key that is too short to be kept out of messages; None of others."""
+    """Return a notice about a key that is too short to be kept out of messages; None for other keys."""
     key = os.environ.get(KEY_VARIABLE)
     if not key or len(key) >= LEAST_WORD:
         return None
@@ -46,7 +51,7 @@ def key_notice() -> str | None:
 
 
 def without_key(text: str, longest: int = 300) -> str:
-    """What a server says, on one line, with the key taken out.
+    """Return a server's message on one line, with the key taken out.
 
     A short key, such as EMPTY, is taken out where it stands alone; one of a few letters is no secret and stays.
     """
