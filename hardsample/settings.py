@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import Field, field, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
+from math import isnan
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType
@@ -83,7 +84,7 @@ def make_config(kind: type[_Config], config: _Config | None, settings: Mapping[s
         if not isinstance(config, kind):
             raise ConfigError(f"config is a {type(config).__name__}, must be a {kind.__name__}: make one")
         return config
-    hints = _hints(kind)
+    hints = _hints(kind)  # type: ignore[arg-type]
     nested = {f"{name}_": hint for name, hint in hints.items() if isinstance(hint, type) and is_dataclass(hint)}
     prefixed = {
         prefix + known.name: (prefix, known.name) for prefix, inner in nested.items() for known in fields(inner)
@@ -97,7 +98,8 @@ def make_config(kind: type[_Config], config: _Config | None, settings: Mapping[s
 
 
 @cache
-def _hints(config: type) -> dict[str, Any]:
+def _hints(config: Any) -> dict[str, Any]:
+    """Return the types of a config's fields."""
     return get_type_hints(config)
 
 
@@ -110,10 +112,12 @@ def _fits(value: Any, hint: Any) -> bool:
             sequence = isinstance(value, Sequence) and not isinstance(value, str)
             return sequence and all(_fits(item, args[0]) for item in value)
         return isinstance(value, get_origin(hint))
+    if hint in (float, int) and isinstance(value, bool):
+        return False
     if hint is float:
-        return isinstance(value, Real) and not isinstance(value, bool) and value == value
+        return isinstance(value, Real) and not isnan(value)
     if hint is int:
-        return isinstance(value, Integral) and not isinstance(value, bool)
+        return isinstance(value, Integral)
     return not isinstance(hint, type) or isinstance(value, hint)
 
 

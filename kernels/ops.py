@@ -445,7 +445,12 @@ def backends(device: str | torch.device = "cpu", dtype: torch.dtype = torch.floa
     >>> backends()["mask_pixels"]["reference"]
     ''
     """
-    probe = torch.empty((1, 1, 1, 16), dtype=dtype, device=device)
+    try:
+        probe = torch.empty((1, 1, 1, 16), dtype=dtype, device=device)
+    except (AssertionError, RuntimeError) as error:  # a PyTorch without CUDA, a machine without a GPU
+        absent = f"PyTorch cannot use {device}: {str(error).splitlines()[0]}"
+        on_cpu = backends("cpu", dtype)
+        return {op: dict.fromkeys(table, absent) for op, table in on_cpu.items()}
     reasons_by_op = {"mask_pixels": reasons("mask_pixels", probe)}
     masses = reasons("attention_mass", probe)
     vendors = {"sdpa": why_not_sdpa(probe), "flash-attn": why_not_flash(probe)}

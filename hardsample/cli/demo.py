@@ -31,7 +31,7 @@ def demo(
 ) -> None:
     """Score the 400 demo questions with the bundled demo model, then train it on medium+hard and on a random control.
 
-    Some four minutes on two CPU cores; with `--limit` or `--no-train` it ends with the strata, after one.
+    Some three minutes on two idle CPU cores; with `--limit` or `--no-train` it ends with the strata, after one.
 
     Try it: `hardsample demo`, then open runs/demo/report.html.
     """

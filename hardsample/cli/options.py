@@ -217,6 +217,9 @@ def take_file(context: typer.Context, path: Path, file_only: set[str]) -> None:
         if name in file_only or value is None:
             continue
         parameter: Any = parameters[name]
+        items = value if isinstance(value, list) else [value]
+        if any(isinstance(item, bool) for item in items) and not parameter.is_flag:
+            raise ConfigError(f"{path}: {name} is {value!r}, must not be true or false: write a number or a text")
         if isinstance(value, list) and not parameter.multiple:
             value = ",".join(map(str, value))
         elif parameter.multiple and not isinstance(value, list):

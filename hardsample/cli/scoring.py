@@ -20,7 +20,7 @@ from hardsample.cli.console import (
 )
 from hardsample.cli.options import Command, with_settings
 from hardsample.errors import ConfigError
-from hardsample.files import SCORES_FILE
+from hardsample.files import SCORES_FILE, STRATA_FILE
 from hardsample.metrics.strata import UNFINISHED, Bounds, parse_subset
 from hardsample.scoring.config import ScoringConfig
 from hardsample.settings import field_of
@@ -97,22 +97,35 @@ def stratify(
             "0.1,0.4,1.6,1.9, or shares of the samples such as quantile:0.1,0.3,0.7,0.9 (default: the run's)"
         ),
     ] = None,
+    reset: Annotated[bool, typer.Option("--reset", help="go back to the run's own labels")] = False,
 ) -> None:
     """Show the strata of a scored folder, or label them again with other bounds or another τ; no new rollouts.
 
-    The labels go to DIR/strata.parquet, where `hardsample export` finds them. A τ that the rollouts do not decide is
-    an error, which names the command that would decide it.
+    New labels go to DIR/strata.parquet, where `hardsample export` finds them; without options nothing is written. A τ
+    that the rollouts do not decide is an error, which names the command that would decide it.
 
     Try it: `hardsample stratify out --hard-max 0.3 --easy-min 0.6`.
     """
+    relabels = any(value is not None for value in (hard_max, easy_min, tau, cmab_bounds))
+    if reset and relabels:
+        raise ConfigError("--reset goes back to the run's own labels: give it alone, or leave it out")
     say_loading()
     from hardsample.metrics.cmab import parse_bounds
     from hardsample.report.tables import strata_table
     from hardsample.scoring.matching import check_finished
-    from hardsample.scoring.output import Scores, write_labels
+    from hardsample.scoring.output import Scores, read_labels, write_labels
 
     scores = Scores(directory)
     check_finished(scores)
+    if not relabels:
+        if reset:
+            (directory / STRATA_FILE).unlink(missing_ok=True)
+        last = read_labels(scores)
+        title = f"Strata of {directory} ({last.source}): hard λ* ≤ {last.bounds.hard_max}, "
+        title += f"easy λ* ≥ {last.bounds.easy_min}, τ = {last.tau}"
+        OUT.print(strata_table(list(scores.table["ability"]), [label.stratum for label in last.verdicts], title))
+        say(f"next: hardsample export {directory} --subset medium+hard --control")
+        return
     run = scores.config()
     bounds = Bounds(
         hard_max if hard_max is not None else run.hard_max, easy_min if easy_min is not None else run.easy_min

@@ -76,9 +76,9 @@ def recipe_table(results: Results) -> RenderableType:
 
 def recipe_lines(results: Results) -> list[str]:
     """Return one line a recipe and one for the primary comparison; `recipe_table` and the report have the rest."""
-    before = f", {100 * results.base:.1f} before" if results.base is not None else ""
+    before = f"{100 * results.base:.1f} → " if results.base is not None else ""
     lines = [
-        f"trained    {shown(row.accuracy)} % right after GRPO on {name_of(row, results.rows)}{before} "
+        f"trained    accuracy {before}{shown(row.accuracy)} % by GRPO on {name_of(row, results.rows)} "
         f"({' → '.join(f'{size:,}' for size in row.samples)} samples, {row.rollouts:,.0f} rollouts, "
         f"{len(row.values)} seeds)"
         for row in results.rows

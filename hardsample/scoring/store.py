@@ -170,7 +170,7 @@ class Store:
             raise StoreError(
                 f"{self.directory} was made with other settings:\n"
                 + "\n".join(lines)
-                + "\nUse the same settings to resume it, or another --output."
+                + ".\nUse the same settings to resume it, or another --output."
             )
         rows = [(name, json.dumps(value)) for name, value in wanted.items()]
         with self._transaction():

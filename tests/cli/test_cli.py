@@ -62,6 +62,20 @@ def test_stratify_relabels_and_export_writes_subsets_by_its_labels(scored, tmp_p
     assert f"--dataset-name {directory}/subsets/easy+medium+hard" in done.stdout
 
 
+def test_stratify_without_options_shows_and_changes_nothing(scored, tmp_path):
+    directory = shutil.copytree(scored[0], tmp_path / "out")
+    labels = directory / "strata.parquet"
+    labels.unlink(missing_ok=True)
+    assert hardsample("stratify", directory).returncode == 0 and not labels.exists()
+    assert hardsample("stratify", directory, "--hard-max", "0.2").returncode == 0
+    before = labels.read_bytes()
+    shown = hardsample("stratify", directory)
+    assert "hard λ* ≤ 0.2" in " ".join(shown.stdout.split()) and labels.read_bytes() == before
+    assert hardsample("stratify", directory, "--reset", "--tau", "0.1").returncode == 2 and labels.exists()
+    assert "hard λ* ≤ 0.4" in " ".join(hardsample("stratify", directory, "--reset").stdout.split())
+    assert not labels.exists()
+
+
 def test_stratify_rejects_a_tau_that_is_not_decided(scored):
     directory, _ = scored
     done = hardsample("stratify", directory, "--tau", "1.0")

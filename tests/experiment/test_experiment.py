@@ -17,7 +17,7 @@ from filelock import FileLock
 from rich.console import Console
 from safetensors.torch import load_file
 
-from hardsample.errors import ConfigError, HardsampleError
+from hardsample.errors import HardsampleError
 from hardsample.files import PROGRESS_FILE, STAGE_FILE
 from hardsample.metrics.strata import STRATA
 from hardsample.report.preview import preview
@@ -218,9 +218,10 @@ def test_names_are_those_of_the_command_line(tmp_path):
     assert (scoring.cmab.variant, scoring.cmab.layer, scoring.num_masks) == ("released", 3, 4)
     assert (config.reward_funcs, config.freeze) == (["correctness"], ["vision_tower"])
     assert config.grpo == {"learning_rate": 1e-4}
-    with pytest.raises(ConfigError, match=r"cmab_.* is .*, which an experiment cannot score with yet"):
-        score_first(config)
-    assert not (tmp_path / "out").exists()
+    score_first(config)
+    run = Scores(config.scores_folder).run
+    assert run["settings"]["num_masks"] == 4
+    assert (run["cmab"]["settings"]["variant"], run["cmab"]["settings"]["layer"]) == ("released", 3)
 
 
 @pytest.fixture(scope="module")

@@ -440,3 +440,10 @@ def test_masses_add_little_to_the_memory_of_attention():
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) <= 64
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what is said without a GPU is tested where there is none")
+def test_backends_of_a_device_that_is_not_there_say_so():
+    table = ops.backends("cuda")
+    assert table.keys() == ops.backends().keys() and list(table["mask_pixels"]) == list(ops.backends()["mask_pixels"])
+    assert all("PyTorch cannot use cuda" in reason for reasons in table.values() for reason in reasons.values())

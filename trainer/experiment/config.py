@@ -164,7 +164,7 @@ class ExperimentConfig:
             str(name): content
             if isinstance(content, Variant)
             else _made(Variant, {} if content is None else content, f"variants.{name}")
-            for name, content in (self.variants or {PLAIN: {}}).items()
+            for name, content in (self.variants or {PLAIN: Variant()}).items()
         }
         stages = {"grpo": self.grpo, "sft": self.sft}
         stages |= {f"variants.{name}.grpo": variant.grpo for name, variant in self.variants.items()}

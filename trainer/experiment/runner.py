@@ -25,7 +25,6 @@ from hardsample.scoring.output import Scores
 from hardsample.settings import named_settings
 from hardsample.trainer.config import DifficultyAwareGRPOConfig
 from hardsample.trainer.experiment.config import (
-    CMAB,
     ExperimentConfig,
     ExperimentError,
     made_settings,
@@ -238,13 +237,6 @@ def score_first(config: ExperimentConfig) -> None:
         return
     options = _scoring_options(config)
     scoring_config(config)  # raises on a mistake
-    cmab = {name: value for name, value in options.items() if name.startswith(CMAB)}
-    if cmab:  # the process below makes its ScoringConfig of plain values
-        name, value = next(iter(cmab.items()))
-        raise ConfigError(
-            f"scoring: {name} is {value!r}, which an experiment cannot score with yet: run `hardsample score` with "
-            f"--{name.replace('_', '-')}, and name its folder as scores"
-        )
     folder = config.folder / "trainings" / "scoring"
     folder.mkdir(parents=True, exist_ok=True)
     about = {"method": "score", "data": config.data, "model": config.model, "output": str(config.scores_folder)}

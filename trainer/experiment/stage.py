@@ -28,13 +28,13 @@ from hardsample.engines.transformers import load_model, load_processor, resolved
 from hardsample.errors import ConfigError
 from hardsample.evaluation.evaluate import evaluate
 from hardsample.files import DONE_FILE, EVALUATION_FILE, PROGRESS_FILE, ROLLOUTS_FILE, SECONDS_FILE, STAGE_FILE
-from hardsample.scoring.config import ScoringConfig
 from hardsample.scoring.matching import scored_records
 from hardsample.scoring.output import Scores
 from hardsample.scoring.score import score
 from hardsample.trainer.config import DifficultyAwareGRPOConfig
 from hardsample.trainer.data.decoding import samples_named
 from hardsample.trainer.data.rows import with_images
+from hardsample.trainer.experiment.config import scoring_settings
 from hardsample.trainer.experiment.targets import completion_dataset
 from hardsample.trainer.grpo import DifficultyAwareGRPOTrainer
 from hardsample.trainer.training import last_checkpoint, reward
@@ -75,7 +75,7 @@ def run(folder: Path) -> None:
     wanted = json.loads((folder / STAGE_FILE).read_text())
     with FileLock(folder / ".lock", timeout=LOCK_SECONDS):
         if wanted["method"] == "score":
-            score(wanted["data"], wanted["model"], wanted["output"], ScoringConfig(**wanted["options"]))
+            score(wanted["data"], wanted["model"], wanted["output"], scoring_settings(wanted["options"]))
             return
         model = wanted["model"]
         if wanted["method"] in ("sft", "grpo"):
