@@ -97,12 +97,12 @@ class Scores:
         self.directory = Path(directory)
         try:
             run = json.loads((self.directory / RUN_FILE).read_text())
+            self.table = Dataset(InMemoryTable(pq.read_table(self.directory / SCORES_FILE)))
             if not isinstance(run, dict) or not isinstance(run.get("settings"), dict):
                 raise OutputError(
                     f"{self.directory / RUN_FILE} holds no settings of a run: score again into another --output"
                 )
             self.run: dict[str, Any] = run
-            self.table = Dataset(InMemoryTable(pq.read_table(self.directory / SCORES_FILE)))
         except FileNotFoundError as error:
             missing = Path(error.filename or SCORES_FILE).name  # pyarrow names no file
             raise OutputError(
