@@ -21,3 +21,7 @@ class NothingToScoreError(HardsampleError, ValueError):
     """Every record was rejected, or there was none."""
 
     exit_code = 3
+
+
+class DataError(HardsampleError, ValueError):
+    """Data that cannot be used; the message names the file, the line or record, and the fix."""

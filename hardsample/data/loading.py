@@ -18,13 +18,13 @@ from typing import Any, TypeAlias
 from datasets import Dataset, Features, IterableDataset, Json
 
 from hardsample.data.columns import FEATURES, ArrowFile, holds_json, infer_features
-from hardsample.data.containers import DataError, Source, limited, open_source
+from hardsample.data.containers import Source, limited, open_source
 from hardsample.data.formats import Record, absent, canonical, extra_name, known_formats
 from hardsample.data.gold_check import gold_problems
 from hardsample.data.images import DEFAULT_MAX_PIXELS, ImageError, ImageRef, as_ref, image_header
 from hardsample.data.records.conversation import RecordError
 from hardsample.data.records.defaults import DEFAULT_TEMPLATE, GRADERS, check_template
-from hardsample.errors import ConfigError
+from hardsample.errors import ConfigError, DataError
 from hardsample.grading.grader import Grader
 
 __all__ = ["DataError", "Loaded", "NoRecordsError", "Rejection", "load", "unchecked"]

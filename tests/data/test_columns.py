@@ -1,46 +1,14 @@
 """Unknown columns are returned unchanged, whatever they hold."""
 
-import io
-import json
-
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 from datasets import Dataset
-from PIL import Image
+from records_on_disk import jsonl, png_bytes, record
 
 from hardsample.data.formats import CANONICAL_COLUMNS
 from hardsample.data.images import open_image
 from hardsample.data.loading import load
-
-
-def png_bytes(colour=(255, 0, 0), size=(4, 3)) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", size, colour).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-@pytest.fixture
-def root(tmp_path):
-    """Return a folder with images a.png and b.png; a third image is outside of it."""
-    folder = tmp_path / "root"
-    folder.mkdir()
-    (folder / "a.png").write_bytes(png_bytes())
-    (folder / "b.png").write_bytes(png_bytes((0, 0, 255)))
-    (tmp_path / "outside.png").write_bytes(png_bytes())
-    return folder
-
-
-def jsonl(root, *records, name="data.jsonl"):
-    path = root / name
-    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in records), encoding="utf-8")
-    return path
-
-
-def record(**columns):
-    return {"problem": "Q", "solution": "5", **columns}
-
 
 EXTRA = [
     {"level": 1, "rate": 1, "mixed": "12", "tags": ["a"], "deep": {"x": 0.7857142857142857, "y": None}, "big": 2**62},

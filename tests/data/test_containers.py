@@ -11,38 +11,11 @@ import pytest
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from records_on_disk import png_bytes, record
 
-from hardsample.data.containers import _JsonItems
+from hardsample.data.json_items import JsonItems
 from hardsample.data.loading import DataError, NoRecordsError, load
 from hardsample.data.records.conversation import RecordError
-
-
-def png_bytes(colour=(255, 0, 0), size=(4, 3)) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", size, colour).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-@pytest.fixture
-def root(tmp_path):
-    """Return a folder with images a.png and b.png; a third image is outside of it."""
-    folder = tmp_path / "root"
-    folder.mkdir()
-    (folder / "a.png").write_bytes(png_bytes())
-    (folder / "b.png").write_bytes(png_bytes((0, 0, 255)))
-    (tmp_path / "outside.png").write_bytes(png_bytes())
-    return folder
-
-
-def jsonl(root, *records, name="data.jsonl"):
-    path = root / name
-    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in records), encoding="utf-8")
-    return path
-
-
-def record(**columns):
-    return {"problem": "Q", "solution": "5", **columns}
 
 
 def test_jsonl_with_mark_blank_lines_and_windows_ends(root):
@@ -57,7 +30,7 @@ def test_jsonl_with_mark_blank_lines_and_windows_ends(root):
 
 @pytest.mark.parametrize("indent", [None, 2])
 def test_json_array_and_object_by_id_larger_than_the_buffer(root, indent, monkeypatch):
-    monkeypatch.setattr("hardsample.data.containers.CHUNK", 7)
+    monkeypatch.setattr("hardsample.data.json_items.CHUNK", 7)
     records = [record(problem="Q" * n, n=n) for n in (1, 50, 3)]
     path = root / "data.json"
     path.write_text(json.dumps(records, indent=indent))
@@ -119,7 +92,7 @@ def test_json_in_pieces_is_what_json_reads_at_once(records, indent, escapes, pie
         at = 1 + int(share * (len(text) - 1))
         text = text[:at] + put + text[at + lost :]
     stream = io.StringIO(text, newline="")
-    items = _JsonItems(lambda size: stream.read(min(size, piece)), "data.json").rows()
+    items = JsonItems(lambda size: stream.read(min(size, piece)), "data.json").rows()
     try:
         expected = json.loads(text)
     except ValueError:
@@ -133,7 +106,7 @@ def test_json_in_pieces_is_what_json_reads_at_once(records, indent, escapes, pie
 
 def test_a_mistake_in_the_middle_is_told_before_the_rest_is_read():
     stream = io.StringIO('[{"a": 1}, {"a": }, ' + '{"a": 2}, ' * 1000 + "{}]")
-    items = _JsonItems(lambda size: stream.read(min(size, 100)), "data.json").rows()
+    items = JsonItems(lambda size: stream.read(min(size, 100)), "data.json").rows()
     with pytest.raises(DataError, match="line 1: Expecting value"):
         list(items)
     assert stream.tell() == 100

@@ -13,16 +13,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image, ImageFile
+from records_on_disk import jsonl, png_bytes, record
 
 from hardsample.data.loading import DataError, NoRecordsError, Rejection, load
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-
-
-def png_bytes(colour=(255, 0, 0), size=(4, 3)) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", size, colour).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def claimed_png(width: int, height: int) -> bytes:
@@ -30,27 +25,6 @@ def claimed_png(width: int, height: int) -> bytes:
     body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     header = struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
     return b"\x89PNG\r\n\x1a\n" + header + struct.pack(">I", 9) + b"IDAT"
-
-
-@pytest.fixture
-def root(tmp_path):
-    """Return a folder with images a.png and b.png; a third image is outside of it."""
-    folder = tmp_path / "root"
-    folder.mkdir()
-    (folder / "a.png").write_bytes(png_bytes())
-    (folder / "b.png").write_bytes(png_bytes((0, 0, 255)))
-    (tmp_path / "outside.png").write_bytes(png_bytes())
-    return folder
-
-
-def jsonl(root, *records, name="data.jsonl"):
-    path = root / name
-    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in records), encoding="utf-8")
-    return path
-
-
-def record(**columns):
-    return {"problem": "Q", "solution": "5", **columns}
 
 
 BAD = {

@@ -10,10 +10,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from hardsample.cli.main import app
-from hardsample.data.containers import DataError
 from hardsample.data.loading import load
 from hardsample.data.vlmevalkit import TableError, as_list, write_predictions
 from hardsample.demo import load_split
+from hardsample.errors import DataError
 from hardsample.scoring.output import Scores
 from hardsample.scoring.store import Store
 
