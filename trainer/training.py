@@ -7,6 +7,7 @@ that was stopped resumes from its last complete checkpoint when the same command
 import difflib
 import importlib
 import json
+import logging
 import os
 import sys
 from dataclasses import dataclass, field
@@ -34,6 +35,8 @@ from hardsample.trainer.data.prompts import keep_short
 from hardsample.trainer.data.rows import with_images
 from hardsample.trainer.data.scored import as_scored
 from hardsample.trainer.grpo import DifficultyAwareGRPOTrainer
+
+logger = logging.getLogger(__name__)
 
 REWARDS = {
     "correctness": correctness_reward,
@@ -335,7 +338,8 @@ def last_checkpoint(output: Path) -> str | None:
         try:
             json.loads((path / "trainer_state.json").read_text())
         except (OSError, ValueError):
-            continue  # a kill while it was saved: the one before is taken
+            logger.warning("%s is incomplete, as a kill during a save leaves it: the checkpoint before it counts", path)
+            continue
         checkpoints.append((int(number), path))
     return str(max(checkpoints)[1]) if checkpoints else None
 

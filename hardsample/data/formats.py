@@ -322,7 +322,7 @@ def _gold(
             try:
                 answers = accepted_answers(value, name)
             except RecordError:
-                continue
+                continue  # this column is no answer; if none is, the last line below raises for the first
             if chosen(answers, options, allow_index=True):
                 return answers, name
     value, name = candidates[0]

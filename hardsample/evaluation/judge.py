@@ -214,10 +214,13 @@ def _read_verdicts(path: Path) -> dict[str, float]:
         if text and not text.endswith("\n"):
             with path.open("a", encoding="utf-8") as file:
                 file.write("\n")
+        damaged = 0
         for line in text.splitlines():
             try:
                 verdict = json.loads(line)
                 kept[verdict["key"]] = float(verdict["worth"])
             except (ValueError, KeyError, TypeError):
-                continue  # asked again
+                damaged += 1
+        if damaged:
+            logger.warning("%s: %d damaged lines, whose verdicts are requested again", path, damaged)
     return kept

@@ -358,5 +358,5 @@ def _versions() -> dict[str, str]:
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
-            continue
+            continue  # what is not installed has no version to name
     return versions

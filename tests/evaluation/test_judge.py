@@ -101,12 +101,13 @@ def test_verdicts_are_kept_and_nothing_is_asked_again(server, tmp_path):
     assert Judge(tmp_path, server.url, "judge-2").verdicts("right", CASES[:1]) == [0.0] and len(server.seen) == 8
 
 
-def test_a_line_that_a_kill_cut_short_is_asked_again(server, tmp_path):
+def test_a_line_that_a_kill_cut_short_is_asked_again(server, tmp_path, caplog):
     Judge(tmp_path, server.url, "m").verdicts("right", CASES)
     path = tmp_path / VERDICTS_FILE
     path.write_text(path.read_text()[:-9])
     again = Judge(tmp_path, server.url, "m")
     assert again.verdicts("right", CASES) == [0.0, 1.0] * 3 and again.asked == 1
+    assert "1 damaged lines, whose verdicts are requested again" in caplog.text
     once_more = Judge(tmp_path, server.url, "m")
     assert once_more.verdicts("right", CASES) == [0.0, 1.0] * 3 and once_more.asked == 0
 

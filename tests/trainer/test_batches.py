@@ -2,15 +2,15 @@
 
 import copy
 import logging
-import tempfile
-from functools import lru_cache
 from unittest.mock import patch
 
 import pytest
+import tiny_training
 import torch
 from datasets import Dataset, Image, List
+from tiny_training import text_model_folder
 from torch.utils.data import SequentialSampler
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
 from hardsample.demo import load_split, model_path
@@ -19,21 +19,7 @@ from hardsample.scoring.config import ScoringConfig
 from hardsample.scoring.score import score
 from hardsample.trainer import DifficultyAwareGRPOConfig, DifficultyAwareGRPOTrainer
 
-SMALL = {
-    "use_cpu": True,
-    "bf16": False,
-    "seed": 3,
-    "learning_rate": 1e-3,
-    "per_device_train_batch_size": 8,
-    "num_generations": 4,
-    "max_completion_length": 4,
-    "gradient_checkpointing": False,
-    "save_strategy": "no",
-    "logging_steps": 1,
-    "report_to": "none",
-    "disable_tqdm": True,
-    "max_steps": 4,
-}
+SMALL = tiny_training.SMALL | {"max_steps": 4}
 REUSE = {"num_iterations": 2, "steps_per_generation": 2, "gradient_accumulation_steps": 3, "max_steps": 4}
 
 
@@ -56,21 +42,6 @@ def scores(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scores") / "run"
     score(load_split("demo", 12), "demo", folder, ScoringConfig(num_masks=1, batch_size=64))
     return str(folder)
-
-
-@lru_cache
-def text_model_folder():
-    torch.manual_seed(0)
-    tokenizer = load_processor(str(model_path())).tokenizer
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
-        )
-    )
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    folder = tempfile.TemporaryDirectory()
-    model.save_pretrained(folder.name)
-    return folder
 
 
 def by_length(completions, **_):

@@ -2,14 +2,13 @@
 
 import json
 import logging
-import tempfile
-from functools import lru_cache
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Image, List
-from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
+from tiny_training import SMALL, TIMES, text_model_folder
+from transformers import LlamaForCausalLM, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from hardsample.demo import load_split, model_path
@@ -21,22 +20,6 @@ from hardsample.trainer import DifficultyAwareGRPOConfig, DifficultyAwareGRPOTra
 from hardsample.trainer.data.decoding import RgbImage
 from hardsample.trainer.data.rows import ScoresError
 from hardsample.trainer.selection.states import StateError, split_arrays
-
-TIMES = ("step_time", "train_runtime", "per_second", "total_flos", "train_loss", "eval_runtime")
-SMALL = {
-    "use_cpu": True,
-    "bf16": False,
-    "seed": 3,
-    "learning_rate": 1e-3,
-    "per_device_train_batch_size": 8,
-    "num_generations": 4,
-    "max_completion_length": 4,
-    "gradient_checkpointing": False,
-    "save_strategy": "no",
-    "logging_steps": 1,
-    "report_to": "none",
-    "disable_tqdm": True,
-}
 
 
 @pytest.fixture(scope="module")
@@ -63,22 +46,8 @@ def scores(tmp_path_factory):
     return str(folder)
 
 
-@lru_cache
-def text_model_folder():
-    torch.manual_seed(0)
-    tokenizer = load_processor(str(model_path())).tokenizer
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
-    )
-    model = LlamaForCausalLM(config)
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    folder = tempfile.TemporaryDirectory()
-    model.save_pretrained(folder.name)
-    return folder, tokenizer
-
-
 def tiny_text_model():
-    folder, tokenizer = text_model_folder()
+    folder, tokenizer = text_model_folder(), load_processor(str(model_path())).tokenizer
     return LlamaForCausalLM.from_pretrained(folder.name), tokenizer
 
 

@@ -190,7 +190,7 @@ def test_rewards_by_name_or_path(tmp_path, monkeypatch):
         reward("my_rewards.mean")
 
 
-def test_the_last_complete_checkpoint_is_taken(tmp_path):
+def test_the_last_complete_checkpoint_is_taken(tmp_path, caplog):
     for number, state in ((2, "{}"), (10, "{}"), (20, "{"), (30, None)):
         folder = tmp_path / f"checkpoint-{number}"
         folder.mkdir()
@@ -198,6 +198,7 @@ def test_the_last_complete_checkpoint_is_taken(tmp_path):
             (folder / "trainer_state.json").write_text(state)
     (tmp_path / "checkpoint-best").mkdir()
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert [f"checkpoint-{number} is incomplete" in caplog.text for number in (10, 20, 30)] == [False, True, True]
     assert last_checkpoint(tmp_path / "absent") is None
 
 

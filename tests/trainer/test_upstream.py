@@ -2,13 +2,13 @@
 
 import inspect
 import logging
-import tempfile
-from functools import lru_cache
 
 import pytest
+import tiny_training
 import torch
 from datasets import Dataset, Image, List
-from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
+from tiny_training import TIMES, text_model_folder
+from transformers import LlamaForCausalLM, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from hardsample.demo import load_split, model_path
@@ -17,22 +17,7 @@ from hardsample.scoring.config import ScoringConfig
 from hardsample.scoring.score import score
 from hardsample.trainer import DifficultyAwareGRPOConfig, DifficultyAwareGRPOTrainer
 
-TIMES = ("step_time", "train_runtime", "per_second", "total_flos", "train_loss", "eval_runtime")
-SMALL = {
-    "use_cpu": True,
-    "bf16": False,
-    "seed": 3,
-    "learning_rate": 1e-3,
-    "per_device_train_batch_size": 8,
-    "num_generations": 4,
-    "max_completion_length": 4,
-    "gradient_checkpointing": False,
-    "save_strategy": "no",
-    "logging_steps": 1,
-    "report_to": "none",
-    "disable_tqdm": True,
-    "max_steps": 2,
-}
+SMALL = tiny_training.SMALL | {"max_steps": 2}
 TOOL_TEMPLATE = (
     "{% for tool in tools or [] %} {{ tool | tojson }}{% endfor %}"
     "{% for message in messages %}"
@@ -81,20 +66,6 @@ def scores_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scores") / "run"
     score(load_split("demo", 12), "demo", folder, ScoringConfig(num_masks=1, batch_size=64))
     return str(folder)
-
-
-@lru_cache
-def text_model_folder():
-    torch.manual_seed(0)
-    tokenizer = load_processor(str(model_path())).tokenizer
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
-    )
-    model = LlamaForCausalLM(config)
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    folder = tempfile.TemporaryDirectory()
-    model.save_pretrained(folder.name)
-    return folder
 
 
 def by_length(completions, **_):
