@@ -27,7 +27,7 @@ from hardsample.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-DEMO_NAMES = ("demo", "demo:pool", "demo:test", "demo:pretrain")
+DEMO_NAMES = ("demo", "demo:pool", "demo:wide", "demo:test", "demo:pretrain")
 TABLE_BATCH = 32
 
 
@@ -50,7 +50,7 @@ def open_source(data: Any, limit: int | None = None) -> Source:
     Args:
         data: .jsonl, .json, .parquet or .tsv file, folder from save_to_disk or of such files (`folder:split`), Hub id
             (`owner/name`, `owner/name:split`, `owner/name:config/split`), `demo` (`demo:pool`, `demo:test`,
-            `demo:pretrain`), a Dataset, an IterableDataset, or a list of records.
+            `demo:wide`, `demo:pretrain`), a Dataset, an IterableDataset, or a list of records.
         limit: how many records will be read; no more questions of the demo are generated.
 
     Raises:

@@ -112,7 +112,7 @@ def load(
     Args:
         data: .jsonl, .json, .parquet or .tsv file, folder from save_to_disk or of such files (`folder:split`), Hub id
             (`owner/name`, `owner/name:split`, `owner/name:config/split`), a Dataset, an IterableDataset or a list of
-            records, or `demo`, `demo:pool`, `demo:test`, `demo:pretrain`.
+            records, or `demo`, `demo:pool`, `demo:wide`, `demo:test`, `demo:pretrain`.
         image_root: folder that image paths resolve against and may not leave, links resolved first. Default: the file's
             own folder; for records in memory the working directory, and absolute paths are used unchanged.
         grader: one of `solutions.GRADERS`, for records that fit more than one grader.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from datasets import Dataset, Features
 
-NAMES = ("demo", "demo:pool", "demo:test", "demo:pretrain")
+NAMES = ("demo", "demo:pool", "demo:wide", "demo:test", "demo:pretrain")
 KNOBS = ("shift", "size", "contrast", "noise", "clutter", "count", "steps")
 
 

@@ -17,11 +17,21 @@ import numpy as np
 SIDE = 96
 """Width and height of an image in pixels."""
 
-SPLITS = {"pretrain": 0, "pool": 1, "test": 2}
-"""Split name → its number in the seed, and its part of the handwritten digits in `digits.npz`."""
+SPLITS = {"pretrain": 0, "pool": 1, "test": 2, "wide": 3}
+"""Split name → its number in the seed."""
 
-SIZES = {"pretrain": 500_000, "pool": 5_100, "test": 1_200}
+DIGITS = {"pretrain": 0, "pool": 1, "test": 2, "wide": 1}
+"""Split name → its part of the handwritten digits in `digits.npz`."""
+
+SIZES = {"pretrain": 500_000, "pool": 5_100, "test": 1_200, "wide": 10_000}
 DEMO_SIZE = 400
+
+WIDEST = 640
+"""Largest shift in `wide`."""
+
+PLAIN = {"reading": 40, "adding": 20, "comparing": 26, "counting": 128, "colours": 196, "locating": 26}
+"""Share of plain questions in `wide`, in 1/256. With what the demo model can do they give strata like those of the
+reasoning pool in the paper: 19 % easy, 4 % medium, 6 % hard, 71 % unsolved."""
 
 COLOURS = {
     "red": (214, 40, 40),
@@ -96,7 +106,7 @@ def digit_images() -> dict[str, list[np.ndarray]]:
         images, labels, parts = file["images"], file["labels"], file["parts"]
     return {
         split: [images[(labels == digit) & (parts == part)].astype(np.int32) for digit in range(10)]
-        for split, part in SPLITS.items()
+        for split, part in DIGITS.items()
     }
 
 
@@ -245,10 +255,10 @@ def _comparing(canvas: Canvas, digits: list[np.ndarray], shift: int) -> Drawn:
 
 def _counting(canvas: Canvas, digits: list[np.ndarray], shift: int) -> Drawn:
     draw, size = canvas.draw, min(canvas.knobs.size, 15)
-    most = 4 + (shift + draw.below(64)) // 128
+    most = 2 if shift < 0 else 4 + (shift + draw.below(64)) // 128
     counts = [draw.between(0, most) for _ in range(3)]
     things = [shape for shape, count in zip(SHAPES, counts, strict=False) for _ in range(count)]
-    things += ["cross"] * draw.between(0, shift * 4 // 256)
+    things += ["cross"] * draw.between(0, max(shift, 0) * 4 // 256)
     palette = list(COLOURS.values())
     for thing, cell in zip(things, draw.shuffled(36), strict=False):
         top, left = cell // 6 * 16 + draw.between(0, 16 - size), cell % 6 * 16 + draw.between(0, 16 - size)
@@ -271,7 +281,7 @@ def _locating(canvas: Canvas, digits: list[np.ndarray], shift: int) -> Drawn:
     draw, size = canvas.draw, 9 if canvas.knobs.size > 12 else 8
     cells = draw.shuffled(100)
     palette = list(COLOURS.values())
-    distractors = draw.between(2, 6) + shift * 24 // 256
+    distractors = max(draw.between(2, 6) + shift * 24 // 256, 1)
     for index, cell in enumerate(cells[: distractors + 1]):
         thing = "cross" if index == 0 else SHAPES[draw.below(3)]
         top, left = 3 + cell // 10 * 9, 3 + cell % 10 * 9
@@ -289,24 +299,33 @@ _DRAWINGS = {
 }
 
 
-def draw_shift(draw: Draw, split: str) -> int:
-    """Draw how far a record is from the easy end, 0-256.
+def draw_shift(draw: Draw, split: str, ability: str) -> int:
+    """Draw how far a record is from the easy end, 0-256; of `wide` up to 640.
 
     Mostly small in pretraining. In pool and test anything, with more large values (density ½ + s of s = shift / 256),
-    since real pools hold much that a model cannot do yet.
+    since real pools hold much that a model cannot do yet. In `wide` nearly all are at one of two ends, as in real
+    pools of mixed sources: plain questions, mostly of two abilities, or images in which hardly anything can be seen.
     """
     if split == "pretrain":
         return draw.below(257) * draw.below(257) * 3 // 1024
+    if split == "wide":
+        return draw.below(33) if draw.below(256) < PLAIN[ability] else draw.between(304, WIDEST)
     shift = draw.below(257)
     return shift if draw.below(2) else max(shift, draw.below(257))
 
 
-def draw_knobs(draw: Draw, shift: int) -> Knobs:
-    """Draw the knobs of one record: each follows the shift, with its own spread of a quarter of the range."""
-    own = [min(max(shift + draw.between(-64, 64), 0), 256) for _ in range(4)]
+def draw_knobs(draw: Draw, shift: int, most: int = 256) -> Knobs:
+    """Draw the knobs of one record: each follows the shift, with its own spread of a quarter of the range.
+
+    Args:
+        draw: source of the draws.
+        shift: of the record.
+        most: largest shift of a knob; above 256 its range goes on at the same slope, as far as there is any.
+    """
+    own = [min(max(shift + draw.between(-64, 64), 0), most) for _ in range(4)]
     return Knobs(
-        size=23 - own[0] * 12 // 256,
-        contrast=256 - own[1] * 192 // 256,
+        size=max(23 - own[0] * 12 // 256, 8),
+        contrast=max(256 - own[1] * 192 // 256, 16),
         noise=own[2] * 64 // 256,
         clutter=own[3] * 8 // 256,
     )
@@ -330,11 +349,12 @@ def make_record(split: str, index: int) -> dict[str, Any]:
         raise ValueError(f"no record {index} in split {split!r}: splits are {SIZES} (name: number of records)")
     draw = Draw(20_251_106, SPLITS[split], index)
     ability = ABILITIES[index % len(ABILITIES)]
-    shift = draw_shift(draw, split)
-    knobs = draw_knobs(draw, shift)
+    shift = draw_shift(draw, split, ability)
+    knobs = draw_knobs(draw, shift, WIDEST if split == "wide" else 256)
     canvas = Canvas(draw, knobs)
     canvas.strokes(knobs.clutter)
-    drawn = _DRAWINGS[ability](canvas, digit_images()[split], shift)
+    content = -256 if split == "wide" and shift <= 256 else min(shift, 256)
+    drawn = _DRAWINGS[ability](canvas, digit_images()[split], content)
     return {
         "id": f"{split}-{index:06d}",
         "question": QUESTIONS[ability],

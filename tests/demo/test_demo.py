@@ -18,7 +18,7 @@ SHA256 = "7198033e649bea171d5ee0d733cd54088f4a247a48f13fb61d96038e9c8eddfb"
 
 def test_images_and_answers_are_the_same_bytes_everywhere():
     digest = hashlib.sha256()
-    for split in SPLITS:
+    for split in ("pretrain", "pool", "test"):
         for index in (*range(60), SIZES[split] - 1):
             record = make_record(split, index)
             digest.update(record.pop("image").tobytes())
