@@ -29,6 +29,21 @@ class DifficultyOptions:
             "none, so that all evidence comes from training)"
         },
     )
+    features: str | None = field(
+        default=None,
+        metadata={
+            "help": "folder with features of this data (`hardsample features`, or scores), by which policies predict "
+            "the success rate of samples that were not met yet; `none`: do without (default: those of the scores, "
+            "if they have any)"
+        },
+    )
+    refresh_features_every: int = field(
+        default=0,
+        metadata={
+            "help": "steps after which features of up to 4,096 samples are read anew from the model as it is then, by "
+            "one prefill each, 0 (never) or above; needs features"
+        },
+    )
     restratify_steps: int = field(
         default=10,
         metadata={
@@ -60,7 +75,7 @@ class DifficultyOptions:
     @property
     def switched_on(self) -> bool:
         """Whether any option here does more than watch."""
-        return bool(self.scores or self.probe_fraction or self.monitor_size or self.attention_balance)
+        return bool(self.scores or self.features or self.probe_fraction or self.monitor_size or self.attention_balance)
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -68,6 +83,10 @@ class DifficultyOptions:
         for name in ("restratify_steps", "monitor_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, must be at least 1 step: choose one, such as 10")
+        if self.refresh_features_every < 0:
+            raise ConfigError(
+                f"refresh_features_every is {self.refresh_features_every}, must be 0 or above: choose one, such as 50"
+            )
         if not 0 <= self.probe_fraction <= 1:
             raise ConfigError(f"probe_fraction is {self.probe_fraction}, must lie in 0 to 1: choose one, such as 0.1")
         if self.monitor_size < 0:

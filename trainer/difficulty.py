@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Integer
 
-from hardsample.metrics.beta import PRIOR, spread_probability
+from hardsample.metrics.beta import spread_probability
 from hardsample.trainer.config import DifficultyOptions
 from hardsample.trainer.selection.evidence import Evidence, Outcomes
 from hardsample.trainer.selection.levels import Rows
 from hardsample.trainer.selection.policies import Context, PolicyConfig, weigh
+from hardsample.trainer.selection.prior import LEAST_COUNT, FeaturePrior
 from hardsample.trainer.selection.sampler import POOL, Batch, draw_uniform, generator
 from hardsample.trainer.selection.states import StateDict, StateError
 from hardsample.trainer.selection.strata import NAMES, UNSCORED, Strata
@@ -28,8 +29,10 @@ from hardsample.trainer.selection.stream import PromptStream
 
 STREAM_MONITOR, STREAM_PROBES, STREAM_ESTIMATE = 2, 3, 4
 """Streams of `sampler.generator`: for the monitoring set, for the choice of probes, for the samples of estimates."""
-STATE_VERSION = 2
-_COUNTERS = ("rollouts", "probes", "monitor_rollouts", "effective_rollouts", "groups", "zero_std_groups")
+WEIGHED_EVERY_DRAW = 100_000
+"""Most samples that are weighed anew at every draw where features give the prior."""
+STATE_VERSION = 3
+_COUNTERS = ("rollouts", "probes", "monitor_rollouts", "effective_rollouts", "groups", "zero_std_groups", "prefills")
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,8 @@ class Difficulty:
         self, evidence: Evidence, stream: PromptStream, policy: PolicyConfig, options: DifficultyOptions, shape: Shape
     ) -> None:
         self.evidence, self.stream, self.policy, self.options, self.shape = evidence, stream, policy, options, shape
+        self._fitted = 0
+        evidence.refit_prior(0)
         self.strata = Strata(evidence)
         self.last: Batch | None = None
         self.note: str | None = None
@@ -104,7 +109,7 @@ class Difficulty:
         """
         context = self._context(step, total_steps)
         if not self.policy.stock_order and not self.policy.pooled:
-            if self._refreshed is None:
+            if self._refreshed is None or self._prior_moves_all:
                 self._weigh(context)
             elif len(self._touched):
                 reweighted = weigh(self.evidence, self.strata, context, self._touched)
@@ -138,6 +143,7 @@ class Difficulty:
         """
         assert self.last is not None, "next_prompts comes first"
         outcomes = self.evidence.observe(self.last.rows, rewards, step)
+        self._refit(step)
         self._touch(self.last.rows, step)
         size = rewards.size
         self.counters["rollouts"] += size
@@ -145,6 +151,11 @@ class Difficulty:
         self.counters["groups"] += len(outcomes.spread)
         self.counters["zero_std_groups"] += int((~outcomes.spread).sum())
         return outcomes
+
+    @property
+    def _prior_moves_all(self) -> bool:
+        """Whether every draw weighs all samples anew, as a refitted prior asks for; large data wait."""
+        return self.evidence.prior is not None and len(self.evidence) <= WEIGHED_EVERY_DRAW
 
     def choose_probes(self) -> tuple[Rows, Integer[np.ndarray, "probes"]]:
         """Choose which samples of the last batch to probe on masked images, and at which level of λ.
@@ -258,6 +269,10 @@ class Difficulty:
         expected = self.expected_frac_zero_std(step)
         if expected is not None:
             metrics["frac_zero_std_uniform"] = expected
+        skill = self.evidence.prior.skill() if self.evidence.prior is not None else None
+        if skill is not None:
+            metrics["predictor/pearson"], metrics["predictor/auroc"] = skill.pearson, skill.auroc
+            metrics["predictor/calibration_error"] = skill.calibration_error
         return metrics
 
     def expected_frac_zero_std(self, step: int) -> float | None:
@@ -270,7 +285,10 @@ class Difficulty:
             The mean of E[p^G] + E[(1−p)^G] over the samples with evidence among a fixed random 4,096; None if none has.
         """
         alpha, beta = self.evidence.posterior(self._estimate_rows, step)
-        known = alpha + beta > 2 * PRIOR + 0.5
+        rows = self._estimate_rows
+        known = self.evidence.successes[rows] + self.evidence.failures[rows] > LEAST_COUNT
+        if self.evidence.prior is not None and known.any():
+            known[:] = True  # what features say of the others is evidence, too
         if not known.any():
             return None
         return float(1 - spread_probability(alpha[known], beta[known], self.shape.num_generations).mean())
@@ -286,6 +304,7 @@ class Difficulty:
             "refreshed": self._refreshed,
             "monitored": self._monitored,
             "weights_note": self._weights_note,
+            "fitted": self._fitted,
             "touched": self._touched.astype(np.int64),
             "moves": self._moves,
         }
@@ -317,11 +336,26 @@ class Difficulty:
             part.load_state_dict(state[name])
         self.counters = {name: int(state["counters"].get(name, 0)) for name in _COUNTERS}
         self._refreshed, self._monitored = state["refreshed"], state["monitored"]
-        self._weights_note = state["weights_note"]
+        self._weights_note, self._fitted = state["weights_note"], state["fitted"]
+        self.evidence.refit_prior(self._fitted)
         self._touched, self._moves = np.array(state["touched"]), np.array(state["moves"])
 
-    def _parts(self) -> dict[str, Evidence | Strata | PromptStream]:
-        return {"evidence": self.evidence, "strata": self.strata, "stream": self.stream}
+    def _parts(self) -> dict[str, Evidence | Strata | PromptStream | FeaturePrior]:
+        parts = {"evidence": self.evidence, "strata": self.strata, "stream": self.stream}
+        return parts if self.evidence.prior is None else parts | {"prior": self.evidence.prior}
+
+    def replace_features(self, rows: Rows, features: Float[np.ndarray, "rows columns"], step: int) -> None:
+        """Replace the features of some samples by those of the model as it is now, and learn from them anew."""
+        assert self.evidence.prior is not None, "there are features to replace"
+        self.evidence.prior.replace(rows, features)
+        self.counters["prefills"] += len(rows)
+        self._refit(step)
+
+    def _refit(self, step: int) -> None:
+        """Learn anew what features say; a resumed run does it again by the evidence that was saved."""
+        if self.evidence.prior is not None:
+            self._fitted = step
+            self.evidence.refit_prior(step)
 
     def _touch(self, rows: Rows, step: int) -> None:
         """Recompute the strata of some samples, and mark them for reweighting at the next choice."""

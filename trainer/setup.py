@@ -18,10 +18,12 @@ from hardsample.metrics.pism import PismConfig
 from hardsample.scoring.output import Scores
 from hardsample.trainer.balances import language_model
 from hardsample.trainer.config import DifficultyOptions, part_of
+from hardsample.trainer.data.features import SampleFeatures, features_of
 from hardsample.trainer.data.rows import fingerprint, has_images, masks_of, rows_of_scores
 from hardsample.trainer.difficulty import Difficulty, Shape
 from hardsample.trainer.selection.evidence import Evidence, EvidenceConfig
 from hardsample.trainer.selection.policies import PolicyConfig
+from hardsample.trainer.selection.prior import FeaturePrior
 from hardsample.trainer.selection.stream import PromptStream, StockOrder
 from hardsample.trainer.selection.sumtree import Rows
 
@@ -50,6 +52,8 @@ class Setup:
     evidence: EvidenceConfig
     shape: Shape
     shuffle: bool
+    features: SampleFeatures | None = None
+    """What a prefill shows of each row, and its kind; None: rows are told apart by their rollouts alone."""
 
     @property
     def ratios(self) -> tuple[float, ...]:
@@ -71,6 +75,8 @@ class Setup:
         evidence = Evidence(self.size, self.evidence, self.ratios, self.fingerprint)
         if self.scored is not None:
             evidence.seed(*self.scored)
+        if self.features is not None:
+            evidence.prior = FeaturePrior(self.features.matrix, self.features.blocks, self.fingerprint)
         stock = self.policy.stock_order
         order = None
         if stock and self.size >= self.shape.prompts:
@@ -155,6 +161,7 @@ def set_up(trainer: Any, samples: Sequence[str | None] | None = None) -> Setup |
         evidence=part_of(args, EvidenceConfig),
         shape=Shape(trainer.num_generations, prompts, args.seed),
         shuffle=bool(trainer.shuffle_dataset),
+        features=features_of(trainer.train_dataset, options, policy, samples),
     )
 
 

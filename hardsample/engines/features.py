@@ -52,7 +52,10 @@ STATE = 116
 _SLOTS = 24
 WIDTH = _SLOTS + 2 * STATE
 """Numbers of a sample's features."""
+BLOCKS = (_SLOTS, STATE, STATE)
+"""Columns of the numbers, of `last` and of `image`."""
 BYTES = 2 * WIDTH
+"""Bytes of a sample's features."""
 CLIP = 4.0
 
 LAST = slice(_SLOTS, _SLOTS + STATE)

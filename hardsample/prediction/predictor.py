@@ -47,20 +47,20 @@ _PENALTY = np.array([0.0, 0.1, 0.1, 0.0, 1.0, 1.0])
 class Prediction:
     """Beta distributions of success rates, one entry a sample."""
 
-    alpha: Float[np.ndarray, "samples"]
-    beta: Float[np.ndarray, "samples"]
+    alpha: Float[np.ndarray, samples]
+    beta: Float[np.ndarray, samples]
 
     @property
-    def mean(self) -> Float[np.ndarray, "samples"]:
+    def mean(self) -> Float[np.ndarray, samples]:
         """The success rate expected."""
         return self.alpha / (self.alpha + self.beta)
 
     @property
-    def variance(self) -> Float[np.ndarray, "samples"]:
+    def variance(self) -> Float[np.ndarray, samples]:
         """Variance of the success rate."""
         return self.mean * (1 - self.mean) / (self.alpha + self.beta + 1)
 
-    def signal(self, num_generations: int) -> Float[np.ndarray, "samples"]:
+    def signal(self, num_generations: int) -> Float[np.ndarray, samples]:
         """Return the chance that a group of G rollouts has both successes and failures."""
         return spread_probability(self.alpha, self.beta, num_generations)
 
@@ -153,7 +153,7 @@ class Predictor:
         self,
         inputs: Inputs | None,
         weights: Float[np.ndarray, "inputs 2"],
-        offsets: Float[np.ndarray, "2"],
+        offsets: Float[np.ndarray, 2],
         link: Link,
         skill: Skill,
         held_out: Prediction,
@@ -185,9 +185,9 @@ class Predictor:
 class Link:
     """From the scores u and v to a Beta distribution; see the module."""
 
-    parameters: Float[np.ndarray, "6"]
-    centre: Float[np.ndarray, "2"]
-    scale: Float[np.ndarray, "2"]
+    parameters: Float[np.ndarray, 6]
+    centre: Float[np.ndarray, 2]
+    scale: Float[np.ndarray, 2]
 
     def __call__(self, scores: Float[np.ndarray, "samples 2"]) -> Prediction:
         return Prediction(*self.beta(self.parameters, self.terms(scores)))
@@ -199,8 +199,8 @@ class Link:
 
     @staticmethod
     def beta(
-        parameters: Float[np.ndarray, "6"], terms: Float[np.ndarray, "samples 3"]
-    ) -> tuple[Float[np.ndarray, "samples"], Float[np.ndarray, "samples"]]:
+        parameters: Float[np.ndarray, 6], terms: Float[np.ndarray, "samples 3"]
+    ) -> tuple[Float[np.ndarray, samples], Float[np.ndarray, samples]]:
         """Return α and β."""
         mean = np.clip(1 / (1 + np.exp(-np.clip(terms @ parameters[:3], -30, 30))), 1e-6, 1 - 1e-6)
         phi = np.exp(np.clip(terms @ parameters[3:], *_LOG_PHI))
@@ -209,8 +209,8 @@ class Link:
 
 def fit(
     features: Float[np.ndarray, "samples columns"],
-    successes: Float[np.ndarray, "samples"],
-    attempts: Float[np.ndarray, "samples"],
+    successes: Float[np.ndarray, samples],
+    attempts: Float[np.ndarray, samples],
     blocks: Sequence[int] | None = None,
     seed: int = 0,
 ) -> Predictor:
@@ -233,7 +233,9 @@ def fit(
     features = np.asarray(features)
     wins, tries = np.asarray(successes, dtype=np.float64), np.asarray(attempts, dtype=np.float64)
     if features.ndim != 2 or wins.shape != (len(features),) or tries.shape != wins.shape:
-        raise ValueError(f"features {features.shape}, successes {wins.shape}, attempts {tries.shape}: shapes must agree")
+        raise ValueError(
+            f"features {features.shape}, successes {wins.shape}, attempts {tries.shape}: shapes must agree"
+        )
     if len(wins) > MOST_REFERENCES:
         raise ValueError(f"{len(wins)} samples to fit on, must be at most {MOST_REFERENCES}: draw some of them")
     if not ((wins >= 0) & (wins <= tries) & (tries > 0)).all():
@@ -261,8 +263,8 @@ def fit(
 
 def measure(
     prediction: Prediction,
-    successes: Float[np.ndarray, "samples"],
-    attempts: Float[np.ndarray, "samples"],
+    successes: Float[np.ndarray, samples],
+    attempts: Float[np.ndarray, samples],
     gain: float | None = None,
 ) -> Skill:
     """Measure predictions against what then came.
@@ -294,7 +296,7 @@ def measure(
     )
 
 
-def auroc(positive: np.ndarray, score: Float[np.ndarray, "samples"]) -> float:
+def auroc(positive: np.ndarray, score: Float[np.ndarray, samples]) -> float:
     """Return the chance that a positive has the larger score, ties counting half; NaN without both kinds."""
     from scipy.stats import rankdata
 
@@ -306,7 +308,7 @@ def auroc(positive: np.ndarray, score: Float[np.ndarray, "samples"]) -> float:
 
 
 def calibration_error(
-    predicted: Float[np.ndarray, "samples"], observed: Float[np.ndarray, "samples"], groups: int = 10
+    predicted: Float[np.ndarray, samples], observed: Float[np.ndarray, samples], groups: int = 10
 ) -> float:
     """Return the expected calibration error: the mean |predicted − observed| over equal groups by prediction."""
     order = np.argsort(predicted, kind="stable")
@@ -317,10 +319,8 @@ def calibration_error(
 def _leave_one_out(
     seen: Float[np.ndarray, "samples inputs"],
     targets: Float[np.ndarray, "samples targets"],
-    noise: Float[np.ndarray, "samples"],
-) -> tuple[
-    Float[np.ndarray, "inputs targets"], Float[np.ndarray, "targets"], Float[np.ndarray, "samples targets"]
-]:
+    noise: Float[np.ndarray, samples],
+) -> tuple[Float[np.ndarray, "inputs targets"], Float[np.ndarray, targets], Float[np.ndarray, "samples targets"]]:
     """Solve the ridge regressions, each at its best ridge.
 
     With X = D^(−½) Φ = U S Vᵀ (D the noise), weights are V S (S² + λ)⁻¹ Uᵀ D^(−½) (y − ȳ), and the residual of a sample
@@ -349,7 +349,7 @@ def _leave_one_out(
 
 
 def _fit_link(
-    scores: Float[np.ndarray, "samples 2"], wins: Float[np.ndarray, "samples"], tries: Float[np.ndarray, "samples"]
+    scores: Float[np.ndarray, "samples 2"], wins: Float[np.ndarray, samples], tries: Float[np.ndarray, samples]
 ) -> Link:
     """Fit the link by penalised maximum likelihood."""
     from scipy.optimize import minimize
@@ -378,7 +378,7 @@ def _fit_link(
     return Link(found.x, link.centre, link.scale)
 
 
-def _base_rate(wins: Float[np.ndarray, "samples"], tries: Float[np.ndarray, "samples"]) -> Predictor:
+def _base_rate(wins: Float[np.ndarray, samples], tries: Float[np.ndarray, samples]) -> Predictor:
     """Return the predictor that gives every sample the same Beta distribution, Beta(½, ½) without any counts."""
     if len(wins):
         link = _fit_link(np.zeros((len(wins), 2)), wins, tries)
@@ -390,7 +390,7 @@ def _base_rate(wins: Float[np.ndarray, "samples"], tries: Float[np.ndarray, "sam
 
 
 def _log_likelihood(
-    prediction: Prediction, wins: Float[np.ndarray, "samples"], tries: Float[np.ndarray, "samples"]
+    prediction: Prediction, wins: Float[np.ndarray, samples], tries: Float[np.ndarray, samples]
 ) -> float:
     from scipy.special import betaln
 

@@ -21,6 +21,7 @@ from hardsample.metrics.options import PismConfig
 from hardsample.metrics.strata import STRATA, UNFINISHED, Bounds, check_tau
 from hardsample.settings import check_types, declared
 from hardsample.trainer.selection.levels import STORED_WEIGHT, Levels, Rows, check_rows
+from hardsample.trainer.selection.prior import FeaturePrior
 from hardsample.trainer.selection.states import StateDict, load_into, split_arrays
 
 BALANCE_RATE = 0.25
@@ -118,6 +119,7 @@ class Evidence:
         last_step: (size,) int32, step of the last group; −1 if none. Counts are of max(last_step, 0).
         balance: (size,) float32, moving average of the attention balance ρ̄; NaN until seen.
         levels: λ* and the masked probes.
+        prior: by the features of the samples; None: Beta(½, ½) for all.
     """
 
     ARRAYS = ("successes", "failures", "last_step", "balance")
@@ -138,6 +140,7 @@ class Evidence:
         self.failures = np.zeros(size, dtype=np.float32)
         self.last_step = np.full(size, -1, dtype=np.int32)
         self.balance = np.full(size, np.nan, dtype=np.float32)
+        self.prior: FeaturePrior | None = None
 
     def __len__(self) -> int:
         return len(self.successes)
@@ -198,6 +201,8 @@ class Evidence:
         result = outcomes(rewards, self.config.success_threshold, self.config.reward_tolerance)
         if len(result.attempts) != len(rows):
             raise ValueError(f"{len(result.attempts)} groups of rewards, must be one for each of {len(rows)} rows")
+        if self.prior is not None:
+            self.prior.record(rows, result.successes, result.attempts)
         touched, group_of = np.unique(rows[result.attempts > 0], return_inverse=True)
         if not len(touched):
             return result
@@ -230,7 +235,9 @@ class Evidence:
     def posterior(self, rows: Rows | slice, step: int) -> tuple[Float[np.ndarray, "rows"], Float[np.ndarray, "rows"]]:
         """Return the posterior Beta(α, β) of each sample's success rate at a step, discounted to it.
 
-            α = ½ + s · 2^(−Δ / half-life),  β = ½ + f · 2^(−Δ / half-life),  Δ = step − max(last step, 0)
+            α = α₀ + s · 2^(−Δ / half-life),  β = β₀ + f · 2^(−Δ / half-life),  Δ = step − max(last step, 0)
+
+        with α₀ = β₀ = ½, or the sample's prior by its features.
 
         Args:
             rows: samples, or a slice of them.
@@ -240,7 +247,16 @@ class Evidence:
             (α, β), float64.
         """
         keep = self._discount(rows, step)
-        return PRIOR + self.successes[rows] * keep, PRIOR + self.failures[rows] * keep
+        alpha, beta = (PRIOR, PRIOR) if self.prior is None else self.prior.of(rows)
+        return alpha + self.successes[rows] * keep, beta + self.failures[rows] * keep
+
+    def refit_prior(self, step: int) -> None:
+        """Learn anew what features say of the success rate, from all counts, discounted to a step."""
+        if self.prior is None:
+            return
+        rows = np.flatnonzero(self.successes + self.failures > 0)
+        keep = self._discount(rows, step)
+        self.prior.refit(rows, self.successes[rows] * keep, self.failures[rows] * keep)
 
     def state_dict(self) -> StateDict:
         """Return the arrays (not copied), the state of `levels`, and what a saved state is checked by."""

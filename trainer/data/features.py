@@ -1,0 +1,86 @@
+"""The features of a training dataset's rows: read from a folder, matched by id, with the rows' kinds beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from accelerate.logging import get_logger
+from datasets import Dataset
+from jaxtyping import Float16
+
+from hardsample.engines.features import BLOCKS, WIDTH
+from hardsample.files import FEATURES_FILE
+from hardsample.prediction.categories import COLUMNS, category_features
+from hardsample.scoring.features import read_features
+from hardsample.trainer.config import DifficultyOptions
+from hardsample.trainer.data.scored import ScoresError, text_ids
+from hardsample.trainer.selection.policies import PolicyConfig
+
+logger = get_logger(__name__)
+
+NONE = "none"
+"""Value of the option `features` that does without."""
+
+
+@dataclass(frozen=True)
+class SampleFeatures:
+    """Features of all rows."""
+
+    matrix: Float16[np.ndarray, "rows columns"]
+    """NaN where unknown."""
+    blocks: tuple[int, ...]
+    """Columns of each block."""
+
+
+def features_of(
+    data: Any, options: DifficultyOptions, policy: PolicyConfig, samples: Sequence[str | None] | None = None
+) -> SampleFeatures | None:
+    """Read the features of a training dataset, if its policy learns from them.
+
+    Args:
+        data: the training dataset.
+        options: of the trainer; `features`, else `scores`, names the folder.
+        policy: which samples are drawn; TRL's own order needs no features.
+        samples: id of the scored sample of each row, see `as_scored`; default the column `id`.
+
+    Returns:
+        The features; None if there are none, or none are wanted.
+
+    Raises:
+        ScoresError: the folder that was named has no features of this dataset.
+    """
+    folder = options.features or options.scores
+    if policy.stock_order or folder is None or options.features == NONE:
+        return None
+    if options.features is None and not (Path(folder) / FEATURES_FILE).exists():
+        return None
+    if not isinstance(data, Dataset) or "id" not in data.column_names:
+        raise ScoresError(
+            "the training dataset has no column 'id', by which features know their samples: train on the dataset that "
+            "`hardsample features` read, or set features=none"
+        )
+    known, stored = read_features(folder)
+    names = text_ids(data) if samples is None else pa.array(samples, pa.string())
+    position = pc.index_in(names, value_set=pa.array(known, pa.string()))
+    rows = np.flatnonzero(pc.is_valid(position).to_numpy(zero_copy_only=False))
+    if not len(rows):
+        raise ScoresError(
+            f"none of the {len(data)} samples has features in {folder}: give the features of this dataset"
+        )
+    if len(rows) < len(data):
+        logger.warning("%d of %d samples have no features in %s.", len(data) - len(rows), len(data), folder)
+    kinds = category_features({name: _texts(data, name) for name in COLUMNS if name in data.column_names})
+    matrix = np.full((len(data), WIDTH + kinds.shape[1]), np.nan, dtype=np.float16)
+    matrix[rows, :WIDTH] = stored[position.take(pa.array(rows)).to_numpy()]
+    matrix[:, WIDTH:] = kinds
+    return SampleFeatures(matrix, (*BLOCKS, *([kinds.shape[1]] if kinds.shape[1] else [])))
+
+
+def _texts(data: Dataset, name: str) -> list[str | None]:
+    return data.select_columns([name]).with_format("arrow")[:][name].cast(pa.string()).to_pylist()
