@@ -9,6 +9,11 @@ EVALUATION_FILE = "evaluation.json"
 BENCHMARK_FILE = "benchmark.json"
 VERDICTS_FILE = "verdicts.jsonl"
 
+# score, features
+FEATURES_FILE = "features.parquet"
+FEATURES_STORE = "features.sqlite"
+FEATURES_RUN_FILE = "features.json"
+
 # stratify
 STRATA_FILE = "strata.parquet"
 

@@ -37,6 +37,7 @@ __all__ = [
     "AttentionMasses",
     "MassCollector",
     "collect_attention_mass",
+    "image_token",
     "text_model",
     "use_attention_mass",
     "why_not_attention_mass",
@@ -69,7 +70,7 @@ def why_not_attention_mass(model: Any) -> str | None:
         return f"{name} has layers without attention probabilities ({', '.join(sorted(unsupported))})"
     if getattr(config, "attn_logit_softcapping", None) is not None:
         return f"{name} caps its attention scores (attn_logit_softcapping), which SDPA does not support"
-    if _image_token(model.config) is None:
+    if image_token(model.config) is None:
         return f"{name} has no image_token_id in its config: it is not a vision-language model, or an unsupported one"
     inner = text_model(model)
     if inner is None:
@@ -148,13 +149,13 @@ def collect_attention_mass(
         raise AttentionMassError(
             f"the language model's attention is {config._attn_implementation!r}: call use_attention_mass(model) first"
         )
-    image_token = _image_token(model.config)
+    token = image_token(model.config)
     ends = _ends(model) if ends is None else ends
     layout = lay_out(
         input_ids,
         completion_mask,
         attention_mask,
-        image_token,  # type: ignore[arg-type]
+        token,  # type: ignore[arg-type]
         text,
         ends,
         first_token,
@@ -255,7 +256,8 @@ def _uses_interface(text_model: PreTrainedModel) -> bool:
     return any(hasattr(sys.modules.get(name), "ALL_ATTENTION_FUNCTIONS") for name in names)
 
 
-def _image_token(config: Any) -> int | None:
+def image_token(config: Any) -> int | None:
+    """Return the id of image tokens; None if the config names none."""
     candidates = (getattr(config, name, None) for name in ("image_token_id", "image_token_index"))
     return next((token for token in candidates if token is not None), None)
 

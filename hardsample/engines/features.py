@@ -2,9 +2,9 @@
 
     features = [ numbers (24) ‖ last (116) ‖ image (116) ],   float16
 
-`last` is the hidden state of the last prompt token in the layer before the last, `image` the mean hidden state of the image
-tokens there. Each is divided by its root mean square, clipped to ±4 (some models have a few huge dimensions that would
-drown the others), and projected by a fixed Gaussian matrix if it is wider than 116. What is not known is NaN.
+`last` is the hidden state of the last prompt token in the layer before the last, `image` the mean of the image tokens
+there. Each is divided by its root mean square, clipped to ±4 (some models have a few huge dimensions that would drown
+the others), and projected by a fixed Gaussian matrix if it is wider than 116. What is not known is NaN.
 """
 
 from __future__ import annotations
@@ -12,9 +12,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float16
+
+Features = Float16[np.ndarray, "256"]
+"""Of one sample."""
+State = Float[np.ndarray, "width"]
+Logprobs = Float[np.ndarray, "vocabulary"]
 
 VERSION = 1
 """Of the layout below and of the projection; features of another version are not compared."""
@@ -42,10 +48,11 @@ NUMBERS = (
     "saturation",
     "edges",
 )
-"""Names of the numbers. Of the first answer token's distribution: entropy (nats), log-probabilities of the five likeliest
-tokens and of the end of sequence, variance of the log-probability. Logarithms of: the root mean square of both states,
-tokens, images, characters of the text, options, pixels, width over height. Of the first image, from 0 to 1: mean and
-standard deviation of the brightness, mean saturation, mean absolute difference of neighbouring pixels."""
+"""Names of the numbers. Of the first answer token's distribution: entropy (nats), log-probabilities of the five
+likeliest tokens and of the end of sequence, variance of the log-probability. Logarithms of: the root mean square of
+both states, pixels, width over height; and of 1 + tokens, image tokens, images, characters of the text, options. Of the
+first image, from 0 to 1: mean and standard deviation of the brightness, mean saturation, mean absolute difference of
+neighbouring pixels."""
 
 STATE = 116
 """Dimensions kept of each state."""
@@ -64,9 +71,9 @@ IMAGE = slice(_SLOTS + STATE, WIDTH)
 
 def pack(
     numbers: Mapping[str, float],
-    last: Float[np.ndarray, "width"] | None = None,
-    image: Float[np.ndarray, "width"] | None = None,
-) -> Float16[np.ndarray, "256"]:
+    last: State | None = None,
+    image: State | None = None,
+) -> Features:
     """Pack one sample's features.
 
     Args:
@@ -95,7 +102,12 @@ def pack(
     return np.clip(packed, -6e4, 6e4).astype(np.float16)
 
 
-def distribution_numbers(logprobs: Float[np.ndarray, "vocabulary"], ends: Sequence[int] = ()) -> dict[str, float]:
+def encoder_name(identity: Mapping[str, Any]) -> str:
+    """Return the name under which features of a model are kept, of what an engine says of itself."""
+    return f"{identity.get('model')} {identity.get('dtype') or ''}".strip()
+
+
+def distribution_numbers(logprobs: Logprobs, ends: Sequence[int] = ()) -> dict[str, float]:
     """Return the numbers of the first answer token's distribution.
 
     Args:
@@ -124,16 +136,17 @@ def image_numbers(pixels: np.ndarray) -> dict[str, float]:
         pixels: (height, width, 3) uint8.
     """
     height, width = pixels.shape[:2]
-    stride = max(1, int(np.sqrt(height * width / 250_000)))  # statistics of a quarter of a million pixels are enough
-    values = pixels[::stride, ::stride].astype(np.float32) / 255
-    grey = values.mean(-1)
+    stride = max(1, int(np.sqrt(height * width / 65_536)))  # statistics of so many pixels are enough
+    red, green, blue = (pixels[::stride, ::stride, channel].astype(np.float32) / 255 for channel in range(3))
+    grey = (red + green + blue) / 3
+    most, least = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
     steps = [np.abs(np.diff(grey, axis=axis)).mean() if grey.shape[axis] > 1 else 0.0 for axis in (0, 1)]
     return {
         "pixels": float(np.log(height * width)),
         "aspect": float(np.log(width / height)),
         "brightness": float(grey.mean()),
         "contrast": float(grey.std()),
-        "saturation": float((values.max(-1) - values.min(-1)).mean()),
+        "saturation": float((most - least).mean()),
         "edges": float(np.mean(steps)),
     }
 

@@ -13,20 +13,23 @@ import io
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
+import numpy as np
 import torch
 from PIL import Image
 
 from hardsample.engines.client.chat import ChatClient
 from hardsample.engines.client.retry import Refusal
 from hardsample.engines.client.server_url import without_key
+from hardsample.engines.features import Features, distribution_numbers
 from hardsample.engines.image_workers import default_workers
 from hardsample.engines.masking import MaskDraw, mask_images
+from hardsample.engines.prefill import Shown, sample_features
 from hardsample.engines.preparing import ImageCache, Pixels, Seconds
-from hardsample.engines.protocol import Job, Request, RunInfo, Settings
+from hardsample.engines.protocol import Job, Request, RunInfo, Settings, SettleFeatures
 from hardsample.engines.results import Completion, EngineError, Failure
 from hardsample.kernels.keys import mask_key, ratio_units
 from hardsample.kernels.ops import chosen
@@ -34,6 +37,8 @@ from hardsample.kernels.ops import chosen
 DEFAULT_NEW_TOKENS = 1024
 NEUTRAL = {"top_p": 1.0, "top_k": -1, "repetition_penalty": 1.0}
 """Neutral sampling settings, always sent: many servers would otherwise take the checkpoint's."""
+_LOGPROBS = {"logprobs": True, "top_logprobs": 20}
+"""Optional settings of a request for the first token's distribution."""
 _PNG_LEVEL = 1
 
 
@@ -64,7 +69,7 @@ class OpenAIEngine:
             concurrency=config.concurrency,
             notice=notice,
         )
-        self.config = config
+        self.config, self._notice, self._said_without = config, notice, False
         self.max_new_tokens: int = config.max_new_tokens or DEFAULT_NEW_TOKENS
         self.seconds = Seconds()
         self._images = ImageCache(config.max_pixels)
@@ -146,6 +151,46 @@ class OpenAIEngine:
         optional = NEUTRAL | {"seed": rollout_seed(self.config.seed, request)}
         result = await self.client.complete(messages, required, optional, self.max_new_tokens)
         return Failure(str(result), of_record=result.of_request) if isinstance(result, Refusal) else result
+
+    def run_features(self, records: Iterable[Mapping[str, Any]], settle: SettleFeatures) -> None:
+        """Ask for one token of each record and keep its distribution; a server shows no hidden states.
+
+        Raises:
+            EngineError: the server rejects the key, does not know the model, is gone, or rejects every request.
+        """
+        left = iter(records)
+        with self.client.flight(self.first_token) as flight:
+            while True:
+                while flight.room > 0 and (record := next(left, None)) is not None:
+                    flight.start(record, record)
+                if not flight.under_way:
+                    break
+                settle(flight.landed())
+
+    async def first_token(self, record: Mapping[str, Any]) -> Features | Failure:
+        """Return the features of one record, within a flight.
+
+        Raises:
+            EngineError: as `run_features`.
+        """
+        loop, request = asyncio.get_running_loop(), Request(record, 0.0, 0)
+        try:
+            messages = await loop.run_in_executor(self._encoders, self.messages, request)
+        except Exception as error:  # noqa: BLE001 - a bad image raises anything, and must not sink the job
+            return Failure(f"{type(error).__name__}: {without_key(str(error))}")
+        # at T = 1 the distribution is the model's own, whether a server reports it before or after the temperature
+        result = await self.client.complete(messages, {"temperature": 1.0}, _LOGPROBS, 1)
+        if isinstance(result, Refusal):
+            return Failure(str(result), of_record=result.of_request)
+        if not (result.first_logprobs or self._said_without or self.client.rejected_settings & _LOGPROBS.keys()):
+            self._said_without = True
+            self._notice("the server sends no log-probabilities: the first token's distribution is not known")
+        numbers = distribution_numbers(np.array(result.first_logprobs)) if result.first_logprobs else {}
+        return await loop.run_in_executor(self._encoders, self._packed, record, Shown(numbers))
+
+    def _packed(self, record: Mapping[str, Any], shown: Shown) -> Features:
+        first_image = next((image.numpy() for image in self._images(record)), None)
+        return sample_features(record, first_image, shown)
 
     def messages(self, request: Request) -> list[dict[str, Any]]:
         """Return a rollout's prompt in the interface's form, with its masked images."""

@@ -126,6 +126,10 @@ class Preparation:
         self._notice(f"images are prepared on the CPU from here on: {type(error).__name__} on {device} ({error})")
         return inputs
 
+    def first_image(self, record: Mapping[str, Any]) -> UInt8[np.ndarray, "height width 3"] | None:
+        """Return a record's first image, decoded and whole; None without images."""
+        return next((image.numpy() for image in self._images(record)), None)
+
     def backends(self) -> dict[str, str]:
         """Return the backend of `mask_pixels`, and how the image processor was run."""
         dtype = torch.uint8 if self._mask_space == "source" else torch.float32

@@ -7,12 +7,13 @@ server keeps as many requests in flight as the server bears, and one that is a p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeGuard
 
+from hardsample.engines.features import Features
 from hardsample.engines.results import Completion, Failure, Prepared
 
 
@@ -165,9 +166,33 @@ class AttentionEngine(Engine, Protocol):
         """Return why a batch of this size failed; if memory ran out, make later batches half as large."""
 
 
+SettleFeatures = Callable[[Sequence[tuple[Mapping[str, Any], Features | Failure]]], None]
+"""Takes the features of records, or why they have none."""
+
+
+class FeatureEngine(Engine, Protocol):
+    """An engine that shows features of samples without rollouts."""
+
+    def run_features(self, records: Iterable[Mapping[str, Any]], settle: SettleFeatures) -> None:
+        """Make the features of records, each from one prefill of its prompt with whole images.
+
+        Args:
+            records: in order; read as they are needed.
+            settle: gets results as they come.
+
+        Raises:
+            EngineError: the model does not run; what was settled is kept.
+        """
+
+
 def can_attend(engine: Engine) -> TypeGuard[AttentionEngine]:
     """Return whether CMAB can read the attention of an engine's model."""
     return engine.shows_attention
+
+
+def can_show_features(engine: Engine) -> TypeGuard[FeatureEngine]:
+    """Return whether an engine shows features of samples."""
+    return hasattr(engine, "run_features")
 
 
 def engine_class(name: str) -> type[Engine]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from hardsample.engines.features import Features
 from hardsample.errors import HardsampleError
 from hardsample.grading.parsing.answers import is_only_thinking
 
@@ -20,12 +21,16 @@ class EngineError(HardsampleError, RuntimeError):
 class Completion:
     """A completion: the text without special tokens, and the generated ids without end-of-sequence.
 
-    A server sends no ids: the list is empty then. `finish` is one of `FINISHES`.
+    A server sends no ids: the list is empty then. `finish` is one of `FINISHES`. `features` are of the prompt's
+    prefill, where the engine was asked for them. `first_logprobs` are the log-probabilities of the likeliest first
+    tokens, where a server was asked for them.
     """
 
     text: str
     tokens: list[int]
     finish: str = "stop"
+    features: Features | None = field(default=None, compare=False, repr=False)
+    first_logprobs: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

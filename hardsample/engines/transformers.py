@@ -7,23 +7,32 @@ sample id, ratio, realization), so what comes out does not depend on which rollo
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from hardsample.demo import model_path
+from hardsample.engines.features import Features
 from hardsample.engines.masking import MaskSpaceError
+from hardsample.engines.prefill import UNMASKED, PrefillCollector, collect_prefill, run_prefills, sample_features
 from hardsample.engines.preparing import Preparation, Seconds, preparing_thread
-from hardsample.engines.protocol import Job, Request, RunInfo, Settings
+from hardsample.engines.protocol import Job, Request, RunInfo, Settings, SettleFeatures
 from hardsample.engines.results import Completion, EngineError, Failure, Prepared, finish_state
 from hardsample.engines.sampling import GumbelNoise, NoiseKey
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, LogitsProcessorList
 
 DEFAULT_NEW_TOKENS = 1024
 _HASHED_WHOLE_BYTES = 64 * 2**20
+
+Result = TypeVar("Result")
+Step = Callable[[list[Request], dict[str, Any]], list[Result]]
+"""Runs the model on a batch: requests, and the processor's output for them."""
 
 
 def resolved_model(model: str) -> str:
@@ -257,29 +266,42 @@ class TransformersEngine:
 
     def generate(self, prepared: Prepared) -> list[Completion | Failure]:
         """Complete a batch; one result for each request, in order."""
+        results = self._each(prepared, self._complete)
+        ran = [result for row, result in enumerate(results) if row not in prepared.failures]
+        self._worked = self._worked or any(isinstance(result, Completion) for result in ran)
+        if not self._worked and ran and isinstance(ran[0], Failure):  # not one bad record: the model does not run
+            raise EngineError(f"the model fails on every record of its first batch: {ran[0].reason}")
+        return results
+
+    def prefill(self, prepared: Prepared) -> list[Features | Failure]:
+        """Run the prompts of a batch once and return their features, in order."""
+        return self._each(prepared, self._prefill)
+
+    def run_features(self, records: Iterable[Mapping[str, Any]], settle: SettleFeatures) -> None:
+        """Make the features of records in batches."""
+        run_prefills(self, records, settle)
+
+    def _each(self, prepared: Prepared, step: Step[Result]) -> list[Result | Failure]:
+        """Run the model on the requests that could be prepared; one result for each request, in order."""
         rows = [row for row in range(len(prepared.requests)) if row not in prepared.failures]
-        results: dict[int, Completion | Failure] = dict(prepared.failures)
+        results: dict[int, Result | Failure] = dict(prepared.failures)
         if prepared.inputs is not None:
-            requests = [prepared.requests[row] for row in rows]
-            ran = self._run(requests, prepared.inputs)
-            self._worked = self._worked or any(isinstance(result, Completion) for result in ran)
-            if not self._worked and isinstance(ran[0], Failure):  # not one bad record, but a model that does not run
-                raise EngineError(f"the model fails on every record of its first batch: {ran[0].reason}")
+            ran = self._run([prepared.requests[row] for row in rows], prepared.inputs, step)
             results |= zip(rows, ran, strict=True)
         return [results[row] for row in range(len(prepared.requests))]
 
-    def _run(self, requests: list[Request], inputs: dict[str, Any]) -> list[Completion | Failure]:
+    def _run(self, requests: list[Request], inputs: dict[str, Any], step: Step[Result]) -> list[Result | Failure]:
         """Run the model; halve the batch when memory runs out, and find the record that the model rejects."""
         try:
             with self.seconds.timed("generate"):
-                return list(self._complete(requests, inputs))
+                return list(step(requests, inputs))
         except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
             reason = self.refusal(error, len(requests))
         if len(requests) == 1:
             return [Failure(reason)]
         middle = len(requests) // 2
         halves = (requests[:middle], requests[middle:])
-        return [result for half in halves for result in self._run(half, self._inputs(half))]
+        return [result for half in halves for result in self._run(half, self._inputs(half), step)]
 
     def refusal(self, error: BaseException, size: int) -> str:
         """Return why a batch of this size failed; if memory ran out, make later batches half as large.
@@ -301,9 +323,41 @@ class TransformersEngine:
         length = inputs["input_ids"].shape[1]
         keys = [NoiseKey(self.config.seed, r.record["id"], r.ratio, r.realization) for r in requests]
         noise = GumbelNoise(keys, self.temperature, length)
-        moved = {name: self.moved(value) for name, value in inputs.items()}
-        output = self.model.generate(**moved, logits_processor=LogitsProcessorList([noise]))
-        return [self._completion(row) for row in output[:, length:].tolist()]
+        # with a static cache decode steps are compiled, and would be again for the hooks of each batch
+        asked = self.config.features and not self.model.generation_config.cache_implementation
+        rows = [row for row, r in enumerate(requests) if asked and r.ratio == UNMASKED and r.realization == 0]
+        with self._collecting(inputs, rows) as collector:
+            output = self._generated(inputs, logits_processor=LogitsProcessorList([noise]))
+        features = dict(zip(rows, self._features(requests, rows, collector), strict=True))
+        return [self._completion(ids, features.get(row)) for row, ids in enumerate(output[:, length:].tolist())]
+
+    @torch.inference_mode()
+    def _prefill(self, requests: list[Request], inputs: dict[str, Any]) -> list[Features]:
+        rows = range(len(requests))
+        with self._collecting(inputs, rows) as collector:
+            self._generated(inputs, max_new_tokens=1)  # positions and masks are then those of a rollout
+        return self._features(requests, rows, collector)
+
+    def _generated(self, inputs: Mapping[str, Any], **settings: Any) -> Int[Tensor, "batch position"]:
+        return self.model.generate(**{name: self.moved(value) for name, value in inputs.items()}, **settings)
+
+    def _collecting(
+        self, inputs: Mapping[str, Any], rows: Sequence[int]
+    ) -> AbstractContextManager[PrefillCollector | None]:
+        """Read what the first forward inside shows of these rows; without rows nothing is attached to the model."""
+        if not rows:
+            return nullcontext()
+        return collect_prefill(self.model, inputs["input_ids"], inputs.get("attention_mask"), rows, self._ends)
+
+    def _features(
+        self, requests: Sequence[Request], rows: Sequence[int], collector: PrefillCollector | None
+    ) -> list[Features]:
+        records = [requests[row].record for row in rows]
+        shown = collector.shown() if collector is not None else []
+        return [
+            sample_features(record, self._inputs.first_image(record), seen)
+            for record, seen in zip(records, shown, strict=True)
+        ]
 
     def moved(self, value: Any) -> Any:
         """Return a value of the processor's output on the model's device, floating point in the model's dtype."""
@@ -312,11 +366,11 @@ class TransformersEngine:
         floating = value.is_floating_point()
         return value.to(self.model.device, self.model.dtype if floating else None, non_blocking=True)
 
-    def _completion(self, ids: list[int]) -> Completion:
+    def _completion(self, ids: list[int], features: Features | None) -> Completion:
         end = next((length for length, token in enumerate(ids) if token in self._ends), len(ids))
         tokens = ids[:end]
         text = self.processor.tokenizer.decode(tokens, skip_special_tokens=True)
-        return Completion(text, tokens, finish_state(text, "stop" if end < len(ids) else "length"))
+        return Completion(text, tokens, finish_state(text, "stop" if end < len(ids) else "length"), features)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

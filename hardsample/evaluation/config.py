@@ -36,7 +36,7 @@ class EvaluationConfig(RolloutConfig):
     def scoring(self) -> ScoringConfig:
         """Return the scoring job that the evaluation is."""
         shared = {known.name: getattr(self, known.name) for known in fields(RolloutConfig)}
-        return ScoringConfig(**shared, ratios=(0.0,), num_masks=self.rollouts, search="exhaustive")
+        return ScoringConfig(**shared, ratios=(0.0,), num_masks=self.rollouts, search="exhaustive", features=False)
 
 
 def evaluation_config(**settings: object) -> EvaluationConfig:

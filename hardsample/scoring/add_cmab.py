@@ -11,11 +11,10 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
 from tqdm import tqdm
 
 from hardsample.data.digests import is_old
-from hardsample.data.loading import Data, load
+from hardsample.data.loading import Data
 from hardsample.engines.protocol import AttentionEngine, can_attend, engine_class
 from hardsample.engines.results import EngineError
 from hardsample.errors import ConfigError
@@ -24,10 +23,10 @@ from hardsample.metrics.ladders import Ladder
 from hardsample.metrics.pism import PismConfig
 from hardsample.scoring.attention_pass import attend_to
 from hardsample.scoring.config import ScoringConfig
-from hardsample.scoring.matching import check_finished, scored_records
+from hardsample.scoring.matching import check_finished
 from hardsample.scoring.output import OutputError, Scores, write_run, write_scores
 from hardsample.scoring.store import Store
-from hardsample.scoring.subsets import source_records
+from hardsample.scoring.subsets import run_records
 
 _OF_ROLLOUTS = ("seed", "temperature", "max_new_tokens", "mask_kind", "mask_space", "max_pixels")
 """Settings of an engine that are the run's."""
@@ -76,7 +75,7 @@ def add_cmab(
     _check_settings(scores, config)
     run, search = scores.run, scores.config()
     engine = reopened_engine(scores, model, config)
-    records = _records(scores, data, config)
+    records = run_records(scores, data, config.image_root)
     with Store(output) as store, engine:
         fingerprint = engine.identity()["model"]
         copy = None if fingerprint == store.settings().get("model") else fingerprint
@@ -155,20 +154,3 @@ def _check_settings(scores: Scores, config: ScoringConfig) -> None:
             )
     if config.limit is not None:
         raise ConfigError(f"limit is {config.limit}, but cmab is added to all samples of a run: leave it out")
-
-
-def _records(scores: Scores, data: Data | None, config: ScoringConfig) -> Dataset:
-    """The records of a run in the order of its table, from `data` if it is given, read as scoring read them."""
-    ids = list(scores.table["id"])
-    if data is None:
-        return source_records(scores, ids, decode=False)
-    settings = scores.run["settings"]
-    loaded = load(
-        data,
-        image_root=config.image_root or scores.run["image_root"],
-        grader=settings["grader"],
-        max_pixels=settings["max_pixels"],
-        options_template=scores.options_template,
-    )
-    source = data if isinstance(data, str | Path) else "the dataset"
-    return scored_records(scores, loaded.dataset, ids, source)

@@ -9,7 +9,7 @@ from hardsample.data.records.defaults import DEFAULT_MAX_PIXELS, DEFAULT_TEMPLAT
 from hardsample.engines.protocol import ENGINES
 from hardsample.errors import ConfigError
 from hardsample.metrics.options import CmabConfig, PismConfig
-from hardsample.settings import check_settings, setting
+from hardsample.settings import check_settings, field_of, setting
 
 METRICS = ("pism", "cmab")
 DTYPES = ("float32", "bfloat16", "float16", "auto")
@@ -120,6 +120,11 @@ class ScoringConfig(PismConfig, RolloutConfig):
         group="Metrics",
     )
     cmab: CmabConfig = field(default=CmabConfig(), metadata={"help": "settings of the metric cmab"})
+    features: bool = setting(
+        True,
+        "keep 512 bytes a sample of what the prefill of its prompt shows, to predict difficulty from",
+        group="Features",
+    )
 
     def __post_init__(self) -> None:
         """Check every field; `metric` may be given as text, such as `pism,cmab`."""
@@ -142,3 +147,58 @@ class ScoringConfig(PismConfig, RolloutConfig):
                 f"metric is {','.join(metric)!r}, must be pism, or pism,cmab, or cmab alone to add it to a finished run"
             )
         object.__setattr__(self, "metric", tuple(name for name in METRICS if name in metric))
+
+
+def _as_in_scoring(name: str) -> Any:
+    """Declare a setting as `RolloutConfig` does."""
+    source = field_of(RolloutConfig, name)
+    return field(default=source.default, metadata=source.metadata)
+
+
+@dataclass(frozen=True)
+class FeaturesConfig:
+    """Settings of `hardsample.scoring.features.add_features`.
+
+    Raises:
+        ConfigError: names the field, its value, the bound and the fix.
+    """
+
+    encoder: str | None = setting(
+        None,
+        "folder or hub id of a model on this machine whose features are taken (default: the model that is scored)",
+        group="Model",
+    )
+    batch_size: int = setting(64, "prompts in one forward; halved when memory runs out", min=1)
+    device: str | None = _as_in_scoring("device")
+    dtype: str | None = _as_in_scoring("dtype")
+    attn_implementation: str | None = _as_in_scoring("attn_implementation")
+    trust_remote_code: bool = _as_in_scoring("trust_remote_code")
+    limit: int | None = _as_in_scoring("limit")
+    image_root: str | None = _as_in_scoring("image_root")
+    grader: str | None = _as_in_scoring("grader")
+    options_template: str = _as_in_scoring("options_template")
+    max_pixels: int = _as_in_scoring("max_pixels")
+    engine: str | None = setting(
+        None,
+        f"where the model is: {' or '.join(ENGINES)} (default: as scored, else transformers)",
+        choices=ENGINES,
+        group="Engine and server",
+    )
+    base_url: str | None = _as_in_scoring("base_url")
+    concurrency: int = _as_in_scoring("concurrency")
+    request_timeout: float = _as_in_scoring("request_timeout")
+    retries: int = _as_in_scoring("retries")
+    server_timeout: float = _as_in_scoring("server_timeout")
+
+    def __post_init__(self) -> None:
+        """Check every field; what goes with which engine is checked when the engine is known."""
+        check_settings(self)
+        if self.encoder is not None and (self.base_url or ENGINES[self.engine or "transformers"].server):
+            raise ConfigError(
+                f"encoder is {self.encoder!r}, a model on this machine: leave out --engine and --base-url, or --encoder"
+            )
+
+    def engine_config(self, **changes: Any) -> ScoringConfig:
+        """Return what the engine reads, with some settings replaced."""
+        own = {name: value for name, value in vars(self).items() if name != "encoder"}
+        return ScoringConfig(**own | {"engine": self.engine or "transformers"} | changes)

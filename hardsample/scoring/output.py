@@ -17,6 +17,7 @@ from datasets import Dataset
 from datasets.table import InMemoryTable
 
 from hardsample import __version__
+from hardsample.data.containers import DEMO_NAMES, absolute_name
 from hardsample.data.records.defaults import DEFAULT_TEMPLATE
 from hardsample.errors import HardsampleError
 from hardsample.files import REJECTED_FILE, RUN_FILE, SCORES_FILE, STRATA_FILE
@@ -27,7 +28,7 @@ from hardsample.metrics.signatures import all_alike, cut_off, flat_curve, no_ans
 from hardsample.scoring.config import ScoringConfig
 
 if TYPE_CHECKING:
-    from hardsample.data.loading import Rejection
+    from hardsample.data.loading import Data, Rejection
     from hardsample.metrics.ladders import Ladder
 
 IN_MEMORY = "datasets.Dataset"
@@ -310,6 +311,13 @@ def write_run(directory: Path, content: Mapping[str, object]) -> None:
     path = directory / RUN_FILE
     path.with_suffix(".new").write_text(json.dumps(complete, indent=1, ensure_ascii=False) + "\n")
     path.with_suffix(".new").replace(path)
+
+
+def data_name(data: Data) -> str:
+    """Return what run.json calls the data, so that it is found again from another working directory."""
+    if not isinstance(data, str | Path):
+        return IN_MEMORY
+    return str(data) if str(data) in DEMO_NAMES else absolute_name(str(data))
 
 
 def write_rejected(directory: Path, rejected: Sequence[Rejection]) -> None:

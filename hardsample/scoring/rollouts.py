@@ -14,6 +14,7 @@ from datasets import Dataset
 
 from hardsample.data.images import image_header
 from hardsample.data.loading import Rejection
+from hardsample.engines.features import encoder_name
 from hardsample.engines.protocol import Request
 from hardsample.engines.results import Completion, Failure
 from hardsample.errors import HardsampleError
@@ -60,6 +61,7 @@ class RolloutJob:
         self.grader, self.store, self.config, self.bar, self.rejected = grader, store, config, bar, rejected
         self.finished: list[Ladder] = []
         self.rollouts, self.grade_seconds = 0, 0.0
+        self._encoder = encoder_name(store.settings())
         self._under_way: dict[tuple[str, float, int], Ask] = {}
         self._queue = Queue(
             (
@@ -110,7 +112,7 @@ class RolloutJob:
         pairs = [(completion.text, gradable(ask.ladder.record, boxes)) for ask, completion in made]
         grades = [int(grade) for grade in self.grader.grade_many(pairs)]
         self.grade_seconds += time.perf_counter() - began
-        self.store.commit(
+        rollouts = [
             Rollout(
                 ask.ladder.record["id"],
                 ask.ratio,
@@ -121,7 +123,11 @@ class RolloutJob:
                 completion.finish,
             )
             for (ask, completion), grade in zip(made, grades, strict=True)
-        )
+        ]
+        features = {
+            ask.ladder.record["id"]: completion.features for ask, completion in made if completion.features is not None
+        }
+        self.store.commit(rollouts, features, self._encoder)
         self.rollouts += len(made)
         return grades
 

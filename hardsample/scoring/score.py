@@ -18,7 +18,6 @@ from datasets import Dataset
 from tqdm import tqdm
 
 from hardsample.data.checks import check_images
-from hardsample.data.containers import DEMO_NAMES, absolute_name
 from hardsample.data.digests import is_old, old_digest, sample_digest
 from hardsample.data.loading import Data, Loaded, NoRecordsError, Rejection, load
 from hardsample.engines.protocol import Engine, can_attend, engine_class
@@ -29,7 +28,8 @@ from hardsample.metrics.pism import max_rollouts
 from hardsample.scoring.add_cmab import add_cmab, cmab_command
 from hardsample.scoring.attention_pass import AttentionPass, attend_to
 from hardsample.scoring.config import ScoringConfig
-from hardsample.scoring.output import IN_MEMORY, Scores, write_rejected, write_run, write_scores
+from hardsample.scoring.features import write_features
+from hardsample.scoring.output import Scores, data_name, write_rejected, write_run, write_scores
 from hardsample.scoring.progress import Display, RunProgress
 from hardsample.scoring.rollouts import RejectedError, RolloutJob, forecast_of, sentence
 from hardsample.scoring.store import Store, StoreError
@@ -234,6 +234,8 @@ def write_results(
         outcome |= {"sampling": info.sampling}
         if config.temperature:  # whether another's sampler samples shows in what comes back
             outcome |= {"variety": store.variety()}
+    if config.features:
+        outcome |= write_features(store, str(about["model"]), engine, [ladder.record["id"] for ladder in job.finished])
     if attention.about is not None:
         outcome |= {"cmab": attention.about}
     write_run(store.directory, {**about, **outcome})
@@ -272,13 +274,6 @@ def describe(data: Data, model: str, loaded: Loaded, config: ScoringConfig, engi
         "backends": info.backends,
         "settings": settings,
     }
-
-
-def data_name(data: Data) -> str:
-    """What run.json calls the data, so that it is found again from another working directory."""
-    if not isinstance(data, str | Path):
-        return IN_MEMORY
-    return str(data) if str(data) in DEMO_NAMES else absolute_name(str(data))
 
 
 def _given(value: Any, name: str, such_as: str) -> Any:

@@ -18,6 +18,7 @@ from urllib.parse import quote
 from filelock import FileLock, Timeout
 
 from hardsample.data.digests import differences, is_old
+from hardsample.engines.features import VERSION, Features
 from hardsample.errors import HardsampleError
 from hardsample.files import ROLLOUTS_FILE
 from hardsample.metrics.finishes import UNKNOWN, unanswered
@@ -45,6 +46,9 @@ CREATE TABLE IF NOT EXISTS attention (
     left_out INTEGER NOT NULL,
     reason TEXT,
     PRIMARY KEY (definition, sample, ratio, realization)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS features (
+    id TEXT NOT NULL, encoder TEXT NOT NULL, version INTEGER NOT NULL, data BLOB NOT NULL, PRIMARY KEY (encoder, id)
 ) WITHOUT ROWID;
 """
 _COLUMNS = "sample, ratio, realization, completion, grade, tokens, finish"
@@ -105,12 +109,13 @@ class Store:
 
     Args:
         directory: the output folder; created if missing.
+        name: of the file.
 
     Raises:
         StoreError: if another process is writing to the folder, or the file is not a store of hardsample.
     """
 
-    def __init__(self, directory: str | Path) -> None:
+    def __init__(self, directory: str | Path, name: str = ROLLOUTS_FILE) -> None:
         self.directory = Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.directory / ".lock")
@@ -120,7 +125,7 @@ class Store:
             raise StoreError(
                 f"another process is scoring into {self.directory}: wait for it, or choose another --output"
             ) from error
-        path = self.directory / ROLLOUTS_FILE
+        path = self.directory / name
         self._database = sqlite3.connect(path, isolation_level=None)
         try:
             self._database.execute("PRAGMA journal_mode = WAL")
@@ -211,13 +216,41 @@ class Store:
                 "UPDATE samples SET digest = ? WHERE sample = ?", [(new, sample) for sample, new in digests.items()]
             )
 
-    def commit(self, rollouts: Iterable[Rollout]) -> None:
-        """Write a batch's rollouts in one transaction; they are on the disk when this returns."""
+    def commit(
+        self, rollouts: Iterable[Rollout], features: Mapping[str, Features] | None = None, encoder: str = ""
+    ) -> None:
+        """Write a batch's rollouts in one transaction; they are on the disk when this returns.
+
+        Args:
+            rollouts: of the batch.
+            features: of samples that it shows features of, by id.
+            encoder: see `commit_features`.
+        """
         rows = [
             (r.sample, r.ratio, r.realization, r.completion, r.grade, json.dumps(r.tokens), r.finish) for r in rollouts
         ]
         with self._transaction():
             self._database.executemany(f"INSERT INTO rollouts ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+            self._insert_features(features or {}, encoder)
+
+    def commit_features(self, features: Mapping[str, Features], encoder: str) -> None:
+        """Write features in one transaction.
+
+        Args:
+            features: by id.
+            encoder: of `encoder_name`: the model that they are of.
+        """
+        with self._transaction():
+            self._insert_features(features, encoder)
+
+    def _insert_features(self, features: Mapping[str, Features], encoder: str) -> None:
+        rows = [(sample, encoder, VERSION, row.astype("<f2").tobytes()) for sample, row in features.items()]
+        self._database.executemany("INSERT OR REPLACE INTO features VALUES (?, ?, ?, ?)", rows)
+
+    def features(self, encoder: str) -> Iterator[tuple[str, bytes]]:
+        """Yield id and features of the samples that have some of a model, float16 of this version."""
+        query = "SELECT id, data FROM features WHERE encoder = ? AND version = ?"
+        yield from self._database.execute(query, (encoder, VERSION))
 
     def grades(self, sample: str) -> list[tuple[float, int, int]]:
         """Return (ratio, realization, grade) of every rollout of a sample, in order."""

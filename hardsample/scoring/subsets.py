@@ -6,7 +6,7 @@ from pathlib import Path
 
 from datasets import Dataset, Image, List
 
-from hardsample.data.loading import load
+from hardsample.data.loading import Data, load
 from hardsample.metrics.strata import Verdict, control_rows, parse_subset, subset_rows
 from hardsample.scoring.matching import scored_records
 from hardsample.scoring.output import IN_MEMORY, OutputError, Scores
@@ -75,3 +75,29 @@ def source_records(scores: Scores, ids: list[str], decode: bool = True) -> Datas
     clashing = [name for name in ("pism_stratum", "failure_threshold") if name in records.column_names]
     records = records.rename_columns({name: f"source_{name}" for name in clashing})
     return records.cast_column("images", List(Image())) if decode else records
+
+
+def run_records(scores: Scores, data: Data | None = None, image_root: str | None = None) -> Dataset:
+    """Return the records of a run in the order of its table, read as scoring read them; images are not decoded.
+
+    Args:
+        scores: the run.
+        data: where the records are now; default where run.json says, to be given for a `Dataset` from memory.
+        image_root: folder of relative image paths; default the run's.
+
+    Raises:
+        OutputError: the data is not there, or a sample is missing.
+        ChangedError: a record is not what was scored under its id.
+    """
+    ids = list(scores.table["id"])
+    if data is None:
+        return source_records(scores, ids, decode=False)
+    settings = scores.run["settings"]
+    loaded = load(
+        data,
+        image_root=image_root or scores.run["image_root"],
+        grader=settings["grader"],
+        max_pixels=settings["max_pixels"],
+        options_template=scores.options_template,
+    )
+    return scored_records(scores, loaded.dataset, ids, data if isinstance(data, str | Path) else "the dataset")

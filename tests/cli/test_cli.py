@@ -16,7 +16,7 @@ from datasets import load_from_disk
 
 from hardsample import __version__
 
-COMMANDS = "score stratify export explain report compare evaluate train experiment demo".split()
+COMMANDS = "score stratify export explain features report compare evaluate train experiment demo".split()
 SMALL = ["--limit", "12", "--num-masks", "3", "--tau", "0.3", "--ratios", "0,0.3,0.6"]
 
 

@@ -23,6 +23,12 @@ Result = TypeVar("Result")
 PROBE_SECONDS = 5.0
 _OVERLOADED = (408, 409, 429)
 _NOT_IMPLEMENTED = 501
+_LOST = {
+    "seed": "its rollouts cannot be repeated",
+    "logprobs": "the first token's distribution is not known",
+    "top_logprobs": "the first token's distribution is not known",
+}
+"""Optional setting → what is lost without it, where it does not simply stay as the server has it."""
 
 
 class ServerSetupError(EngineError):
@@ -181,8 +187,7 @@ class ChatClient:
             return True
         named = {name for name in given if re.search(rf"\b{name}\b", message)}
         for name in sorted(named - self.rejected_settings):
-            lost = "its rollouts cannot be repeated" if name == "seed" else "it stays as the server has it"
-            self._notice(f"the server does not take {name}: {lost}")
+            self._notice(f"the server does not take {name}: {_LOST.get(name, 'it stays as the server has it')}")
         self.rejected_settings |= named
         return bool(named)
 

@@ -81,7 +81,8 @@ def read_reply(reply: Any, max_new_tokens: int | None) -> Completion | Problem:
     if ended in BROKEN_OFF:
         return Problem(500, f"the completion was broken off: {ended}", body=True)
     thought = thought or any(_has_text(message.get(name)) for name in REASONING)
-    return Completion(text, [], finish_state(text, _ended(reply, message, ended, text, max_new_tokens), thought))
+    finish = finish_state(text, _ended(reply, message, ended, text, max_new_tokens), thought)
+    return Completion(text, [], finish, first_logprobs=_first_logprobs(choice))
 
 
 def error_message(body: Any) -> str:
@@ -89,6 +90,16 @@ def error_message(body: Any) -> str:
     if isinstance(body, Mapping):
         body = body.get("message") or body.get("detail") or body
     return body if isinstance(body, str) else json.dumps(body, default=str) if body else ""
+
+
+def _first_logprobs(choice: Mapping[str, Any]) -> tuple[float, ...]:
+    """Return the log-probabilities of the likeliest first tokens, descending; none if the server sent none."""
+    try:
+        top = choice["logprobs"]["content"][0]["top_logprobs"]
+        values = sorted((float(token["logprob"]) for token in top), reverse=True)
+    except (KeyError, IndexError, TypeError, ValueError):
+        return ()
+    return tuple(value for value in values if value <= 0)
 
 
 def _problem(reply: Mapping[str, Any]) -> Problem | None:

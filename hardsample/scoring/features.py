@@ -1,0 +1,291 @@
+"""Features of samples in a folder: read, write, and the job that adds those that are missing.
+
+>>> from hardsample.scoring.features import add_features, read_features
+>>> add_features("runs/mine")                                            # a scored folder
+>>> add_features("runs/new", "data.jsonl", "Qwen/Qwen2.5-VL-3B-Instruct")  # data that nobody scored
+>>> ids, matrix = read_features("runs/new")
+
+What they are says `hardsample.engines.features`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset
+from jaxtyping import Float16
+from tqdm import tqdm
+
+from hardsample.data.checks import check_images
+from hardsample.data.digests import sample_digest
+from hardsample.data.loading import Data, NoRecordsError, Rejection, load
+from hardsample.engines.features import BYTES, VERSION, WIDTH, Features, encoder_name
+from hardsample.engines.protocol import Engine, can_show_features, engine_class
+from hardsample.engines.results import EngineError, Failure
+from hardsample.errors import ConfigError, NothingToScoreError
+from hardsample.files import FEATURES_FILE, FEATURES_RUN_FILE, FEATURES_STORE, ROLLOUTS_FILE, SCORES_FILE
+from hardsample.scoring.config import FeaturesConfig, ScoringConfig
+from hardsample.scoring.output import OutputError, Scores, data_name, write_rejected, write_run
+from hardsample.scoring.progress import CountProgress, Display
+from hardsample.scoring.store import Store
+from hardsample.scoring.subsets import run_records
+from hardsample.settings import make_config
+
+FEATURES_SCHEMA = pa.schema([("id", pa.string()), ("version", pa.int32()), ("features", pa.list_(pa.float16(), WIDTH))])
+"""features.parquet: one row per sample with features, in the order of the data."""
+_OF_RUN = ("seed", "mask_kind", "mask_space", "max_pixels", "options_template", "grader")
+"""Settings of a scored folder that its prompts and images depend on."""
+
+
+@dataclass(frozen=True)
+class FeaturesRun:
+    """What `add_features` did.
+
+    Attributes:
+        path: features.parquet.
+        samples: with features now.
+        before: of them, those that had some before.
+        failed: samples without features → why.
+        about: what run.json, or features.json, says.
+    """
+
+    path: Path
+    samples: int
+    before: int
+    failed: dict[str, str]
+    about: dict[str, Any]
+
+
+def read_features(folder: str | Path) -> tuple[list[str], Float16[np.ndarray, "sample 256"]]:
+    """Return the features of a folder's samples: ids, and a row for each.
+
+    Raises:
+        OutputError: the folder has none, or those of another version of hardsample.
+    """
+    path = Path(folder) / FEATURES_FILE
+    try:
+        table = pq.read_table(path)
+        ids, versions = table["id"].to_pylist(), set(table["version"].to_pylist())
+        matrix = table["features"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, WIDTH)
+    except FileNotFoundError as error:
+        raise OutputError(f"{folder} has no {FEATURES_FILE}: run `hardsample features {folder}` first") from error
+    except (pa.ArrowInvalid, KeyError, ValueError) as error:
+        raise OutputError(f"{path} cannot be read ({error}): run `hardsample features {folder}` again") from error
+    if versions - {VERSION}:
+        raise OutputError(
+            f"{path} has features of version {max(versions - {VERSION})}, must be {VERSION}: run "
+            f"`hardsample features {folder}` again"
+        )
+    return ids, matrix
+
+
+def write_features(store: Store, model: str, engine: Engine, ids: Sequence[str]) -> dict[str, Any]:
+    """Write features.parquet from a store.
+
+    Args:
+        store: of the folder.
+        model: name of the model that the features are of.
+        engine: with that model.
+        ids: of the samples, in the order of the data.
+
+    Returns:
+        The key `features` of run.json; nothing if no sample has features.
+    """
+    identity = engine.identity()
+    rows = dict(store.features(encoder_name(identity)))
+    known = [sample for sample in ids if sample in rows]
+    if not known:
+        return {}
+    about = {
+        "model": model,
+        "fingerprint": identity["model"],
+        "dtype": identity.get("dtype"),
+        "version": VERSION,
+        "bytes": BYTES,
+        "samples": len(known),
+    }
+    values = pa.array(np.frombuffer(b"".join(rows[sample] for sample in known), dtype="<f2"))
+    columns = [
+        pa.array(known, pa.string()),
+        pa.array([VERSION] * len(known), pa.int32()),
+        pa.FixedSizeListArray.from_arrays(values, WIDTH),
+    ]
+    schema = FEATURES_SCHEMA.with_metadata({"hardsample": json.dumps(about)})
+    path = store.directory / FEATURES_FILE
+    pq.write_table(pa.table(columns, schema=schema), path.with_suffix(".new"))
+    path.with_suffix(".new").replace(path)
+    return {"features": about}
+
+
+def add_features(
+    folder: str | Path,
+    data: Data | None = None,
+    model: str | None = None,
+    config: FeaturesConfig | None = None,
+    *,
+    progress: bool = True,
+    **settings: Any,
+) -> FeaturesRun:
+    """Make the features that a folder's samples lack, one prefill each; resumes where it was stopped.
+
+    Args:
+        folder: of a finished scoring; or a new one, which then holds features only.
+        data: the records; default where the scoring read them.
+        model: folder or hub id, or its name on a server; default the one that was scored.
+        config: settings; or give them one by one as `settings`.
+        progress: show a bar with rate and time left.
+        settings: fields of `FeaturesConfig`.
+
+    Returns:
+        What was done; the features are in features.parquet.
+
+    Raises:
+        ConfigError: a setting is missing or out of range.
+        OutputError: the scoring did not finish, or its data is gone.
+        DataError: the data does not fit.
+        StoreError: the folder holds other samples.
+        EngineError: the model cannot be loaded or does not run.
+        NothingToScoreError: no record is left.
+    """
+    folder, config = Path(folder), make_config(FeaturesConfig, config, settings)
+    if (folder / SCORES_FILE).exists():
+        return _add_to_scores(folder, data, model, config, progress)
+    if (folder / ROLLOUTS_FILE).exists():
+        raise OutputError(f"{folder} holds a scoring that did not finish: give its `hardsample score` command again")
+    return _make_new(folder, data, model, config, progress)
+
+
+def _add_to_scores(
+    folder: Path, data: Data | None, model: str | None, config: FeaturesConfig, progress: bool
+) -> FeaturesRun:
+    if config.limit is not None:
+        raise ConfigError(f"limit is {config.limit}, but features are added to all samples of a run: leave it out")
+    scores = Scores(folder)
+    run = scores.run
+    name = str(config.encoder or model or run["model"])
+    engine = _engine(name, _config_of_run(run, model, config))
+    records = run_records(scores, data, config.image_root)
+    with Store(folder) as store:
+        done = _add(records, name, engine, store, progress)
+        write_run(folder, run | {"features": done.about})
+    return done
+
+
+def _config_of_run(run: Mapping[str, Any], model: str | None, config: FeaturesConfig) -> ScoringConfig:
+    """Return the settings that an engine shows the prompts of a scored folder with, as scoring did."""
+    of_run = run["settings"]
+    changes = {name: of_run[name] for name in _OF_RUN if name in of_run}
+    if config.encoder is not None:
+        return config.engine_config(**changes | {"mask_space": "source"})
+    if config.engine is None and model is None:
+        changes |= {"engine": of_run.get("engine", "transformers"), "base_url": config.base_url or of_run["base_url"]}
+    if config.dtype is None and run["dtype"] is not None:
+        changes |= {"dtype": run["dtype"]}
+    return config.engine_config(**changes)
+
+
+def _make_new(
+    folder: Path, data: Data | None, model: str | None, config: FeaturesConfig, progress: bool
+) -> FeaturesRun:
+    name = config.encoder or model
+    for value, option in ((data, "data"), (name, "model")):
+        if value is None:
+            raise ConfigError(f"{folder} holds no scores: give --{option}, or the --output of a finished scoring")
+    assert data is not None and name is not None
+    began, folder_made = time.time(), folder.exists()
+    engine = _engine(name, config.engine_config())
+    folder.mkdir(parents=True, exist_ok=folder_made)
+    records, rejected = _new_records(data, engine, folder, config)
+    with Store(folder, FEATURES_STORE) as store:
+        store.agree({"options_template": config.options_template, "max_pixels": config.max_pixels})
+        store.agree_on_samples((record["id"], sample_digest(record)) for record in records)
+        done = _add(records, name, engine, store, progress)
+    numbers = dict(zip(records["id"], records["record_number"], strict=True))
+    rejected += [Rejection(numbers[sample], sample, reason) for sample, reason in done.failed.items()]
+    write_rejected(folder, sorted(rejected, key=lambda rejection: rejection.number))
+    about: dict[str, Any] = {"data": data_name(data), "settings": vars(config), "features": done.about}
+    about |= {"seconds": round(time.time() - began, 2)}
+    path = folder / FEATURES_RUN_FILE
+    path.with_suffix(".new").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+    path.with_suffix(".new").replace(path)
+    return done
+
+
+def _new_records(data: Data, engine: Engine, folder: Path, config: FeaturesConfig) -> tuple[Dataset, list[Rejection]]:
+    """Return the records that can be read and that the engine takes, and the others.
+
+    Raises:
+        NothingToScoreError: none is left.
+    """
+    try:
+        loaded = load(
+            data,
+            image_root=config.image_root,
+            grader=config.grader,
+            limit=config.limit,
+            max_pixels=config.max_pixels,
+            options_template=config.options_template,
+        )
+    except NoRecordsError as error:
+        write_rejected(folder, error.rejected)
+        raise NothingToScoreError(f"{error}. See {folder / 'rejected.jsonl'}") from error
+    records, refused = check_images(loaded.dataset, engine.processor, max_pixels=config.max_pixels)
+    rejected = [*loaded.rejected, *refused]
+    if not len(records):
+        write_rejected(folder, rejected)
+        raise NothingToScoreError(f"all {len(rejected)} records were rejected: see {folder / 'rejected.jsonl'}")
+    return records, rejected
+
+
+def _engine(name: str, config: ScoringConfig) -> Engine:
+    """Make the engine of a model; its weights are not loaded yet."""
+    engine = engine_class(config.engine).from_config(name, config, tqdm.write)
+    if not can_show_features(engine):
+        raise ConfigError(f"engine is {config.engine!r}, which shows no features: give --encoder MODEL, to load here")
+    return engine
+
+
+def _add(records: Dataset, name: str, engine: Engine, store: Store, progress: bool) -> FeaturesRun:
+    """Make what the store lacks, batch by batch, and write features.parquet.
+
+    Raises:
+        EngineError: the model fails on all of its first records.
+    """
+    assert can_show_features(engine)
+    failed: dict[str, str] = {}
+    ids = list(records["id"])
+    with engine:
+        encoder = encoder_name(engine.identity())
+        known = {sample for sample, _ in store.features(encoder)}
+        pending = [row for row, sample in enumerate(ids) if sample not in known]
+        bar = CountProgress(len(pending), "prompts", Display("features", progress and bool(pending)))
+        made = len(known)
+
+        def settle(results: Sequence[tuple[Mapping[str, Any], Features | Failure]]) -> None:
+            nonlocal made
+            rows = {record["id"]: row for record, row in results if not isinstance(row, Failure)}
+            failed.update({record["id"]: row.reason for record, row in results if isinstance(row, Failure)})
+            store.commit_features(rows, encoder)
+            made += len(rows)
+            if not made:
+                raise EngineError(f"the model fails on its first {len(failed)} records: {next(iter(failed.values()))}")
+            bar.update(len(results))
+
+        with bar:
+            engine.run_features(_rows(records, pending), settle)
+        about = write_features(store, name, engine, ids)["features"]
+    about |= {"failed": failed} if failed else {}
+    samples = int(about["samples"])
+    return FeaturesRun(store.directory / FEATURES_FILE, samples, samples - (len(pending) - len(failed)), failed, about)
+
+
+def _rows(records: Dataset, rows: Sequence[int]) -> Iterator[Mapping[str, Any]]:
+    return (records[row] for row in rows)
