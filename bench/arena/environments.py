@@ -4,6 +4,7 @@ training (`bench/base_rates.py`), which only the oracle sees."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ ENVIRONMENTS = {
 }
 
 
+@lru_cache(maxsize=2)
 def questions(name: str) -> Dataset:
     """Return the pool of an environment, as the trainer takes it."""
     data = load(ENVIRONMENTS[name].pool).dataset

@@ -3,7 +3,7 @@
     python bench/arena/run.py --environments wide --methods uniform oracle predictor --seeds 5 6 7 8 9
 
 Each cell (environment, method, seed) is one GRPO training of the demo model: 8 prompts × 8 completions a step at T = 1,
-learning rate 5e-5, the vision tower frozen. A cell that is done is not made again; start the command twice to use two
+learning rate 7e-5, the vision tower frozen. A cell that is done is not made again; start the command twice to use two
 cores. `python bench/arena/report.py` makes tables and plots of what is done.
 """
 
@@ -32,7 +32,7 @@ from hardsample.grading.grader import correctness_reward
 from hardsample.trainer import DifficultyAwareGRPOConfig, DifficultyAwareGRPOTrainer
 
 RESULTS = Path(__file__).parents[1] / "results" / "arena"
-STEPS, PROMPTS, GENERATIONS, LEARNING_RATE, MEASURED_EVERY = 100, 8, 8, 5e-5, 20
+STEPS, PROMPTS, GENERATIONS, LEARNING_RATE, MEASURED_EVERY = 60, 8, 8, 7e-5, 15
 
 
 def share_images(model: Any) -> None:
