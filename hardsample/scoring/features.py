@@ -5,7 +5,7 @@
 >>> add_features("runs/new", "data.jsonl", "Qwen/Qwen2.5-VL-3B-Instruct")  # data that nobody scored
 >>> ids, matrix = read_features("runs/new")
 
-What they are says `hardsample.engines.features`.
+`hardsample.engines.features` says what they are.
 """
 
 from __future__ import annotations
