@@ -58,7 +58,7 @@ def roll_out(
     return processor.tokenizer.batch_decode(torch.cat(tokens, 1), skip_special_tokens=True)
 
 
-def measure(data: Dataset, model: str, path: Path, rollouts: int = ROLLOUTS) -> dict[str, np.ndarray]:
+def measure(data: Dataset | None, model: str, path: Path, rollouts: int = ROLLOUTS) -> dict[str, np.ndarray]:
     """Return the counts and states of all questions; parts that are there already are read."""
     if path.exists():
         return dict(np.load(path))

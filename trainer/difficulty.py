@@ -27,8 +27,9 @@ from hardsample.trainer.selection.states import StateDict, StateError
 from hardsample.trainer.selection.strata import NAMES, UNSCORED, Strata
 from hardsample.trainer.selection.stream import PromptStream
 
-STREAM_MONITOR, STREAM_PROBES, STREAM_ESTIMATE = 2, 3, 4
-"""Streams of `sampler.generator`: for the monitoring set, for the choice of probes, for the samples of estimates."""
+STREAM_MONITOR, STREAM_PROBES, STREAM_ESTIMATE, STREAM_FEATURES = 2, 3, 4, 5
+"""Streams of `sampler.generator`: for the monitoring set, the choice of probes, the samples of estimates, and those
+whose features are read anew."""
 WEIGHED_EVERY_DRAW = 100_000
 """Most samples that are weighed anew at every draw where features give the prior."""
 STATE_VERSION = 3
@@ -78,7 +79,7 @@ class Difficulty:
         self, evidence: Evidence, stream: PromptStream, policy: PolicyConfig, options: DifficultyOptions, shape: Shape
     ) -> None:
         self.evidence, self.stream, self.policy, self.options, self.shape = evidence, stream, policy, options, shape
-        self._fitted = 0
+        self._fitted = self._features_step = 0
         evidence.refit_prior(0)
         self.strata = Strata(evidence)
         self.last: Batch | None = None
@@ -243,10 +244,11 @@ class Difficulty:
     def summary(self) -> str:
         """Return in three lines what the rollouts went to."""
         counters, groups = self.counters, max(self.counters["groups"], 1)
+        prefills = f", {counters['prefills']:,} prefills" if counters["prefills"] else ""
         strata = ", ".join(f"{count:,} {name}" for name, count in self.counts().items())
         return (
             f"Policy {self.policy.policy}: {self.rollouts:,} rollouts ({counters['rollouts']:,} for training, "
-            f"{counters['probes']:,} probes, {counters['monitor_rollouts']:,} on the monitoring set).\n"
+            f"{counters['probes']:,} probes, {counters['monitor_rollouts']:,} on the monitoring set){prefills}.\n"
             f"  effective       {counters['effective_rollouts']:,} rollouts; {counters['zero_std_groups']:,} of "
             f"{counters['groups']:,} groups ({counters['zero_std_groups'] / groups:.0%}) had zero variance\n"
             f"  strata now      {strata}; {int(self.strata.moves.sum()):,} moves during training"
@@ -305,6 +307,7 @@ class Difficulty:
             "monitored": self._monitored,
             "weights_note": self._weights_note,
             "fitted": self._fitted,
+            "features_step": self._features_step,
             "touched": self._touched.astype(np.int64),
             "moves": self._moves,
         }
@@ -336,13 +339,32 @@ class Difficulty:
             part.load_state_dict(state[name])
         self.counters = {name: int(state["counters"].get(name, 0)) for name in _COUNTERS}
         self._refreshed, self._monitored = state["refreshed"], state["monitored"]
-        self._weights_note, self._fitted = state["weights_note"], state["fitted"]
+        self._weights_note = state["weights_note"]
+        self._fitted, self._features_step = state["fitted"], state["features_step"]
         self.evidence.refit_prior(self._fitted)
         self._touched, self._moves = np.array(state["touched"]), np.array(state["moves"])
 
     def _parts(self) -> dict[str, Evidence | Strata | PromptStream | FeaturePrior]:
         parts = {"evidence": self.evidence, "strata": self.strata, "stream": self.stream}
         return parts if self.evidence.prior is None else parts | {"prior": self.evidence.prior}
+
+    def agree(self, rows: Rows) -> Batch:
+        """Take the rows that rank 0 drew as the last batch; all ranks then learn from the same groups."""
+        assert self.last is not None, "next_prompts comes first"
+        self.last = replace(self.last, rows=np.asarray(rows, dtype=np.int64))
+        self._drawn = self.strata.codes[self.last.rows]
+        return self.last
+
+    def features_due(self, step: int) -> bool:
+        """Return whether features are to be read from the model as it is now."""
+        every = self.options.refresh_features_every
+        return self.evidence.prior is not None and every > 0 and step - self._features_step >= every
+
+    def choose_features(self, step: int) -> Rows:
+        """Choose the samples whose features are read anew: at most `POOL`, at random."""
+        self._features_step = step
+        rng, size = generator(self.shape.seed, step, STREAM_FEATURES), len(self.evidence)
+        return np.sort(draw_uniform(min(POOL, size), size, np.empty(0, dtype=np.int64), rng))
 
     def replace_features(self, rows: Rows, features: Float[np.ndarray, "rows columns"], step: int) -> None:
         """Replace the features of some samples by those of the model as it is now, and learn from them anew."""

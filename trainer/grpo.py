@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from accelerate.logging import get_logger
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from torch import Tensor
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
@@ -29,6 +30,7 @@ from hardsample.trainer.checkpoints import FOLDER
 from hardsample.trainer.config import DifficultyOptions
 from hardsample.trainer.data.batches import RowBatches
 from hardsample.trainer.data.decoding import check_headers, names_samples
+from hardsample.trainer.data.prefills import prefill_rows
 from hardsample.trainer.data.rows import with_images
 from hardsample.trainer.data.scored import as_scored
 from hardsample.trainer.difficulty import Difficulty
@@ -183,7 +185,12 @@ class DifficultyAwareGRPOTrainer(RowBatches):
                     callback.on_restratify(
                         self.args, self.state, self.control, restratified=restratified, difficulty=difficulty
                     )
+        if difficulty.features_due(step):
+            rows = difficulty.choose_features(step)
+            difficulty.replace_features(rows, prefill_rows(self, rows), step)
         batch = difficulty.next_prompts(step, total)
+        if difficulty.evidence.prior is not None:  # sums of floats may differ between machines, rows may not
+            batch = difficulty.agree(broadcast_object_list([batch.rows])[0])
         if difficulty.new_note is not None:
             logger.warning("Step %d: %s.", step, difficulty.new_note)
         expected = self._setup.shape.prompts

@@ -46,10 +46,18 @@ def questions(name: str) -> Dataset:
     return data.select_columns(kept).cast_column("images", List(Image()))
 
 
-def base_rates(name: str) -> np.ndarray:
-    """Return the grades of 8 rollouts of each question of the pool at T = 1 before training, (questions, 8)."""
+def truth(name: str) -> tuple[np.ndarray, list[str]]:
+    """Return the grades of 8 rollouts of each question of the pool at T = 1 before training, (questions, 8), and its
+    ability."""
     entry = ENVIRONMENTS[name]
-    return measure(load(entry.pool).dataset, entry.model, ROOT / f"base-{name}.npz")["grades"]
+    path = ROOT / f"base-{name}.npz"
+    whole = measure(load(entry.pool).dataset if not path.exists() else None, entry.model, path)
+    return whole["grades"], whole["ability"].tolist()
+
+
+def base_rates(name: str) -> np.ndarray:
+    """Return the grades alone."""
+    return truth(name)[0]
 
 
 def features(name: str) -> str:

@@ -79,11 +79,13 @@ class Skill:
     """ECE of the success rate, ten equal groups by prediction."""
     gain: float
     """Nats a sample by which the predictions beat the base rate, less what the link's parameters gain by chance."""
+    gain_error: float = 0.0
+    """Standard error of the gain."""
 
     @property
     def useful(self) -> bool:
-        """Whether features are worth more than the base rate."""
-        return self.gain > 0
+        """Whether features are worth more than the base rate: the gain is above 0 by more than its standard error."""
+        return self.gain > self.gain_error
 
 
 class Inputs:
@@ -254,8 +256,8 @@ def fit(
     predicted = link(held_out)
     base = _base_rate(wins, tries)
     free = len(link.parameters) - 2
-    gain = float((_log_likelihood(predicted, wins, tries) - _log_likelihood(base.held_out, wins, tries)) / len(wins))
-    skill = measure(predicted, wins, tries, gain - free / len(wins))
+    gains = _log_likelihoods(predicted, wins, tries) - _log_likelihoods(base.held_out, wins, tries)
+    skill = measure(predicted, wins, tries, gains - free / len(wins))
     if not skill.useful:
         return Predictor(None, base.weights, base.offsets, base.link, skill, base.held_out)
     return Predictor(inputs, weights.astype(np.float32), offsets, link, skill, predicted)
@@ -265,7 +267,7 @@ def measure(
     prediction: Prediction,
     successes: Float[np.ndarray, samples],
     attempts: Float[np.ndarray, samples],
-    gain: float | None = None,
+    gains: Float[np.ndarray, "samples"] | None = None,
 ) -> Skill:
     """Measure predictions against what then came.
 
@@ -273,7 +275,7 @@ def measure(
         prediction: made without the counts.
         successes: (samples,) rollouts graded 1.
         attempts: (samples,) rollouts, above 0.
-        gain: nats a sample over the base rate; by default over the base rate of these counts.
+        gains: (samples,) nats over the base rate; by default over the base rate of these counts.
 
     Returns:
         The skill.
@@ -282,9 +284,9 @@ def measure(
     if not len(wins):
         return Skill(0, float("nan"), float("nan"), float("nan"), 0.0)
     rate, mean = wins / tries, prediction.mean
-    if gain is None:
+    if gains is None:
         base = _base_rate(wins, tries).held_out
-        gain = float((_log_likelihood(prediction, wins, tries) - _log_likelihood(base, wins, tries)) / len(wins))
+        gains = _log_likelihoods(prediction, wins, tries) - _log_likelihoods(base, wins, tries)
     varies = len(rate) > 1 and rate.std() > 1e-9 and mean.std() > 1e-9
     size = max(round(float(np.median(tries))), 2)
     return Skill(
@@ -292,7 +294,8 @@ def measure(
         pearson=float(np.corrcoef(mean, rate)[0, 1]) if varies else float("nan"),
         auroc=auroc((wins > 0) & (wins < tries), prediction.signal(size)),
         calibration_error=calibration_error(mean, rate),
-        gain=gain,
+        gain=float(gains.mean()),
+        gain_error=float(gains.std(ddof=1) / np.sqrt(len(gains))) if len(gains) > 1 else 0.0,
     )
 
 
@@ -389,13 +392,13 @@ def _base_rate(wins: Float[np.ndarray, samples], tries: Float[np.ndarray, sample
     return Predictor(None, np.zeros((0, 2)), np.zeros(2), link, skill, held_out)
 
 
-def _log_likelihood(
-    prediction: Prediction, wins: Float[np.ndarray, samples], tries: Float[np.ndarray, samples]
-) -> float:
+def _log_likelihoods(
+    prediction: Prediction, wins: Float[np.ndarray, "samples"], tries: Float[np.ndarray, "samples"]
+) -> Float[np.ndarray, "samples"]:
     from scipy.special import betaln
 
     alpha, beta = prediction.alpha, prediction.beta
-    return float((betaln(wins + alpha, tries - wins + beta) - betaln(alpha, beta)).sum())
+    return betaln(wins + alpha, tries - wins + beta) - betaln(alpha, beta)
 
 
 def _chunks(rows: np.ndarray) -> Iterator[np.ndarray]:

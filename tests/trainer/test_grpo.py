@@ -15,6 +15,7 @@ from hardsample.demo import load_split, model_path
 from hardsample.engines.transformers import load_model, load_processor
 from hardsample.grading.grader import correctness_reward
 from hardsample.scoring.config import ScoringConfig
+from hardsample.scoring.features import read_features
 from hardsample.scoring.score import score
 from hardsample.trainer import DifficultyAwareGRPOConfig, DifficultyAwareGRPOTrainer
 from hardsample.trainer.data.decoding import RgbImage
@@ -142,6 +143,8 @@ RESUMES = {
         "monitor_size": 3,
         "monitor_steps": 2,
     },
+    "features read anew": {"policy": "signal", "signal_estimate": "mean", "refresh_features_every": 2},
+    "without features": {"policy": "signal", "features": "none"},
     "uniform past an epoch": {"policy": "uniform", "per_device_train_batch_size": 40, "num_generations": 2},
 }
 
@@ -154,6 +157,25 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, images, scores, option
     assert_same(whole, rest)
     assert_same_state(whole, rest)
     assert whole.state.global_step == 6
+
+
+def test_features_of_the_scores_are_the_prior_and_are_read_anew_when_due(tmp_path, images, scores):
+    options = {"scores": scores, "policy": "signal", "refresh_features_every": 2, "max_steps": 5}
+    trained = run(DifficultyAwareGRPOTrainer, tmp_path / "a", images, **options)
+    prior, (ids, stored) = trained.difficulty.evidence.prior, read_features(scores)
+    assert ids == images["id"]
+    assert trained.difficulty.counters["prefills"] == 2 * len(images)  # before steps 2 and 4
+    assert "80 prefills" in trained.summary()
+    moved = np.abs(prior.features[:, :256].astype(float) - stored.astype(float))
+    assert 0 < np.nanmedian(moved) < 1  # the model has learnt since
+    assert (prior.features[:, 256:].sum(1) == 1).all()  # the ability
+    untouched = run(DifficultyAwareGRPOTrainer, tmp_path / "b", images, **(options | {"features": "none"}))
+    assert untouched.difficulty.evidence.prior is None
+
+
+def test_features_of_other_data_are_refused(tmp_path, texts, scores):
+    with pytest.raises(ScoresError, match="none of the 20 samples has features in"):
+        run(DifficultyAwareGRPOTrainer, tmp_path, texts, text=True, policy="signal", features=scores)
 
 
 def test_fifty_and_fifty_steps_are_a_hundred(tmp_path, texts):

@@ -108,10 +108,16 @@ class FeaturePrior:
         return measure(Prediction(alpha, beta), wins, tries)
 
     def replace(self, rows: Rows, features: Float[np.ndarray, "rows columns"]) -> None:
-        """Replace the features of some samples by those of the model as it is now."""
+        """Replace the features of some samples by those of the model as it is now.
+
+        Args:
+            rows: (rows,) samples.
+            features: (rows, columns) the first columns; a row of NaN is left as it was. Kinds of samples stay.
+        """
         if not self.replaced:  # the array that was given stays as it is
             self.features, self.replaced = np.array(self.features), True
-        self.features[rows] = features
+        known = ~np.isnan(features).all(axis=1)
+        self.features[rows[known], : features.shape[1]] = features[known]
 
     def state_dict(self) -> StateDict:
         """Return the measurements, and the features if training replaced any (not copied)."""
@@ -126,5 +132,5 @@ class FeaturePrior:
             StateError: the version, the dataset or its features differ.
         """
         if state.get("replaced"):
-            self.replace(np.empty(0, dtype=np.int64), self.features[:0])
+            self.replace(np.empty(0, dtype=np.int64), self.features[:0, :1])
         load_into(self.state_dict(), state, "feature prior")
