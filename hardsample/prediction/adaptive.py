@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -67,7 +68,7 @@ class Estimate:
     signal: Float[np.ndarray, samples]
     """Probability that `GROUP` rollouts at λ = 0 have both successes and failures."""
 
-    @property
+    @cached_property
     def strata(self) -> list[str]:
         """The most probable stratum of each sample."""
         return [STRATA[label] for label in self.labels.argmax(axis=1)]
