@@ -6,7 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from hardsample.metrics import pism, strata
 from hardsample.metrics.cmab import BalanceBounds, CmabConfig, SampleAttention, balance_stratum, piled_up
 from hardsample.metrics.pism import PismConfig
 from hardsample.metrics.signatures import all_alike, cut_off, flat_curve, no_answer
+from hardsample.scoring.adaptive.columns import SOURCES, labelled
 from hardsample.scoring.config import ScoringConfig
 
 if TYPE_CHECKING:
@@ -73,9 +74,6 @@ no ratio fails; `failure_threshold` is the median), the success rate at λ = 0, 
 outcomes. The four columns before the last are CMAB's, null without it: ρ̄ over the correct and over the wrong
 completions at λ = 0, its stratum, ρ of each layer. `digest` identifies the content of the sample when it was scored
 (`hardsample.data.digests`)."""
-
-SOURCES = ("measured", "adaptive", "predicted")
-"""Values of `stratum_source`."""
 
 _OPTIONS = {
     "limit": "--limit",
@@ -161,7 +159,9 @@ class Scores:
         """
         config = self.config()
         if config.search == "adaptive":
-            return self._likeliest(bounds or config.bounds, tau if tau is not None else config.tau)
+            from hardsample.scoring.adaptive.posterior import likeliest  # which reads this module's tables
+
+            return likeliest(self, bounds, tau)
         run = self.run
         given = "".join(
             f" {option} {run['settings'][name]}"
@@ -182,24 +182,6 @@ class Scores:
             f"hardsample score {run['data']} --model {run['model']}{root}{given} --output {self.directory}-2",
         )
 
-    def _likeliest(self, bounds: strata.Bounds, tau: float) -> list[strata.Verdict]:
-        """Return the likeliest stratum of every row of an adaptive search; other bounds need no other rollouts."""
-        config, table = self.config(), self.table
-        strata.check_tau(tau)
-        names, rollouts = list(table["pism_stratum"]), list(table["rollouts"])
-        if bounds == config.bounds and tau == config.tau:
-            thresholds = list(table["failure_threshold"])
-        else:
-            estimate = self.estimate(bounds, tau)
-            levels = (*config.ratios, None)
-            thresholds = [levels[level] for level in estimate.thresholds[:, 1]]
-            known = estimate.strata
-            names = [name if name in (None, strata.UNFINISHED) else known[row] for row, name in enumerate(names)]
-        return [
-            strata.Verdict(threshold if name in strata.STRATA else None, name, used, True)
-            for threshold, name, used in zip(thresholds, names, rollouts, strict=True)
-        ]
-
     def estimate(self, bounds: strata.Bounds | None = None, tau: float | None = None) -> Estimate:
         """Return what an adaptive search knows of every row, for other bounds or another τ where they are given.
 
@@ -208,17 +190,7 @@ class Scores:
         """
         from hardsample.scoring.adaptive.posterior import estimate_of  # which reads this module's tables
 
-        config = self.config()
-        if config.search != "adaptive":
-            raise OutputError(
-                f"{self.directory} was scored by a {config.search} search, which gives verdicts and no probabilities: "
-                "score with --search adaptive into another --output"
-            )
-        bounds = bounds or config.bounds
-        changed = replace(
-            config, hard_max=bounds.hard_max, easy_min=bounds.easy_min, tau=tau if tau is not None else config.tau
-        )
-        return estimate_of(self, changed)
+        return estimate_of(self, bounds, tau)
 
     def subset(self, spec: str) -> Dataset:
         """Return the rows of the strata in `spec`, such as `medium+hard`."""
@@ -254,7 +226,7 @@ def write_scores(
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     for ladder in ladders:
         counted = ladder.counts()
-        verdict, posterior = _labelled(ladder, config, estimate)
+        verdict, posterior = labelled(ladder, config, estimate)
         solved_blind = None
         if counted.blind_attempts:
             solved_blind = pism.solved_blind(
@@ -281,32 +253,6 @@ def write_scores(
     path = directory / SCORES_FILE
     pq.write_table(pa.table(columns, schema=SCHEMA), path.with_suffix(".new"))
     path.with_suffix(".new").replace(path)
-
-
-_Posterior = tuple[str | None, float | None, list[float] | None, float | None, float | None, float | None, float | None]
-
-
-def _labelled(ladder: Ladder, config: PismConfig, estimate: Estimate | None) -> tuple[strata.Verdict, _Posterior]:
-    """Return the verdict of a sample, and its columns from `stratum_source` on."""
-    if estimate is None:
-        verdict = pism.verdict(ladder.grades, config, ladder.has_image, ladder.answered)
-        return verdict, ("measured" if ladder.has_image else None, None, None, None, None, None, None)
-    row, rollouts = ladder.row, sum(ladder.counts().attempts)
-    if not ladder.has_image:
-        return strata.Verdict(None, None, rollouts, True), (None,) * 7
-    if ladder.unanswered and not any(ladder.counts().successes) and not ladder.answered:
-        return strata.Verdict(None, strata.UNFINISHED, rollouts, True), ("adaptive", *(None,) * 6)
-    low, middle, high = ((*config.ratios, None)[level] for level in estimate.thresholds[row])
-    probabilities = estimate.labels[row].tolist()
-    return strata.Verdict(middle, estimate.strata[row], rollouts, True), (
-        "adaptive" if rollouts else "predicted",
-        max(probabilities),
-        probabilities,
-        low,
-        high,
-        float(estimate.success_rate[row]),
-        float(estimate.signal[row]),
-    )
 
 
 def _cmab_columns(

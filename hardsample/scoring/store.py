@@ -22,6 +22,7 @@ from hardsample.engines.features import VERSION, Features
 from hardsample.errors import HardsampleError
 from hardsample.files import ROLLOUTS_FILE
 from hardsample.metrics.finishes import UNKNOWN, unanswered
+from hardsample.scoring.adaptive.rounds import Rounds
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -46,13 +47,6 @@ CREATE TABLE IF NOT EXISTS attention (
     left_out INTEGER NOT NULL,
     reason TEXT,
     PRIMARY KEY (definition, sample, ratio, realization)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS rounds (
-    round INTEGER NOT NULL,
-    sample TEXT NOT NULL,
-    ratio REAL NOT NULL,
-    realization INTEGER NOT NULL,
-    PRIMARY KEY (sample, ratio, realization)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS features (
     id TEXT NOT NULL, encoder TEXT NOT NULL, version INTEGER NOT NULL, data BLOB NOT NULL, PRIMARY KEY (encoder, id)
@@ -264,30 +258,9 @@ class Store:
         query = "SELECT ratio, realization, grade FROM rollouts WHERE sample = ? ORDER BY ratio, realization"
         return self._database.execute(query, (sample,)).fetchall()
 
-    def level_counts(self) -> Iterator[tuple[str, float, int, int]]:
-        """Yield (sample, ratio, successes, rollouts) of every level that has rollouts."""
-        query = "SELECT sample, ratio, sum(grade), count(*) FROM rollouts GROUP BY sample, ratio"
-        yield from self._database.execute(query)
-
-    def commit_round(self, rollouts: Iterable[tuple[str, float, int]]) -> None:
-        """Write which (sample, ratio, realization) the next round of an adaptive search asks, in one transaction."""
-        with self._transaction():
-            number = self.count_rounds()
-            rows = ((number, *rollout) for rollout in rollouts)
-            self._database.executemany("INSERT INTO rounds VALUES (?, ?, ?, ?)", rows)
-
-    def count_rounds(self) -> int:
-        """Return the number of rounds of an adaptive search so far."""
-        return int(self._database.execute("SELECT coalesce(max(round) + 1, 0) FROM rounds").fetchone()[0])
-
-    def unmade(self) -> list[tuple[str, float, int]]:
-        """Return (sample, ratio, realization) of what rounds ask and is not made, in order."""
-        query = (
-            "SELECT sample, ratio, realization FROM rounds WHERE NOT EXISTS (SELECT 1 FROM rollouts AS made WHERE "
-            "(made.sample, made.ratio, made.realization) = (rounds.sample, rounds.ratio, rounds.realization)) "
-            "ORDER BY sample, ratio, realization"
-        )
-        return self._database.execute(query).fetchall()
+    def rounds(self) -> Rounds:
+        """Return the rounds of an adaptive search."""
+        return Rounds(self._database)
 
     def unanswered(self, sample: str) -> list[int]:
         """Return the realizations at λ = 0 of a sample that are not right and have no answer, in order."""

@@ -155,7 +155,8 @@ class Evidence:
         """Load stored scores, as of step 0, before anything is observed.
 
         Of n rollouts at ratio 0 each counts min(1, 4 / n); λ* is the table's. A sample without a stratum (no image)
-        keeps its counts and has no λ*, nor has one whose stratum is predicted without rollouts. A sample none of whose rollouts reached an answer (`unfinished`) has neither:
+        keeps its counts and has no λ*, nor has one whose stratum is predicted without rollouts. A sample none of whose
+        rollouts reached an answer (`unfinished`) has neither:
         that they were cut off is no evidence of failure.
 
         Args:

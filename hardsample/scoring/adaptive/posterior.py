@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,23 +14,26 @@ from jaxtyping import Float16
 from hardsample.engines.features import BLOCKS, WIDTH
 from hardsample.engines.protocol import Engine, can_show_features
 from hardsample.files import FEATURES_FILE
-from hardsample.metrics.options import PismConfig
+from hardsample.metrics.options import budget_rollouts
+from hardsample.metrics.pism import max_rollouts
+from hardsample.metrics.strata import STRATA, Bounds, Verdict, check_tau
 from hardsample.prediction.adaptive import AdaptiveSearch, Estimate
 from hardsample.prediction.categories import category_features
 from hardsample.scoring.config import ScoringConfig
 from hardsample.scoring.features import make_features, read_features
+from hardsample.scoring.output import OutputError, Scores
 from hardsample.scoring.store import Store
-
-if TYPE_CHECKING:
-    from hardsample.scoring.output import Scores
 
 
 def features_first(dataset: Dataset, engine: Engine, store: Store, config: ScoringConfig, progress: bool) -> None:
     """Make the features of all samples before the first round, one prefill each, where rollouts will not show them.
 
-    Without a budget the first round unmasks every sample once, and the prefill of that shows them.
+    A budget of a rollout a sample, or none at all, unmasks every sample in the first round; the prefill of that shows
+    them.
     """
-    if config.search == "adaptive" and config.budget is not None and config.features and can_show_features(engine):
+    if config.search != "adaptive" or config.budget is None or not config.features or not can_show_features(engine):
+        return
+    if budget_rollouts(config.budget, len(dataset) * max_rollouts(config)) < len(dataset):
         make_features(dataset, engine, store, progress)
 
 
@@ -44,24 +48,57 @@ def use_features(
     return len(known) >= len(ids)
 
 
-def estimate_of(scores: Scores, config: PismConfig | None = None) -> Estimate:
+def estimate_of(scores: Scores, bounds: Bounds | None = None, tau: float | None = None) -> Estimate:
     """Return what the counts in scores.parquet, and the features beside it, say of every sample.
 
     Args:
         scores: of an adaptive search.
-        config: other bounds or another τ to label with.
+        bounds: on λ*; the run's by default.
+        tau: the run's by default.
+
+    Raises:
+        ConfigError: τ is out of range.
+        OutputError: it was another search.
     """
+    run = scores.config()
+    if run.search != "adaptive":
+        raise OutputError(
+            f"{scores.directory} was scored by a {run.search} search, which gives verdicts and no probabilities: score "
+            "with --search adaptive into another --output"
+        )
+    bounds, tau = bounds or run.bounds, run.tau if tau is None else tau
+    check_tau(tau)
     table: dict[str, Any] = scores.table.data.select(
         ["id", "pism_stratum", "ability", "successes", "attempts"]
     ).to_pydict()
     has_image = [stratum is not None for stratum in table["pism_stratum"]]
-    search = AdaptiveSearch(scores.config(), table["id"], has_image, int(scores.run["settings"]["seed"]))
+    search = AdaptiveSearch(run, table["id"], has_image, int(scores.run["settings"]["seed"]))
     for name in ("successes", "attempts"):
         getattr(search, name)[:] = np.array(table[name], dtype=np.int32).reshape(len(scores), -1)
     path = scores.directory / FEATURES_FILE
     if scores.run["settings"].get("features") and path.exists() and pq.read_metadata(path).num_rows:
         _give(search, table["id"], table["ability"], *read_features(scores.directory))
-    return search.estimate(config)
+    return search.estimate(replace(run, hard_max=bounds.hard_max, easy_min=bounds.easy_min, tau=tau))
+
+
+def likeliest(scores: Scores, bounds: Bounds | None = None, tau: float | None = None) -> list[Verdict]:
+    """Return the likeliest stratum of every sample; other bounds and another τ need no more rollouts.
+
+    Args:
+        scores: of an adaptive search.
+        bounds: on λ*; the run's by default.
+        tau: the run's by default.
+    """
+    run, table = scores.config(), scores.table
+    names, thresholds = list(table["pism_stratum"]), list(table["failure_threshold"])
+    if bounds not in (None, run.bounds) or tau not in (None, run.tau):
+        estimate = estimate_of(scores, bounds, tau)
+        for row, name in enumerate(names):
+            if name in STRATA:
+                names[row] = estimate.strata[row]
+                thresholds[row] = (*run.ratios, None)[estimate.thresholds[row, 1]]
+    rows = zip(thresholds, names, table["rollouts"], strict=True)
+    return [Verdict(threshold, name, rollouts, True) for threshold, name, rollouts in rows]
 
 
 def _give(

@@ -53,6 +53,7 @@ class RoundQueue:
         bar: RunProgress,
     ) -> None:
         self._dataset, self._store, self._config, self._reject, self._bar = dataset, store, config, reject, bar
+        self._rounds = store.rounds()
         self._ids: list[str] = list(dataset["id"])
         budget = None
         if config.budget is not None:
@@ -69,7 +70,7 @@ class RoundQueue:
 
     def _load(self) -> None:
         """Count what the store holds."""
-        for sample, ratio, successes, attempts in self._store.level_counts():
+        for sample, ratio, successes, attempts in self._rounds.level_counts():
             if (row := self._row.get(sample)) is not None:
                 level = self._level[ratio_units(ratio)]
                 self.search.successes[row, level], self.search.attempts[row, level] = successes, attempts
@@ -78,7 +79,7 @@ class RoundQueue:
         """Return the rollouts of stored rounds that are not made."""
         unmade = [
             (self._row[sample], self._level[ratio_units(ratio)], realization)
-            for sample, ratio, realization in self._store.unmade()
+            for sample, ratio, realization in self._rounds.unmade()
             if sample in self._row
         ]
         return self._ordered(unmade)
@@ -129,7 +130,7 @@ class RoundQueue:
             for row, level in zip(planned.rows, planned.levels, strict=True)
         ]
         self._over = not rollouts
-        self._store.commit_round((self._ids[row], self._config.ratios[level], k) for row, level, k in rollouts)
+        self._rounds.commit((self._ids[row], self._config.ratios[level], k) for row, level, k in rollouts)
         self._waiting = self._ordered(rollouts)
         self._bar.finished = len(self._ids) - planned.open
         self._bar.forecast.begin_round(len(rollouts), planned.open)
