@@ -4,8 +4,7 @@ at T = 1, the oracle of the training environments and the truth that predictions
     python bench/base_rates.py demo:pool runs/predict/pool.npz
     python bench/base_rates.py demo:wide runs/predict/wide.npz
 
-The prefill is made once a question and its cache repeated for the rollouts. Kept beside the counts: the model's state at
-the end of the prompt, for `bench/prediction.py`. Resumable by parts of 512 questions.
+The prefill is made once a question and its cache repeated for the rollouts. Resumable by parts of 512 questions.
 """
 
 from __future__ import annotations
@@ -27,23 +26,17 @@ PART, ROLLOUTS, TOKENS = 512, 8, 16
 
 
 @torch.inference_mode()
-def roll_out(model: Any, processor: Any, records: list[dict], rollouts: int, seed: int) -> tuple[list[str], dict]:
-    """Return `rollouts` completions of each record, in order, and what the prefill shows."""
+def roll_out(
+    model: Any, processor: Any, records: list[dict], rollouts: int, seed: int, temperature: float = 1.0
+) -> list[str]:
+    """Return `rollouts` completions of each record, in order."""
     texts = [processor.apply_chat_template(record["prompt"], add_generation_prompt=True) for record in records]
     images = [[record["images"][0]] for record in records]
     inputs = processor(text=texts, images=images, padding=True, return_tensors="pt")
     mask = inputs["attention_mask"]
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    output = model(**inputs, position_ids=positions, use_cache=True, output_hidden_states=True)
+    output = model(**inputs, position_ids=positions, use_cache=True)
     logits, cache = output.logits[:, -1], output.past_key_values
-    image = inputs["input_ids"] == model.config.image_token_id
-    states = torch.stack(output.hidden_states)  # layers + 1, rows, tokens, width
-    means = (states * image[..., None]).sum(2) / image.sum(1)[None, :, None]
-    shown = {
-        "last": states[:, :, -1].transpose(0, 1).half().numpy(),
-        "image": means.transpose(0, 1).half().numpy(),
-        "logprobs": torch.log_softmax(logits.float(), -1).half().numpy(),
-    }
     generator = torch.Generator().manual_seed(seed)
     cache.batch_repeat_interleave(rollouts)
     logits, mask = logits.repeat_interleave(rollouts, 0), mask.repeat_interleave(rollouts, 0)
@@ -53,7 +46,7 @@ def roll_out(model: Any, processor: Any, records: list[dict], rollouts: int, see
     done = torch.zeros(len(logits), dtype=torch.bool)
     tokens = []
     for _ in range(TOKENS):
-        token = torch.multinomial(torch.softmax(logits.float(), -1), 1, generator=generator)
+        token = torch.multinomial(torch.softmax(logits.float() / temperature, -1), 1, generator=generator)
         token[done] = processor.tokenizer.pad_token_id
         tokens.append(token)
         done |= torch.isin(token[:, 0], torch.tensor(ends))
@@ -62,7 +55,7 @@ def roll_out(model: Any, processor: Any, records: list[dict], rollouts: int, see
         mask, place = torch.cat([mask, torch.ones_like(mask[:, :1])], 1), place + 1
         output = model(input_ids=token, attention_mask=mask, position_ids=place, past_key_values=cache, use_cache=True)
         logits, cache = output.logits[:, -1], output.past_key_values
-    return processor.tokenizer.batch_decode(torch.cat(tokens, 1), skip_special_tokens=True), shown
+    return processor.tokenizer.batch_decode(torch.cat(tokens, 1), skip_special_tokens=True)
 
 
 def measure(data: Dataset, model: str, path: Path, rollouts: int = ROLLOUTS) -> dict[str, np.ndarray]:
@@ -84,10 +77,10 @@ def measure(data: Dataset, model: str, path: Path, rollouts: int = ROLLOUTS) -> 
             rows = []
             for begin in range(start, min(start + PART, len(data)), 64):
                 records = list(data.select(range(begin, min(begin + 64, start + PART, len(data)))))
-                texts, shown = roll_out(network, processor, records, rollouts, begin)
+                texts = roll_out(network, processor, records, rollouts, begin)
                 pairs = [(text, records[index // rollouts]) for index, text in enumerate(texts)]
                 grades = np.array([int(grade) for grade in grader.grade_many(pairs)]).reshape(-1, rollouts)
-                rows.append(shown | {"grades": grades.astype(np.int8)})
+                rows.append({"grades": grades.astype(np.int8)})
             joined = {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
             np.savez(file.with_suffix(".new.npz"), **joined)
             file.with_suffix(".new.npz").replace(file)

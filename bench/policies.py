@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from cells import claim
 from datasets import Dataset, Image, List
 from demo_grpo import accuracy
 from transformers import TrainerCallback
@@ -156,25 +156,6 @@ def train(which: str, name: str, seed: int, steps: int) -> dict:
         "samples_met": int((trainer.difficulty.evidence.last_step >= 0).sum()),
         "counters": trainer.difficulty.counters,
     }
-
-
-def claim(path: Path) -> bool:
-    """Claim a cell for this process, unless it is done or a living process has it."""
-    if path.exists():
-        return False
-    lock = path.with_suffix(".lock")
-    if lock.exists():
-        try:
-            os.kill(int(lock.read_text() or 0), 0)
-            return False
-        except (ProcessLookupError, ValueError):
-            lock.unlink(missing_ok=True)
-    try:
-        with lock.open("x") as file:
-            file.write(str(os.getpid()))
-    except FileExistsError:
-        return False
-    return True
 
 
 def main() -> None:

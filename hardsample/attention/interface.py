@@ -30,6 +30,7 @@ from transformers.masking_utils import sdpa_mask
 
 from hardsample.attention.masses import AttentionMasses, LayerCall, MassCollector
 from hardsample.attention.prompt_layout import AttentionMassError, lay_out
+from hardsample.model_parts import image_token, text_model
 
 __all__ = [
     "NAME",
@@ -37,7 +38,6 @@ __all__ = [
     "AttentionMasses",
     "MassCollector",
     "collect_attention_mass",
-    "image_token",
     "text_model",
     "use_attention_mass",
     "why_not_attention_mass",
@@ -243,23 +243,10 @@ def _measured(
     return collector.measure(layer, call, attend=not differentiable and not dropout)
 
 
-def text_model(model: torch.nn.Module) -> PreTrainedModel | None:
-    """Return the language model inside a vision-language model; None if it has no config of its own."""
-    config = model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
-    models = (module for module in model.modules() if isinstance(module, PreTrainedModel))
-    return next((model for model in models if model.config is config), None)
-
-
 def _uses_interface(text_model: PreTrainedModel) -> bool:
     """Return whether the module that defines a language model takes its attention from the interface."""
     names = {type(module).__module__ for module in text_model.modules() if hasattr(module, "layer_idx")}
     return any(hasattr(sys.modules.get(name), "ALL_ATTENTION_FUNCTIONS") for name in names)
-
-
-def image_token(config: Any) -> int | None:
-    """Return the id of image tokens; None if the config names none."""
-    candidates = (getattr(config, name, None) for name in ("image_token_id", "image_token_index"))
-    return next((token for token in candidates if token is not None), None)
 
 
 def _ends(model: Any) -> set[int]:

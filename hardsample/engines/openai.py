@@ -182,7 +182,7 @@ class OpenAIEngine:
         result = await self.client.complete(messages, {"temperature": 1.0}, _LOGPROBS, 1)
         if isinstance(result, Refusal):
             return Failure(str(result), of_record=result.of_request)
-        if not (result.first_logprobs or self._said_without or self.client.rejected_settings & _LOGPROBS.keys()):
+        if not (result.first_logprobs or self._said_without):
             self._said_without = True
             self._notice("the server sends no log-probabilities: the first token's distribution is not known")
         numbers = distribution_numbers(np.array(result.first_logprobs)) if result.first_logprobs else {}

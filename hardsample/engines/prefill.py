@@ -21,11 +21,11 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from hardsample.attention.interface import image_token, text_model
 from hardsample.engines.features import Features, State, image_numbers, pack, text_numbers
 from hardsample.engines.preparing import preparing_thread
 from hardsample.engines.protocol import Request, SettleFeatures
 from hardsample.engines.results import Failure, Prepared
+from hardsample.model_parts import image_token, text_model
 
 if TYPE_CHECKING:
     from hardsample.engines.transformers import TransformersEngine

@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeGuard
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeGuard
 
-from hardsample.engines.features import Features
 from hardsample.engines.results import Completion, Failure, Prepared
+
+if TYPE_CHECKING:
+    from hardsample.engines.features import Features
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ class AttentionEngine(Engine, Protocol):
         """Return why a batch of this size failed; if memory ran out, make later batches half as large."""
 
 
-SettleFeatures = Callable[[Sequence[tuple[Mapping[str, Any], Features | Failure]]], None]
+SettleFeatures = Callable[[Sequence[tuple[Mapping[str, Any], "Features | Failure"]]], None]
 """Takes the features of records, or why they have none."""
 
 

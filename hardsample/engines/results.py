@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hardsample.engines.features import Features
 from hardsample.errors import HardsampleError
 from hardsample.grading.parsing.answers import is_only_thinking
 
 if TYPE_CHECKING:
+    from hardsample.engines.features import Features
     from hardsample.engines.protocol import Request
 
 

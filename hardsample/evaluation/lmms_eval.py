@@ -89,6 +89,7 @@ class Answering:
             dtype=dtype,
             attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
+            features=False,
         )
         self.engine = TransformersEngine.from_config(pretrained, config, logger.warning).load()
         self._most_tokens = self.engine.max_new_tokens

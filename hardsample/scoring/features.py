@@ -5,7 +5,7 @@
 >>> add_features("runs/new", "data.jsonl", "Qwen/Qwen2.5-VL-3B-Instruct")  # data that nobody scored
 >>> ids, matrix = read_features("runs/new")
 
-What they are says `hardsample.engines.features`.
+`hardsample.engines.features` says what they are.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def _config_of_run(run: Mapping[str, Any], model: str | None, config: FeaturesCo
         return config.engine_config(**changes | {"mask_space": "source"})
     if config.engine is None and model is None:
         changes |= {"engine": of_run.get("engine", "transformers"), "base_url": config.base_url or of_run["base_url"]}
-    if config.dtype is None and run["dtype"] is not None:
+    if config.dtype is None and config.engine is None and run["dtype"] is not None:
         changes |= {"dtype": run["dtype"]}
     return config.engine_config(**changes)
 

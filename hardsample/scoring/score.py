@@ -256,7 +256,8 @@ def write_results(
         if config.temperature:  # whether another's sampler samples shows in what comes back
             outcome |= {"variety": store.variety()}
     if config.features:
-        outcome |= write_features(store, str(about["model"]), engine, [ladder.record["id"] for ladder in finished])
+        ids = [ladder.record["id"] for ladder in finished]
+        outcome |= write_features(store, str(about["model"]), engine, ids)
     if attention.about is not None:
         outcome |= {"cmab": attention.about}
     write_run(store.directory, {**about, **outcome})

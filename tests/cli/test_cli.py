@@ -97,6 +97,21 @@ def test_cmab_is_added_to_a_finished_folder(scored, tmp_path):
     assert table["successes"] == before["successes"], "no new rollouts"
 
 
+def test_features_are_added_and_say_where_they_are(scored, tmp_path):
+    directory = shutil.copytree(scored[0], tmp_path / "out")
+    (directory / "features.parquet").unlink()
+    done = hardsample("features", directory, "--batch_size", "5")
+    assert done.returncode == 0, done.stderr
+    assert f"features   {directory}/features.parquet  (12 samples, 12 of them from before)" in done.stdout
+    done = hardsample("features", tmp_path / "new", "--data", "demo", "--model", "demo", "--limit", "3")
+    assert done.returncode == 0, done.stderr
+    assert "(3 samples, 0 of them from before)" in done.stdout and "read_features(" in done.stdout
+    assert "features: 100%, 3/3 prompts" in done.stderr
+    done = hardsample("features", tmp_path / "none")
+    assert done.returncode == 2 and "holds no scores: give --data" in done.stderr
+    assert pq.read_table(directory / "features.parquet").num_rows == 12
+
+
 def test_compare_looks_at_what_the_folders_are(scored, tmp_path):
     directory, _ = scored
     done = hardsample("compare", directory, directory, "--output", tmp_path / "c.html")

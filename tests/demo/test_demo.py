@@ -10,7 +10,7 @@ from PIL import Image
 
 from hardsample.demo import KNOBS, load_split, model_path
 from hardsample.demo.build import PATCH, build_processor, vocabulary
-from hardsample.demo.generator import ABILITIES, DEMO_SIZE, SIZES, SPLITS, digit_images, make_record
+from hardsample.demo.generator import ABILITIES, DEMO_SIZE, SIZES, digit_images, make_record
 from hardsample.engines.transformers import load_processor
 
 SHA256 = "7198033e649bea171d5ee0d733cd54088f4a247a48f13fb61d96038e9c8eddfb"

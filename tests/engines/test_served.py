@@ -13,15 +13,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from hardsample.demo import load_split, model_path
+from hardsample.engines.features import NUMBERS
 from hardsample.engines.openai import OpenAIEngine, rollout_seed
 from hardsample.engines.protocol import Request
 from hardsample.engines.results import EngineError
 from hardsample.errors import ConfigError
 from hardsample.evaluation.evaluate import evaluate
 from hardsample.scoring.config import ScoringConfig
+from hardsample.scoring.features import add_features, read_features
 from hardsample.scoring.output import Scores
 from hardsample.scoring.score import score
 
@@ -164,6 +167,13 @@ def test_evaluation_goes_through_the_server(server, tmp_path):
     )
     here = evaluate("demo:test", "demo", tmp_path / "b", progress=False, **settings)
     assert there.overall == here.overall
+
+
+def test_features_of_a_server_without_log_probabilities(server, tmp_path, capsys):
+    done = add_features(tmp_path, "demo", MODEL, limit=4, engine="openai", base_url=f"{server}/v1", progress=False)
+    matrix = read_features(tmp_path)[1]
+    assert (done.samples, done.failed) == (4, {}) and not np.isnan(matrix[:, NUMBERS.index("characters")]).any()
+    assert capsys.readouterr().out.count("the first token's distribution is not known") == 1
 
 
 def test_completions_that_are_cut_off_are_told_as_on_this_machine(server, tmp_path):

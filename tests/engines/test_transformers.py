@@ -121,6 +121,7 @@ class FullBeyond(torch.nn.Module):
 
     device = property(lambda self: self.inner.device)
     dtype = property(lambda self: self.inner.dtype)
+    config = property(lambda self: self.inner.config)
 
     def generate(self, **inputs):
         self.sizes.append(len(inputs["input_ids"]))

@@ -499,5 +499,5 @@ def test_a_state_without_an_array_is_refused(path):
 
 def test_a_state_of_another_version_is_refused():
     state = saved(make([MEDIUM] * 8))
-    with pytest.raises(StateError, match="version 99, must be 2"):
+    with pytest.raises(StateError, match="version 99, must be 3"):
         make([MEDIUM] * 8).load_state_dict(state | {"version": 99})

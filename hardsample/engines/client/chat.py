@@ -23,12 +23,8 @@ Result = TypeVar("Result")
 PROBE_SECONDS = 5.0
 _OVERLOADED = (408, 409, 429)
 _NOT_IMPLEMENTED = 501
-_LOST = {
-    "seed": "its rollouts cannot be repeated",
-    "logprobs": "the first token's distribution is not known",
-    "top_logprobs": "the first token's distribution is not known",
-}
-"""Optional setting → what is lost without it, where it does not simply stay as the server has it."""
+_FOR_FEATURES = {"logprobs", "top_logprobs"}
+"""Optional settings whose absence shows in the reply: who asked says what is lost."""
 
 
 class ServerSetupError(EngineError):
@@ -186,8 +182,9 @@ class ChatClient:
             self._length = "max_completion_tokens"
             return True
         named = {name for name in given if re.search(rf"\b{name}\b", message)}
-        for name in sorted(named - self.rejected_settings):
-            self._notice(f"the server does not take {name}: {_LOST.get(name, 'it stays as the server has it')}")
+        for name in sorted(named - self.rejected_settings - _FOR_FEATURES):
+            lost = "its rollouts cannot be repeated" if name == "seed" else "it stays as the server has it"
+            self._notice(f"the server does not take {name}: {lost}")
         self.rejected_settings |= named
         return bool(named)
 

@@ -1,0 +1,83 @@
+"""Training environments: a model, a pool of questions, a held-out test, and what the model does on the pool before
+training (`bench/base_rates.py`), which only the oracle sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from base_rates import measure, roll_out
+from datasets import Dataset, Image, List
+
+from hardsample.data.loading import load
+from hardsample.demo import model_path
+from hardsample.grading.grader import Grader
+from hardsample.scoring.features import add_features
+
+ROOT = Path(__file__).parents[2] / "runs" / "arena"
+
+
+@dataclass(frozen=True)
+class Environment:
+    """One line of the table of environments."""
+
+    pool: str
+    test: str
+    model: str
+    test_size: int = 400
+    test_rollouts: int = 6
+
+
+ENVIRONMENTS = {
+    "pool": Environment("demo:pool", "demo:test", str(model_path())),
+    "wide": Environment("demo:wide", "demo:test", str(model_path())),
+}
+
+
+@lru_cache(maxsize=2)
+def questions(name: str) -> Dataset:
+    """Return the pool of an environment, as the trainer takes it."""
+    data = load(ENVIRONMENTS[name].pool).dataset
+    kept = [column for column in ("id", "prompt", "images", "solution", "ability", "grader") if column in data.features]
+    return data.select_columns(kept).cast_column("images", List(Image()))
+
+
+def base_rates(name: str) -> np.ndarray:
+    """Return the grades of 8 rollouts of each question of the pool at T = 1 before training, (questions, 8)."""
+    entry = ENVIRONMENTS[name]
+    return measure(load(entry.pool).dataset, entry.model, ROOT / f"base-{name}.npz")["grades"]
+
+
+def features(name: str) -> str:
+    """Return the folder of the features of an environment's pool; make it if it is not there."""
+    entry, folder = ENVIRONMENTS[name], ROOT / f"features-{name}"
+    if not (folder / "features.parquet").exists():
+        add_features(folder, entry.pool, entry.model, progress=False)
+    return str(folder)
+
+
+class HeldOut:
+    """The accuracy at T = 0.7 on the test questions: one prefill a question, several rollouts of it."""
+
+    def __init__(self, name: str, processor: Any) -> None:
+        entry = ENVIRONMENTS[name]
+        data = load(entry.test, limit=entry.test_size).dataset.cast_column("images", List(Image()))
+        self.records, self.processor, self.rollouts = list(data), processor, entry.test_rollouts
+
+    def accuracy(self, model: Any) -> float:
+        """Return the share of right answers; leaves the model and PyTorch's random state as they were."""
+        training, state, right = model.training, torch.get_rng_state(), []
+        model.eval()
+        with Grader() as grader:
+            for begin in range(0, len(self.records), 50):
+                records = self.records[begin : begin + 50]
+                texts = roll_out(model, self.processor, records, self.rollouts, begin, temperature=0.7)
+                pairs = [(text, records[index // self.rollouts]) for index, text in enumerate(texts)]
+                right += [int(grade) for grade in grader.grade_many(pairs)]
+        model.train(training)
+        torch.set_rng_state(state)
+        return float(np.mean(right))

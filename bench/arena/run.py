@@ -1,0 +1,181 @@
+"""The arena: methods of choosing prompts, side by side, with all costs counted.
+
+    python bench/arena/run.py --environments wide --methods uniform oracle predictor --seeds 5 6 7 8 9
+
+Each cell (environment, method, seed) is one GRPO training of the demo model: 8 prompts × 8 completions a step at T = 1,
+learning rate 7e-5, the vision tower frozen. A cell that is done is not made again; start the command twice to use two
+cores. `python bench/arena/report.py` makes tables and plots of what is done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import TrainerCallback
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from cells import claim
+from environments import ENVIRONMENTS, ROOT, HeldOut, base_rates, features, questions
+from methods import METHODS
+
+from hardsample.engines.transformers import load_model, load_processor
+from hardsample.grading.grader import correctness_reward
+from hardsample.trainer import DifficultyAwareGRPOConfig, DifficultyAwareGRPOTrainer
+
+RESULTS = Path(__file__).parents[1] / "results" / "arena"
+STEPS, PROMPTS, GENERATIONS, LEARNING_RATE, MEASURED_EVERY = 60, 8, 8, 7e-5, 15
+
+
+def share_images(model: Any) -> None:
+    """Let the frozen vision tower see each image of a group once: completions of a group have the same image."""
+    features = model.model.get_image_features
+
+    def once(pixel_values: torch.Tensor, **kwargs: Any) -> Any:
+        new = torch.ones(len(pixel_values), dtype=torch.bool)
+        new[1:] = (pixel_values[1:] != pixel_values[:-1]).flatten(1).any(1)
+        output = features(pixel_values[new], **kwargs)
+        output.pooler_output = [output.pooler_output[place] for place in (new.cumsum(0) - 1).tolist()]
+        return output
+
+    model.model.get_image_features = once
+
+
+class Measure(TrainerCallback):
+    """Accuracy on the test questions, and what it took so far."""
+
+    def __init__(self, held_out: HeldOut) -> None:
+        self.held_out, self.rows, self.trainer = held_out, [], None
+        self.began, self.paused = time.time(), 0.0
+
+    def measure(self, step: int, model: Any) -> None:
+        stopped = time.time()
+        counters = self.trainer.difficulty.counters
+        row = {
+            "step": step,
+            "rollouts": self.trainer.difficulty.rollouts,
+            "prefills": counters["prefills"],
+            "seconds": round(stopped - self.began - self.paused, 1),
+            "accuracy": round(self.held_out.accuracy(model), 5),
+        }
+        self.paused += time.time() - stopped
+        self.rows.append(row)
+        print(row, flush=True)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.global_step % MEASURED_EVERY == 0:
+            self.measure(state.global_step, model)
+
+
+def train(environment: str, name: str, seed: int, steps: int) -> dict[str, Any]:
+    """Train one cell and return its measurements."""
+    entry, method = ENVIRONMENTS[environment], METHODS[name]
+    data, options = questions(environment), dict(method.options)
+    extra = {"rollouts": 0, "prefills": 0}
+    if method.oracle:
+        wins = base_rates(environment).sum(1)
+        data = data.select(np.flatnonzero((wins > 0) & (wins < 8)))
+    if method.features:
+        options["features"] = features(environment)
+        extra["prefills"] += len(data)
+    model = load_model(entry.model, "cpu", "float32")
+    model.model.vision_tower.requires_grad_(False)
+    share_images(model)
+    processor = load_processor(entry.model)
+    with tempfile.TemporaryDirectory() as folder:
+        config = DifficultyAwareGRPOConfig(
+            output_dir=folder,
+            use_cpu=True,
+            bf16=False,
+            seed=seed,
+            learning_rate=LEARNING_RATE,
+            lr_scheduler_type="constant",
+            per_device_train_batch_size=PROMPTS * GENERATIONS,
+            num_generations=GENERATIONS,
+            max_completion_length=16,
+            max_steps=steps,
+            temperature=1.0,
+            gradient_checkpointing=False,
+            save_strategy="no",
+            logging_steps=1,
+            report_to="none",
+            disable_tqdm=True,
+            **options,
+        )
+        measure = Measure(HeldOut(environment, processor))
+        trainer = DifficultyAwareGRPOTrainer(
+            model=model,
+            args=config,
+            reward_funcs=correctness_reward,
+            train_dataset=data,
+            processing_class=processor,
+            callbacks=[measure],
+        )
+        measure.trainer = trainer
+        if method.scores:
+            wins = base_rates(environment)
+            extra["rollouts"] += wins.size
+            weight = 4 / wins.shape[1]
+            for evidence in (trainer.difficulty.evidence,):
+                evidence.successes[:] = wins.sum(1) * weight
+                evidence.failures[:] = (wins.shape[1] - wins.sum(1)) * weight
+        measure.measure(0, model)
+        measure.began, measure.paused = time.time(), 0.0
+        trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "difficulty/frac_zero_std" in entry]
+    skills = {
+        key: [
+            round(entry[f"difficulty/predictor/{key}"], 4) for entry in logs if f"difficulty/predictor/{key}" in entry
+        ]
+        for key in ("pearson", "auroc", "calibration_error")
+    }
+    return {
+        "environment": environment,
+        "method": name,
+        "options": method.options,
+        "seed": seed,
+        "steps": steps,
+        "extra": extra,
+        "rows": measure.rows,
+        "frac_zero_std": [round(entry["difficulty/frac_zero_std"], 4) for entry in logs],
+        "predictor": skills,
+        "samples_met": int((trainer.difficulty.evidence.last_step >= 0).sum()),
+        "counters": trainer.difficulty.counters,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--environments", nargs="+", default=list(ENVIRONMENTS), choices=list(ENVIRONMENTS))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5, 10)))
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    arguments.results.mkdir(parents=True, exist_ok=True)
+    ROOT.mkdir(parents=True, exist_ok=True)
+    for seed in arguments.seeds:
+        for environment in arguments.environments:
+            for name in arguments.methods:
+                path = arguments.results / f"{environment}-{name}-seed{seed}.json"
+                if not claim(path):
+                    continue
+                print(path.stem, flush=True)
+                cell = train(environment, name, seed, arguments.steps)
+                path.with_suffix(".new").write_text(json.dumps(cell, indent=1) + "\n")
+                os.replace(path.with_suffix(".new"), path)
+                path.with_suffix(".lock").unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""Cells of a bench that several processes work at: each is claimed by one, and claimed anew if that one died."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def claim(path: Path) -> bool:
+    """Claim a cell for this process, unless it is done or a living process has it."""
+    if path.exists():
+        return False
+    lock = path.with_suffix(".lock")
+    if lock.exists():
+        try:
+            os.kill(int(lock.read_text() or 0), 0)
+            return False
+        except (ProcessLookupError, ValueError):
+            lock.unlink(missing_ok=True)
+    try:
+        with lock.open("x") as file:
+            file.write(str(os.getpid()))
+    except FileExistsError:
+        return False
+    return True
