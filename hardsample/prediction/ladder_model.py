@@ -9,15 +9,17 @@ Each type says exactly how probable each label of a full search with fresh masks
 that Binomial(K, q) reaches the successes that τ asks for, λ* is the first level that does not. The weights of the types
 come from all counts of the pool by expectation maximisation; where to stop a ladder depends on its own grades only, so
 the likelihood of early-stopped counts is that of independent rollouts. Scores from features are a noisy measurement of
-the type, whose noise and slope are fitted beside the weights: if they say nothing the slope is 0.
+the type, whose noise and slope are fitted beside the weights: if they say nothing the slope is 0. The noise has heavy
+tails (Student's t), and the factor an exponent κ under which scores predict the counts best: what the grid and the noise
+model get wrong must not make anyone sure.
 
-    P(type | counts, score) ∝ π(type) · N(score | A·θ(type) + b, Σ) · Π_i q_i^s_i (1 − q_i)^(n_i − s_i)
+    P(type | counts, score) ∝ π(type) · t_ν(score | A·θ(type) + b, Σ)^κ · Π_i q_i^s_i (1 − q_i)^(n_i − s_i)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -40,6 +42,10 @@ PRIOR_SAMPLES, PRIOR_UNSOLVABLE = 8.0, 0.25
 CHUNK = 8_192
 _FLOOR = 1e-4
 """Success rates stay this far from 0 and 1: a grader, too, errs."""
+_TAIL = 4.0
+"""ν, degrees of freedom of a score's noise."""
+_EXPONENTS = np.linspace(0, 1, 11)
+"""Candidates for κ."""
 _SPREAD_FLOOR = 0.05
 """Smallest standard deviation of a score around what its type says, in standard deviations of the score."""
 
@@ -95,19 +101,25 @@ def threshold_probabilities(
 
 @dataclass(frozen=True, eq=False)
 class ScoreModel:
-    """Scores of a type: normal around its coordinates times a slope."""
+    """Scores of a type: around its coordinates times a slope, with Student's t as noise."""
 
     slope: Float[np.ndarray, "3 scores"]
     covariance: Float[np.ndarray, "scores scores"]
+    exponent: float = 1.0
+    """κ."""
 
     def log_density(
         self, types: Types, scores: Float[np.ndarray, "samples scores"]
     ) -> Float[np.ndarray, "samples types"]:
-        """Return the log density of the scores under each type, up to a constant; 0 where a score is NaN."""
+        """Return κ times the log density of the scores under each type, up to a constant; 0 where a score is NaN."""
+        tails = np.log1p(self.distance(types, scores) / _TAIL)
+        return (-self.exponent * (_TAIL + scores.shape[1]) / 2 * np.nan_to_num(tails, nan=0.0)).astype(np.float32)
+
+    def distance(self, types: Types, scores: Float[np.ndarray, "samples scores"]) -> Float[np.ndarray, "samples types"]:
+        """Return the squared Mahalanobis distance of the scores from what each type says."""
         root = np.linalg.inv(np.linalg.cholesky(self.covariance))
         seen, means = scores @ root.T, types.coordinates @ self.slope @ root.T
-        distance = (seen**2).sum(1)[:, None] - 2 * seen @ means.T + (means**2).sum(1)
-        return np.nan_to_num(-distance / 2, nan=0.0)
+        return np.maximum((seen**2).sum(1)[:, None] - 2 * seen @ means.T + (means**2).sum(1), 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +145,7 @@ class Population:
         log_weights = log_likelihood(self.types, successes, attempts)
         log_weights += np.log(self.weights).astype(np.float32)
         if scores is not None and self.score_model is not None:
-            log_weights += self.score_model.log_density(self.types, scores).astype(np.float32)
+            log_weights += self.score_model.log_density(self.types, scores)
         return _normalised(log_weights)
 
 
@@ -162,20 +174,22 @@ def fit_population(
     likelihood = log_likelihood(types, successes[used], attempts[used])
     shares = np.ones(int(used.sum())) if counts_as is None else counts_as[used]
     shares = shares.astype(np.float32)
-    scored, told = known[used], told[used]
+    told = told[used]
+    seen = np.zeros((len(told), 0)) if scores is None else scores[used]
+    both = told & known[used]  # the slope is learnt from samples with counts: the others would only agree with it
     weights, score_model = types.prior, None
     for _ in range(ROUNDS):
         logs = likelihood + np.log(weights).astype(np.float32)
-        if score_model is not None and scores is not None:
-            logs[scored] += score_model.log_density(types, scores[known]).astype(np.float32)
+        if score_model is not None:
+            logs += score_model.log_density(types, seen)
         posterior = _normalised(logs)
-        if scores is not None and scored.any():
-            # the slope is learnt from samples with counts: the others would only agree with it
-            both = scored & told
-            score_model = _fit_scores(types, posterior[both], scores[used][both], shares[both])
         total = shares @ posterior if score_model is not None else shares[told] @ posterior[told]
         weights = total + PRIOR_SAMPLES * types.prior
         weights /= weights.sum()
+        if both.any():
+            score_model = _fit_scores(types, posterior[both], seen[both], shares[both], score_model)
+    if score_model is not None:
+        score_model = _best_exponent(types, weights, score_model, seen[both], likelihood[both], shares[both])
     return Population(types, weights, score_model)
 
 
@@ -184,22 +198,44 @@ def _fit_scores(
     posterior: Float[np.ndarray, "samples types"],
     scores: Float[np.ndarray, "samples scores"],
     shares: Float[np.ndarray, samples],
+    last: ScoreModel | None,
 ) -> ScoreModel | None:
-    """Regress scores on the coordinates of types, by least squares weighted with the posterior."""
+    """Regress scores on the coordinates of types, by least squares weighted with the posterior and against outliers."""
     total = float(shares.sum())
     if total <= 2 * types.coordinates.shape[1]:
         return None
-    weight = shares @ posterior
-    seen = posterior @ types.coordinates * shares[:, None]
+    if last is not None:
+        posterior = posterior * ((_TAIL + scores.shape[1]) / (_TAIL + last.distance(types, scores)))
+    posterior = posterior * shares[:, None]
+    weight = posterior.sum(axis=0)
+    seen = posterior @ types.coordinates
     gram = types.coordinates.T @ (weight[:, None] * types.coordinates)
     gram += np.diag([1e-6, 1.0, 1.0])  # the slope starts from 0
     slope = np.linalg.solve(gram, seen.T @ scores)
     means = types.coordinates @ slope
-    second = (scores * shares[:, None]).T @ scores
+    second = (scores * posterior.sum(axis=1)[:, None]).T @ scores
     cross = (seen.T @ scores).T @ slope
     covariance = (second - cross - cross.T + means.T @ (weight[:, None] * means)) / total
     floor = _SPREAD_FLOOR**2 * np.maximum(scores.var(axis=0), 1e-12)
     return ScoreModel(slope, covariance + np.diag(floor))
+
+
+def _best_exponent(
+    types: Types,
+    weights: Float[np.ndarray, types],
+    score_model: ScoreModel,
+    scores: Float[np.ndarray, "samples scores"],
+    likelihood: Float[np.ndarray, "samples types"],
+    shares: Float[np.ndarray, samples],
+) -> ScoreModel:
+    """Choose the exponent under which the scores alone predict the counts best; 0 leaves them out."""
+    density = score_model.log_density(types, scores)
+    counted = np.exp(likelihood - likelihood.max(axis=1, keepdims=True))
+    fits = []
+    for exponent in _EXPONENTS:
+        predicted = _normalised(np.log(weights).astype(np.float32) + np.float32(exponent) * density)
+        fits.append(float(shares @ np.log(np.maximum((predicted * counted).sum(axis=1), 1e-30))))
+    return replace(score_model, exponent=float(_EXPONENTS[int(np.argmax(fits))]))
 
 
 def log_likelihood(
