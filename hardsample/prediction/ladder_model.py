@@ -10,8 +10,8 @@ that Binomial(K, q) reaches the successes that τ asks for, λ* is the first lev
 come from all counts of the pool by expectation maximisation; where to stop a ladder depends on its own grades only, so
 the likelihood of early-stopped counts is that of independent rollouts. Scores from features are a noisy measurement of
 the type, whose noise and slope are fitted beside the weights: if they say nothing the slope is 0. The noise has heavy
-tails (Student's t), and the factor an exponent κ under which scores predict the counts best: what the grid and the noise
-model get wrong must not make anyone sure.
+tails (Student's t), and the factor has the exponent κ under which scores predict the counts best, so that flaws of the
+grid and of the noise model make nobody sure.
 
     P(type | counts, score) ∝ π(type) · t_ν(score | A·θ(type) + b, Σ)^κ · Π_i q_i^s_i (1 − q_i)^(n_i − s_i)
 """
