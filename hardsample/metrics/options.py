@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
 from math import isfinite
+from typing import Any
 
 from hardsample.errors import ConfigError
 from hardsample.kernels.keys import FULL_RATIO, KINDS, ratio_units
@@ -59,8 +60,9 @@ class PismConfig:
 
     def __post_init__(self) -> None:
         """Check every field; `ratios` may be any sequence, `budget` an integer."""
-        if isinstance(self.budget, int) and not isinstance(self.budget, bool):
-            object.__setattr__(self, "budget", str(self.budget))
+        budget: Any = self.budget
+        if isinstance(budget, int) and not isinstance(budget, bool):
+            object.__setattr__(self, "budget", str(budget))
         check_settings(self)
         object.__setattr__(self, "ratios", tuple(self.ratios))
         self._check_adaptive()

@@ -168,7 +168,7 @@ def fit_population(
     Returns:
         The population. Samples without scores and counts change nothing.
     """
-    told = attempts.any(axis=1)
+    told = np.asarray(attempts).sum(axis=1) > 0
     known = np.zeros(len(told), dtype=bool) if scores is None else np.isfinite(scores).all(axis=1)
     used = told | known
     likelihood = log_likelihood(types, successes[used], attempts[used])

@@ -371,9 +371,12 @@ def _outcome(directory: Path, content: Mapping[str, Any]) -> dict[str, object]:
     counts["solved_blind"] = sum(solved_blind is True for solved_blind in table["solved_blind"]) if blind else None
     # a prediction of λ* is no observation: only rows with rollouts show a flat curve
     seen = [row for row, rollouts in enumerate(table["rollouts"]) if rollouts]
+    columns = {name: [values[row] for row in seen] for name, values in table.items()}
     flat = flat_curve(
-        *([table[name][row] for row in seen] for name in ("pism_stratum", "failure_threshold")),
-        *([table[name][row] for row in seen] for name in ("successes", "attempts")),
+        columns["pism_stratum"],
+        columns["failure_threshold"],
+        columns["successes"],
+        columns["attempts"],
         content["settings"]["search"],
     )
     if content["settings"]["search"] == "adaptive":

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from datasets import Dataset
+from jaxtyping import Bool
 
 from hardsample.engines.features import encoder_name
 from hardsample.kernels.keys import ratio_units
@@ -21,6 +22,7 @@ from hardsample.metrics.pism import counts, max_rollouts
 from hardsample.prediction.adaptive import AdaptiveSearch
 from hardsample.scoring.adaptive.posterior import use_features
 from hardsample.scoring.config import ScoringConfig
+from hardsample.scoring.forecast import RoundForecast
 from hardsample.scoring.progress import RunProgress
 from hardsample.scoring.store import Store
 
@@ -65,8 +67,10 @@ class RoundQueue:
         self._load()
         self._waiting = self._unmade()
         self._in_flight, self._over, self._all_known = 0, False, False
+        assert isinstance(bar.forecast, RoundForecast)
+        self._forecast = bar.forecast
         if self._waiting:
-            bar.forecast.begin_round(len(self._waiting), len(self._waiting))
+            self._forecast.begin_round(len(self._waiting), len(self._waiting))
 
     def _load(self) -> None:
         """Count what the store holds."""
@@ -133,7 +137,7 @@ class RoundQueue:
         self._rounds.commit((self._ids[row], self._config.ratios[level], k) for row, level, k in rollouts)
         self._waiting = self._ordered(rollouts)
         self._bar.finished = len(self._ids) - planned.open
-        self._bar.forecast.begin_round(len(rollouts), planned.open)
+        self._forecast.begin_round(len(rollouts), planned.open)
 
     def ladders(self) -> StoredLadders:
         """Return the samples that were not rejected."""
@@ -160,7 +164,7 @@ class StoredLadders(Sequence[Ladder]):
         rows: np.ndarray,
         ids: Sequence[str],
         abilities: Sequence[str | None],
-        has_image: Sequence[bool],
+        has_image: Bool[np.ndarray, samples],
         store: Store,
         config: ScoringConfig,
     ) -> None:
