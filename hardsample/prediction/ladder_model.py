@@ -112,13 +112,14 @@ class ScoreModel:
         self, types: Types, scores: Float[np.ndarray, "samples scores"]
     ) -> Float[np.ndarray, "samples types"]:
         """Return κ times the log density of the scores under each type, up to a constant; 0 where a score is NaN."""
-        tails = np.log1p(self.distance(types, scores) / _TAIL)
-        return (-self.exponent * (_TAIL + scores.shape[1]) / 2 * np.nan_to_num(tails, nan=0.0)).astype(np.float32)
+        tails = np.log1p(self.distance(types, scores) / np.float32(_TAIL))
+        return np.nan_to_num(tails, nan=0.0) * np.float32(-self.exponent * (_TAIL + scores.shape[1]) / 2)
 
     def distance(self, types: Types, scores: Float[np.ndarray, "samples scores"]) -> Float[np.ndarray, "samples types"]:
         """Return the squared Mahalanobis distance of the scores from what each type says."""
         root = np.linalg.inv(np.linalg.cholesky(self.covariance))
-        seen, means = scores @ root.T, types.coordinates @ self.slope @ root.T
+        seen = (scores @ root.T).astype(np.float32)
+        means = (types.coordinates @ self.slope @ root.T).astype(np.float32)
         return np.maximum((seen**2).sum(1)[:, None] - 2 * seen @ means.T + (means**2).sum(1), 0)
 
 
