@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,6 +27,7 @@ from hardsample.scoring.config import ScoringConfig
 from hardsample.settings import field_of
 
 if TYPE_CHECKING:
+    from hardsample.metrics.strata import Verdict
     from hardsample.scoring.output import Scores
 
 DATA_HELP = (
@@ -97,6 +99,13 @@ def stratify(
             "0.1,0.4,1.6,1.9, or shares of the samples such as quantile:0.1,0.3,0.7,0.9 (default: the run's)"
         ),
     ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            help="probability: show how many samples each stratum is the likeliest of, how many are expected in it, "
+            "and how many are sure (after --search adaptive)"
+        ),
+    ] = None,
     reset: Annotated[bool, typer.Option("--reset", help="go back to the run's own labels")] = False,
 ) -> None:
     """Show the strata of a scored folder, or label them again with other bounds or another τ; no new rollouts.
@@ -106,6 +115,8 @@ def stratify(
 
     Try it: `hardsample stratify out --hard-max 0.3 --easy-min 0.6`.
     """
+    if by not in (None, "probability"):
+        raise ConfigError(f"--by is {by!r}, must be probability: write --by probability, or leave it out")
     relabels = any(value is not None for value in (hard_max, easy_min, tau, cmab_bounds))
     if reset and relabels:
         raise ConfigError("--reset goes back to the run's own labels: give it alone, or leave it out")
@@ -124,6 +135,8 @@ def stratify(
         title = f"Strata of {directory} ({last.source}): hard λ* ≤ {last.bounds.hard_max}, "
         title += f"easy λ* ≥ {last.bounds.easy_min}, τ = {last.tau}"
         OUT.print(strata_table(list(scores.table["ability"]), [label.stratum for label in last.verdicts], title))
+        if by:
+            _show_probabilities(scores, last.verdicts, last.bounds, last.tau)
         say(f"next: hardsample export {directory} --subset medium+hard --control")
         return
     run = scores.config()
@@ -136,9 +149,19 @@ def stratify(
         parse_bounds(cmab_bounds, list(scores.table["attention_balance"]))  # a mistake ends it before any table
     title = f"Strata of {directory}: hard λ* ≤ {bounds.hard_max}, easy λ* ≥ {bounds.easy_min}, τ = {used_tau}"
     OUT.print(strata_table(list(scores.table["ability"]), [label.stratum for label in labels], title))
+    if by:
+        _show_probabilities(scores, labels, bounds, used_tau)
     cmab = _cmab_strata(scores, cmab_bounds) if cmab_bounds else None
     say(f"labels     {write_labels(scores, labels, bounds, used_tau, cmab)}")
     say(f"next: hardsample export {directory} --subset medium+hard --control")
+
+
+def _show_probabilities(scores: Scores, labels: Sequence[Verdict], bounds: Bounds, tau: float) -> None:
+    """Show the strata by their probabilities under bounds and a τ."""
+    from hardsample.report.tables import probability_table
+
+    estimate = scores.estimate(bounds, tau)
+    OUT.print(probability_table([label.stratum for label in labels], estimate.labels.tolist()))
 
 
 def _cmab_strata(scores: Scores, spec: str) -> list[str | None]:

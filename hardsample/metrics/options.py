@@ -1,15 +1,17 @@
 """The settings of both metrics, apart from their numerics, so that the command line lists them without NumPy."""
 
 from dataclasses import dataclass, field
+from fractions import Fraction
 from itertools import pairwise
 from math import isfinite
+from typing import Any
 
 from hardsample.errors import ConfigError
 from hardsample.kernels.keys import FULL_RATIO, KINDS, ratio_units
 from hardsample.metrics.strata import Bounds, check_tau
 from hardsample.settings import check_settings, declared, setting
 
-SEARCHES = ("lossless", "exhaustive")
+SEARCHES = ("lossless", "exhaustive", "adaptive")
 MASK_SPACES = ("source", "model")
 VARIANTS = ("paper", "released")
 TEXTS = ("all", "before_image")
@@ -33,8 +35,17 @@ class PismConfig:
     )
     search: str = setting(
         "lossless",
-        "lossless (as few rollouts as decide the stratum) or exhaustive (the whole accuracy curve)",
+        "lossless (as few rollouts as decide the stratum), exhaustive (the whole accuracy curve) or adaptive (a "
+        "probability of each stratum, from as few rollouts as give the confidence, within a budget)",
         choices=SEARCHES,
+    )
+    confidence: float = setting(
+        0.9, "adaptive: a sample gets no more rollouts once a stratum has this probability, above 0.25 to 1"
+    )
+    budget: str | None = setting(
+        None,
+        "adaptive: most rollouts, a number of at least 1, or a share of the exhaustive search's such as 10% (default: "
+        "no bound)",
     )
     mask_kind: str = setting("pixel", "mask kind: pixel, patch (14 × 14 pixels) or rectangle", choices=KINDS)
     mask_space: str = setting(
@@ -48,9 +59,13 @@ class PismConfig:
     blind: bool = setting(False, "whether each sample with an image also gets K rollouts at mask ratio 1.0")
 
     def __post_init__(self) -> None:
-        """Check every field; `ratios` may be any sequence."""
+        """Check every field; `ratios` may be any sequence, `budget` an integer."""
+        budget: Any = self.budget
+        if isinstance(budget, int) and not isinstance(budget, bool):
+            object.__setattr__(self, "budget", str(budget))
         check_settings(self)
         object.__setattr__(self, "ratios", tuple(self.ratios))
+        self._check_adaptive()
         if not all(0 <= ratio <= 1 for ratio in self.ratios):
             raise ConfigError(f"ratios are {self.ratios}, must lie from 0 to below 1: drop the others")
         units = [ratio_units(ratio) for ratio in self.ratios]
@@ -71,10 +86,56 @@ class PismConfig:
         check_tau(self.tau)
         _ = self.bounds
 
+    def _check_adaptive(self) -> None:
+        """Check the settings of the adaptive search, and that they go with the search."""
+        if not 0.25 < self.confidence <= 1:
+            raise ConfigError(
+                f"confidence is {self.confidence}, must be a probability above 0.25 to 1: choose one, such as 0.9"
+            )
+        if self.budget is not None:
+            budget_rollouts(self.budget, 1)
+            if self.search != "adaptive":
+                raise ConfigError(
+                    f"budget is {self.budget!r}, but the {self.search} search has none: add --search adaptive, or "
+                    "leave it out"
+                )
+        if self.blind and self.search == "adaptive":
+            raise ConfigError(
+                "blind asks for K rollouts of every sample, which the adaptive search does not make: leave it out, or "
+                "use --search lossless"
+            )
+
     @property
     def bounds(self) -> Bounds:
         """The bounds on λ* between strata."""
         return Bounds(self.hard_max, self.easy_min)
+
+
+def budget_rollouts(budget: str, exhaustive: int) -> int:
+    """Read a budget.
+
+    Args:
+        budget: a number of rollouts, or a share such as `10%`.
+        exhaustive: rollouts of an exhaustive search, which a share is of.
+
+    Returns:
+        Rollouts, at least 1.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    text = budget.strip().replace(",", "").replace("_", "")
+    try:
+        value = Fraction(text.removesuffix("%").strip())
+    except (ValueError, ZeroDivisionError):
+        value = Fraction(0)
+    share = text.endswith("%")
+    if value <= 0 or (share and value > 100) or (not share and value.denominator > 1):
+        raise ConfigError(
+            f"budget is {budget!r}, must be a number of rollouts of at least 1, or a share above 0% to 100%: give one, "
+            "such as 20000 or 10%"
+        )
+    return max(1, int(value * exhaustive / 100)) if share else int(value)
 
 
 @dataclass(frozen=True)

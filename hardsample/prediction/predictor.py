@@ -13,31 +13,21 @@ those of the base rate. No training loop; pure functions of arrays.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
 from hardsample.metrics.beta import spread_probability
+from hardsample.prediction.ridge import Ridge, fit_ridge
 
-FOURIER = 512
-"""Random Fourier features: half of them cosines, half sines."""
-LENGTH_SCALE = 1.5
-"""Of the squared-exponential kernel; each block of features has mean square distance 2."""
-LINEAR_WEIGHT, KERNEL_WEIGHT = 0.25, 2.0
-RIDGES = np.logspace(-2, 2.5, 19)
-"""Candidates for the noise variance; the one of the least leave-one-out error is taken."""
 COUNT_NOISE = 3.0
 """Variance of one rollout over the variance that no number of rollouts takes away."""
 FEWEST = 24
 """Fewer samples with rollouts than this give the base rate."""
 MOST_REFERENCES = 16_384
 """More samples than this are not used: the fit's memory and time stay bounded."""
-_CHUNK = 8_192
-_LINEAR, _WAVE = np.float32(np.sqrt(LINEAR_WEIGHT)), np.float32(np.sqrt(2 * KERNEL_WEIGHT / FOURIER))
 _LOG_PHI = (-3.0, 6.0)
 _PENALTY = np.array([0.0, 0.1, 0.1, 0.0, 1.0, 1.0])
 """Of the link's parameters, in squared nats: slopes of the concentration start from nothing."""
@@ -88,61 +78,6 @@ class Skill:
         return self.gain > self.gain_error
 
 
-class Inputs:
-    """The standardisation of features, and their map to what the linear model sees.
-
-    Args:
-        features: (samples, columns) that it is fitted on; NaN is unknown. Columns that do not vary are dropped.
-        blocks: number of columns of each block, such as numbers, one state, the other; each weighs the same.
-        seed: of the random Fourier features.
-    """
-
-    def __init__(self, features: Float[np.ndarray, "samples columns"], blocks: Sequence[int], seed: int = 0) -> None:
-        known = np.asarray(features, dtype=np.float32)
-        if sum(blocks) != known.shape[1]:
-            raise ValueError(f"blocks hold {sum(blocks)} columns, features {known.shape[1]}: must be equal")
-        finite = np.isfinite(known)
-        count = np.maximum(finite.sum(0), 1)
-        values = np.where(finite, known, 0).astype(np.float64)
-        self.centre = (values.sum(0) / count).astype(np.float32)
-        deviation = np.where(finite, values - self.centre, 0)
-        spread = np.sqrt((deviation**2).sum(0) / count)
-        keep = spread > 1e-6 * np.maximum(np.abs(self.centre), 1e-3)
-        self.columns = np.flatnonzero(keep)
-        block_of = np.repeat(np.arange(len(blocks)), blocks)[keep]
-        sizes = np.bincount(block_of, minlength=len(blocks))
-        self.scale = (1 / (spread[keep] * np.sqrt(sizes[block_of]))).astype(np.float32)
-        self.centre = self.centre[keep]
-        rng = np.random.Generator(np.random.Philox(key=np.array([seed, len(self.columns)], dtype=np.uint64)))
-        frequencies = rng.standard_normal((len(self.columns), FOURIER // 2)) / LENGTH_SCALE
-        self.frequencies = frequencies.astype(np.float32)
-
-    def __call__(self, features: Float[np.ndarray, "samples columns"]) -> Float[np.ndarray, "samples inputs"]:
-        """Return what the linear model sees, float32."""
-        scaled, angles = self._angles(features)
-        return np.concatenate([_LINEAR * scaled, _WAVE * np.cos(angles), _WAVE * np.sin(angles)], axis=1)
-
-    def dot(
-        self, features: Float[np.ndarray, "samples columns"], weights: Float[np.ndarray, "inputs targets"]
-    ) -> Float[np.ndarray, "samples targets"]:
-        """Return `self(features) @ weights` without holding all inputs."""
-        scaled, angles = self._angles(features)
-        columns, waves = len(self.columns), FOURIER // 2
-        result = scaled @ (_LINEAR * weights[:columns])
-        result += np.cos(angles) @ (_WAVE * weights[columns : columns + waves])
-        np.sin(angles, out=angles)
-        return result + angles @ (_WAVE * weights[columns + waves :])
-
-    def _angles(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        scaled = np.asarray(features, dtype=np.float32)
-        if len(self.columns) < scaled.shape[1]:
-            scaled = scaled[:, self.columns]
-        scaled = (scaled - self.centre) * self.scale
-        if not np.isfinite(scaled).all():
-            scaled = np.nan_to_num(scaled, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
-        return scaled, scaled @ self.frequencies
-
-
 class Predictor:
     """A fitted predictor; made by `fit`.
 
@@ -151,17 +86,8 @@ class Predictor:
         held_out: leave-one-out predictions of the samples that it was fitted on, in their order.
     """
 
-    def __init__(
-        self,
-        inputs: Inputs | None,
-        weights: Float[np.ndarray, "inputs 2"],
-        offsets: Float[np.ndarray, 2],
-        link: Link,
-        skill: Skill,
-        held_out: Prediction,
-    ) -> None:
-        self.inputs, self.weights, self.offsets, self.link = inputs, weights, offsets, link
-        self.skill, self.held_out = skill, held_out
+    def __init__(self, ridge: Ridge | None, link: Link, skill: Skill, held_out: Prediction) -> None:
+        self.ridge, self.link, self.skill, self.held_out = ridge, link, skill, held_out
 
     def predict(self, features: Float[np.ndarray, "samples columns"]) -> Prediction:
         """Predict the success rates of samples.
@@ -176,11 +102,7 @@ class Predictor:
 
     def scores(self, features: Float[np.ndarray, "samples columns"]) -> Float[np.ndarray, "samples 2"]:
         """Return what the linear model says of p and of p(1 − p), before the link."""
-        if self.inputs is None:
-            return np.zeros((len(features), 2))
-        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            parts = list(pool.map(lambda part: self.inputs.dot(part, self.weights), _chunks(features)))  # type: ignore[union-attr]
-        return (np.concatenate(parts) if parts else np.zeros((0, 2))) + self.offsets
+        return np.zeros((len(features), 2)) if self.ridge is None else self.ridge.scores(features)
 
 
 @dataclass(frozen=True)
@@ -244,23 +166,20 @@ def fit(
         raise ValueError("some successes are negative or more than the attempts, or attempts are 0: give counts")
     if len(wins) < FEWEST:
         return _base_rate(wins, tries)
-    inputs = Inputs(features, blocks or [features.shape[1]], seed)
-    if not len(inputs.columns):
-        return _base_rate(wins, tries)
-    seen = inputs(features).astype(np.float64)
     rate = wins / tries
     mixed = wins * (tries - wins) / (tries * np.maximum(tries - 1, 0.5))
-    targets = np.stack([rate, mixed], axis=1)
-    weights, offsets, held_out = _leave_one_out(seen, targets, 1 + COUNT_NOISE / tries)
-    link = _fit_link(held_out, wins, tries)
-    predicted = link(held_out)
+    ridge = fit_ridge(features, np.stack([rate, mixed], axis=1), 1 + COUNT_NOISE / tries, blocks, seed)
+    if ridge is None:
+        return _base_rate(wins, tries)
+    link = _fit_link(ridge.held_out, wins, tries)
+    predicted = link(ridge.held_out)
     base = _base_rate(wins, tries)
     free = len(link.parameters) - 2
     gains = _log_likelihoods(predicted, wins, tries) - _log_likelihoods(base.held_out, wins, tries)
     skill = measure(predicted, wins, tries, gains - free / len(wins))
     if not skill.useful:
-        return Predictor(None, base.weights, base.offsets, base.link, skill, base.held_out)
-    return Predictor(inputs, weights.astype(np.float32), offsets, link, skill, predicted)
+        return Predictor(None, base.link, skill, base.held_out)
+    return Predictor(ridge, link, skill, predicted)
 
 
 def measure(
@@ -319,38 +238,6 @@ def calibration_error(
     return float(sum(abs(predicted[part].mean() - observed[part].mean()) * len(part) for part in parts) / len(order))
 
 
-def _leave_one_out(
-    seen: Float[np.ndarray, "samples inputs"],
-    targets: Float[np.ndarray, "samples targets"],
-    noise: Float[np.ndarray, samples],
-) -> tuple[Float[np.ndarray, "inputs targets"], Float[np.ndarray, targets], Float[np.ndarray, "samples targets"]]:
-    """Solve the ridge regressions, each at its best ridge.
-
-    With X = D^(−½) Φ = U S Vᵀ (D the noise), weights are V S (S² + λ)⁻¹ Uᵀ D^(−½) (y − ȳ), and the residual of a sample
-    that is left out is its residual over 1 − h, h = Σ_j U² S² / (S² + λ).
-
-    Returns:
-        (weights, offsets, leave-one-out predictions).
-    """
-    root = 1 / np.sqrt(noise)[:, None]
-    offsets = np.average(targets, axis=0, weights=1 / noise)
-    whitened, residual = seen * root, (targets - offsets) * root
-    wide = seen.shape[1] > len(seen)
-    values, vectors = np.linalg.eigh(whitened @ whitened.T if wide else whitened.T @ whitened)
-    kept = values > 1e-9 * max(values[-1], 1e-12)
-    values, vectors = values[kept], vectors[:, kept]
-    left = vectors if wide else whitened @ (vectors / np.sqrt(values))
-    turned = left.T @ residual
-    shrink = values[:, None] / (values[:, None] + RIDGES)
-    leverage = np.minimum((left**2) @ shrink, 1 - 1e-6)
-    gaps = np.stack([(residual - left @ (part[:, None] * turned)) for part in shrink.T], 1) / (1 - leverage)[..., None]
-    best = np.argmin((gaps**2).mean(0), axis=0)
-    solved = turned / (values[:, None] + RIDGES[best])
-    weights = whitened.T @ (left @ solved) if wide else vectors @ (solved * np.sqrt(values)[:, None])
-    chosen = np.stack([gaps[:, ridge, target] for target, ridge in enumerate(best)], axis=1)
-    return weights, offsets, targets - chosen / root
-
-
 def _fit_link(
     scores: Float[np.ndarray, "samples 2"], wins: Float[np.ndarray, samples], tries: Float[np.ndarray, samples]
 ) -> Link:
@@ -389,7 +276,7 @@ def _base_rate(wins: Float[np.ndarray, samples], tries: Float[np.ndarray, sample
         link = Link(np.zeros(6), np.zeros(2), np.ones(2))
     held_out = link(np.zeros((len(wins), 2)))
     skill = Skill(len(wins), float("nan"), float("nan"), float("nan"), 0.0)
-    return Predictor(None, np.zeros((0, 2)), np.zeros(2), link, skill, held_out)
+    return Predictor(None, link, skill, held_out)
 
 
 def _log_likelihoods(
@@ -399,8 +286,3 @@ def _log_likelihoods(
 
     alpha, beta = prediction.alpha, prediction.beta
     return betaln(wins + alpha, tries - wins + beta) - betaln(alpha, beta)
-
-
-def _chunks(rows: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, len(rows), _CHUNK):
-        yield rows[start : start + _CHUNK]

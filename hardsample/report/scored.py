@@ -22,6 +22,7 @@ from hardsample.report.parts.gallery import gallery
 from hardsample.report.parts.gather import NO_IMAGE, Group, Scored, crossed, curves, gather, grouped, heat, passing
 from hardsample.report.parts.names import data_name, model_name, shown
 from hardsample.report.parts.svg import to_svg
+from hardsample.report.tables import adaptive_result
 from hardsample.scoring.add_cmab import cmab_command
 
 CALLED: dict[str | None, str] = {name: name for name in LABELS} | {None: NO_IMAGE}
@@ -131,12 +132,14 @@ def lead(scored: Scored) -> list[str]:
     known = max(sum(strata[name] for name in STRATA), 1)
     teach = strata["medium"] + strata["hard"]
     saved = 1 - counts["rollouts"] / max(counts["rollouts_exhaustive"], 1)
-    cost = (
-        f"The lossless search made {counts['rollouts']:,} of the {counts['rollouts_exhaustive']:,} rollouts of an "
-        f"exhaustive search, which saves {100 * saved:.0f} %; λ* and strata are the same."
-        if scored.run["settings"]["search"] == "lossless"
-        else f"The exhaustive search made all {counts['rollouts']:,} rollouts."
-    )
+    search = scored.run["settings"]["search"]
+    cost = f"The exhaustive search made all {counts['rollouts']:,} rollouts."
+    if search != "exhaustive":
+        cost = (
+            f"The {search} search made {counts['rollouts']:,} of the {counts['rollouts_exhaustive']:,} rollouts of an "
+            f"exhaustive search, which saves {100 * saved:.0f} %; "
+        )
+        cost += "λ* and strata are the same." if search == "lossless" else f"{adaptive_result(counts)}."
     unfinished = (
         [
             f"{strata[UNFINISHED]:,} more samples are unfinished: none of their rollouts at λ = 0 has an answer, so "
@@ -191,7 +194,7 @@ def _strata_table(name: str, groups: list[Group], folded: bool) -> Table:
 
 
 def masking_section(scored: Scored) -> Section:
-    """Return the section of λ*, with accuracy curves (exhaustive) or the share of passing samples (lossless)."""
+    """Return the section of λ*, with accuracy curves (exhaustive) or the share of samples that pass (lossless)."""
     config = scored.scores.config()
     figure = charts.threshold_histogram(scored.thresholds, scored.strata, config.ratios, config.bounds)
     caption = (
@@ -204,6 +207,13 @@ def masking_section(scored: Scored) -> Section:
         caption = "Accuracy at each mask ratio, by stratum, with 95 % intervals over samples."
         parts.append(Chart(to_svg(figure, "curves", "Accuracy against mask ratio by stratum"), caption))
         parts.append(Text("Open a sample below to see its own curve with intervals."))
+    elif config.search == "adaptive":
+        parts.append(
+            Text(
+                "This run is adaptive: λ* is the median of what the rollouts of a sample, and those of the others, say "
+                "of it; its 80 % interval is in scores.parquet."
+            )
+        )
     else:
         figure = charts.level_curves(passing(scored), config.ratios, "samples that still pass, %")
         caption = "Share of the samples with λ* above each mask ratio, with 95 % intervals: all, and by ability."
@@ -306,7 +316,7 @@ def _share(count: int, total: int) -> tuple[str, str]:
 def cost_section(scored: Scored) -> Section:
     """Return the section of rollouts spent and saved, and of the time."""
     counts, seconds = scored.run["counts"], scored.run["seconds"]
-    lossless = scored.run["settings"]["search"] == "lossless"
+    exhaustive = scored.run["settings"]["search"] == "exhaustive"
     saved = counts["rollouts_exhaustive"] - counts["rollouts"]
     rows = [
         [
@@ -330,7 +340,7 @@ def cost_section(scored: Scored) -> Section:
     parts.append(Table(caption, ["step", "seconds"], times, total=True))
     if counts["rollouts_blind"]:
         parts.append(Text(f"{counts['rollouts_blind']:,} more rollouts measured the blind level (λ = 1.0)."))
-    if not lossless:
+    if exhaustive:
         parts.append(Text("An exhaustive search saves nothing; a lossless search gives the same λ* and strata."))
     return Section("cost", "Cost", parts)
 

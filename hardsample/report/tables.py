@@ -15,10 +15,12 @@ from hardsample.evaluation.evaluate import Comparison, Evaluation
 from hardsample.files import REJECTED_FILE
 from hardsample.metrics.finishes import UNKNOWN, shares_text
 from hardsample.metrics.intervals import Interval
-from hardsample.metrics.strata import LABELS, shown_labels
+from hardsample.metrics.strata import LABELS, STRATA, shown_labels
 from hardsample.scoring.output import Scores
 
 MOST_ABILITIES = 20
+SURE = 0.9
+"""Probability from which on a stratum counts as sure."""
 BAR_WIDTH = 40
 """Characters of the bar of a stratum that all samples are in."""
 
@@ -130,6 +132,42 @@ def comparison_table(comparison: Comparison, first: str, second: str) -> Rendera
     return Group(table, Text(totals + test + left_out))
 
 
+def probability_table(strata: Sequence[str | None], probabilities: Sequence[Sequence[float] | None]) -> Table:
+    """Return strata by probability: samples whose likeliest stratum it is, those expected, and those that are sure.
+
+    Args:
+        strata: of each sample; only the four are shown.
+        probabilities: of each sample, in the order of `STRATA`; None for a sample without any.
+    """
+    known = [(name, row) for name, row in zip(strata, probabilities, strict=True) if name in STRATA and row is not None]
+    table = Table(title=Text(f"Strata of {len(known):,} samples by probability"), title_justify="left")
+    for name in ("stratum", "likeliest", "expected", f"at least {SURE:g}"):
+        table.add_column(name, justify="right" if name != "stratum" else "left")
+    sure_in_all = 0
+    for column, stratum in enumerate(STRATA):
+        likeliest = [row[column] for name, row in known if name == stratum]
+        sure = sum(value >= SURE for value in likeliest)
+        sure_in_all += sure
+        expected = sum(row[column] for _, row in known)
+        table.add_row(stratum, f"{len(likeliest):,}", f"{expected:,.1f}", f"{sure:,}")
+    table.add_section()
+    table.add_row("all", f"{len(known):,}", f"{len(known):,}", f"{sure_in_all:,}")
+    return table
+
+
+def adaptive_result(counts: Mapping[str, Any]) -> str:
+    """Return how many strata an adaptive search got from own rollouts, how many without, and how sure it is.
+
+    Args:
+        counts: `counts` of run.json.
+    """
+    sources = counts["sources"]
+    return (
+        f"{sources['adaptive']:,} strata by own rollouts, {sources['predicted']:,} predicted without; the mean of "
+        f"their probabilities is {counts['mean_probability']:.2f}"
+    )
+
+
 def brief_summary(scores: Scores) -> RenderableType:
     """One line a stratum, rollouts, attention balance, and what needs attention; the report has the rest."""
     counts, labels = scores.run["counts"], list(scores.table["pism_stratum"])
@@ -144,6 +182,8 @@ def brief_summary(scores: Scores) -> RenderableType:
         f"({counts['rollouts'] / max(counts['rollouts_exhaustive'], 1):.0%}) in "
         + _seconds(scores.run["seconds"]["total"])
     )
+    if "sources" in counts:
+        lines.append(f"adaptive   {adaptive_result(counts)}")
     balances = sorted(value for value in scores.table["attention_balance"] if value is not None)
     if balances:
         lines.append(
@@ -165,6 +205,7 @@ def summary(scores: Scores) -> RenderableType:
     lines = [
         f"rollouts   {counts['rollouts']:,} of the {counts['rollouts_exhaustive']:,} of an exhaustive search "
         f"({100 * counts['rollouts'] / max(counts['rollouts_exhaustive'], 1):.0f} %)",
+        *([f"adaptive   {adaptive_result(counts)}"] if "sources" in counts else []),
         f"time       {_seconds(seconds['total'])}: {_seconds(seconds['generate'])} "
         f"{'waiting for the server' if served else 'in the model'}, "
         f"{_seconds(seconds['wait_for_prepare'])} waiting for images, {_seconds(seconds['grade'])} grading; "

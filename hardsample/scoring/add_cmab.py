@@ -88,7 +88,8 @@ def add_cmab(
             reason = (attention.about or {}).get("reason")
             raise EngineError(f"{model or run['model']} gives no attention balance: {reason}")
         digests = {sample: digest for sample, digest in store.digests().items() if not is_old(digest)}
-        write_scores(output, ladders, search, attention.samples, config.cmab.bounds, digests)
+        estimate = scores.estimate() if search.search == "adaptive" else None
+        write_scores(output, ladders, search, attention.samples, config.cmab.bounds, digests, estimate)
         content: dict[str, Any] = run | {
             "cmab": attention.about | {"model": model or run["model"]},
             "settings": run["settings"] | {"metric": ["pism", "cmab"]},

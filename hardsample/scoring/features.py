@@ -254,7 +254,29 @@ def _engine(name: str, config: ScoringConfig) -> Engine:
 
 
 def _add(records: Dataset, name: str, engine: Engine, store: Store, progress: bool) -> FeaturesRun:
-    """Make what the store lacks, batch by batch, and write features.parquet.
+    """Make what the store lacks, and write features.parquet.
+
+    Raises:
+        EngineError: the model fails on all of its first records.
+    """
+    with engine:
+        before, failed = make_features(records, engine, store, progress)
+        about = write_features(store, name, engine, list(records["id"]))["features"]
+    about |= {"failed": failed} if failed else {}
+    return FeaturesRun(store.directory / FEATURES_FILE, int(about["samples"]), before, failed, about)
+
+
+def make_features(records: Dataset, engine: Engine, store: Store, progress: bool) -> tuple[int, dict[str, str]]:
+    """Make the features that the store lacks, batch by batch.
+
+    Args:
+        records: the samples.
+        engine: with its model loaded.
+        store: of the folder.
+        progress: show a bar.
+
+    Returns:
+        Samples that had features before, and why others have none, by id.
 
     Raises:
         EngineError: the model fails on all of its first records.
@@ -262,29 +284,26 @@ def _add(records: Dataset, name: str, engine: Engine, store: Store, progress: bo
     assert can_show_features(engine)
     failed: dict[str, str] = {}
     ids = list(records["id"])
-    with engine:
-        encoder = encoder_name(engine.identity())
-        known = {sample for sample, _ in store.features(encoder)}
-        pending = [row for row, sample in enumerate(ids) if sample not in known]
-        bar = CountProgress(len(pending), "prompts", Display("features", progress and bool(pending)))
-        made = len(known)
+    encoder = encoder_name(engine.identity())
+    known = {sample for sample, _ in store.features(encoder)}
+    pending = [row for row, sample in enumerate(ids) if sample not in known]
+    bar = CountProgress(len(pending), "prompts", Display("features", progress and bool(pending)))
+    made = len(known)
 
-        def settle(results: Sequence[tuple[Mapping[str, Any], Features | Failure]]) -> None:
-            nonlocal made
-            rows = {record["id"]: row for record, row in results if not isinstance(row, Failure)}
-            failed.update({record["id"]: row.reason for record, row in results if isinstance(row, Failure)})
-            store.commit_features(rows, encoder)
-            made += len(rows)
-            if not made:
-                raise EngineError(f"the model fails on its first {len(failed)} records: {next(iter(failed.values()))}")
-            bar.update(len(results))
+    def settle(results: Sequence[tuple[Mapping[str, Any], Features | Failure]]) -> None:
+        nonlocal made
+        rows = {record["id"]: row for record, row in results if not isinstance(row, Failure)}
+        failed.update({record["id"]: row.reason for record, row in results if isinstance(row, Failure)})
+        store.commit_features(rows, encoder)
+        made += len(rows)
+        if not made:
+            raise EngineError(f"the model fails on its first {len(failed)} records: {next(iter(failed.values()))}")
+        bar.update(len(results))
 
+    if pending:
         with bar:
             engine.run_features(_rows(records, pending), settle)
-        about = write_features(store, name, engine, ids)["features"]
-    about |= {"failed": failed} if failed else {}
-    samples = int(about["samples"])
-    return FeaturesRun(store.directory / FEATURES_FILE, samples, samples - (len(pending) - len(failed)), failed, about)
+    return len(ids) - len(pending), failed
 
 
 def _rows(records: Dataset, rows: Sequence[int]) -> Iterator[Mapping[str, Any]]:

@@ -10,6 +10,7 @@ starts from the samples that passed the level before.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import log
 
 import numpy as np
 from jaxtyping import Float
@@ -26,6 +27,8 @@ HARDER, SPREAD = 0.3, 1.0
 """How much harder a level is than the one before, and the spread of that, in log odds of a success."""
 BOUNDS = (0.05, 0.95)
 """Quantiles of the draws that bound a forecast."""
+OPEN_SHARE = 0.85
+"""Share of the open samples of an adaptive search that a round leaves open, until two rounds have shown it."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,50 @@ class Forecast:
             rates[:, level] = rng.beta(BELIEF * mean_rates + succeeded, BELIEF * (1 - mean_rates) + failed)
             belief = self._level_models.after[models]
         return rates.clip(1e-3, 1 - 1e-3)
+
+
+class RoundForecast:
+    """Forecasts the rollouts of an adaptive search, whose rounds follow from the grades.
+
+    Args:
+        stored: rollouts made before this run.
+        budget: most rollouts; None without a bound.
+
+    Attributes:
+        stored: rollouts made before this run.
+        made: rollouts of this run.
+    """
+
+    def __init__(self, stored: int, budget: int | None = None) -> None:
+        self.stored, self.made, self._budget = stored, 0, budget
+        self._left, self._open, self._share = 0, 0, OPEN_SHARE
+
+    def begin_round(self, rollouts: int, samples: int) -> None:
+        """Begin a round of so many rollouts, with so many samples whose label is not known well enough."""
+        if self._open:
+            self._share = min(max(samples / self._open, 0.5), 0.97)
+        self._left, self._open = rollouts, samples
+
+    def record_rollout(self, before: SearchPosition | None, after: SearchPosition | None, grade: int) -> None:
+        """Record a rollout of this run; its place in a ladder and its grade tell nothing of the rounds to come."""
+        self.made += 1
+        self._left -= 1
+
+    def drop(self, ladder: Ladder) -> None:
+        """Subtract the rollout of a sample that is rejected."""
+        self._left -= 1
+
+    def remaining(self) -> Remaining:
+        """Return the rollouts that remain: as many as the budget has, or as if samples closed at the recent rate."""
+        left = max(self._left, 0)
+        if not left:
+            return Remaining(0.0, 0.0, 0.0, 0.0)
+        later = self._open * self._share / (1 - self._share)
+        rounds = 1 + log(max(self._open, 2)) / -log(self._share)
+        if self._budget is not None:
+            rest = max(self._budget - self.stored - self.made, left)
+            return Remaining(rest, min(left + later / 2, rest), rest, rounds)
+        return Remaining(left + later, left + later / 2, left + 2 * later, rounds)
 
 
 class _LevelModels:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,11 +25,13 @@ from hardsample.metrics import pism, strata
 from hardsample.metrics.cmab import BalanceBounds, CmabConfig, SampleAttention, balance_stratum, piled_up
 from hardsample.metrics.pism import PismConfig
 from hardsample.metrics.signatures import all_alike, cut_off, flat_curve, no_answer
+from hardsample.scoring.adaptive.columns import SOURCES, labelled
 from hardsample.scoring.config import ScoringConfig
 
 if TYPE_CHECKING:
     from hardsample.data.loading import Data, Rejection
     from hardsample.metrics.ladders import Ladder
+    from hardsample.prediction.adaptive import Estimate
 
 IN_MEMORY = "datasets.Dataset"
 """Value of `data` in run.json for data that was passed in memory."""
@@ -47,6 +49,13 @@ SCHEMA = pa.schema(
         ("blind_attempts", pa.int32()),
         ("solved_blind", pa.bool_()),
         ("unanswered", pa.int32()),
+        ("stratum_source", pa.string()),
+        ("stratum_probability", pa.float32()),
+        ("probabilities", pa.list_(pa.float32())),
+        ("failure_threshold_low", pa.float64()),
+        ("failure_threshold_high", pa.float64()),
+        ("predicted_success_rate", pa.float32()),
+        ("predicted_signal", pa.float32()),
         ("attention_balance", pa.float64()),
         ("attention_balance_wrong", pa.float64()),
         ("cmab_stratum", pa.string()),
@@ -57,9 +66,14 @@ SCHEMA = pa.schema(
 """scores.parquet: one row per scored sample. `successes` and `attempts` follow `ratios` of run.json; `rollouts` is the
 number of all rollouts of the sample, with the blind level; a sample without an image has no stratum (null).
 `unanswered` is the number of rollouts at λ = 0 that are not right and have no answer (cut off, empty …): a sample with
-an image and only such rollouts is `unfinished`, in no stratum and without λ*. The four columns before the last are
-CMAB's, null without it: ρ̄ over the correct and over the wrong completions at λ = 0, its stratum, ρ of each layer.
-`digest` identifies the content of the sample when it was scored (`hardsample.data.digests`)."""
+an image and only such rollouts is `unfinished`, in no stratum and without λ*. `stratum_source` says how a sample with
+an image got its stratum: `measured` by its own verdict (lossless, exhaustive), `adaptive` as the likeliest given its
+own rollouts and the others', `predicted` without any of its own. The six columns after it are the adaptive search's,
+null without it: the stratum's probability, those of `metrics.strata.STRATA`, the ends of λ*'s 80 % interval (null where
+no ratio fails; `failure_threshold` is the median), the success rate at λ = 0, the chance that 8 rollouts have both
+outcomes. The four columns before the last are CMAB's, null without it: ρ̄ over the correct and over the wrong
+completions at λ = 0, its stratum, ρ of each layer. `digest` identifies the content of the sample when it was scored
+(`hardsample.data.digests`)."""
 
 _OPTIONS = {
     "limit": "--limit",
@@ -129,7 +143,7 @@ class Scores:
     def config(self) -> PismConfig:
         """Return the settings of the PISM search."""
         settings = self.run["settings"]
-        return PismConfig(**{name: settings[name] for name in PismConfig.__dataclass_fields__})
+        return PismConfig(**{name: settings[name] for name in PismConfig.__dataclass_fields__ if name in settings})
 
     def cmab_config(self) -> CmabConfig:
         """Return the settings of CMAB; the defaults if the run did not ask for it."""
@@ -144,6 +158,10 @@ class Scores:
             StrataError: if they do not decide it; the message says how many, and the command that would.
         """
         config = self.config()
+        if config.search == "adaptive":
+            from hardsample.scoring.adaptive.posterior import likeliest  # which reads this module's tables
+
+            return likeliest(self, bounds, tau)
         run = self.run
         given = "".join(
             f" {option} {run['settings'][name]}"
@@ -164,6 +182,16 @@ class Scores:
             f"hardsample score {run['data']} --model {run['model']}{root}{given} --output {self.directory}-2",
         )
 
+    def estimate(self, bounds: strata.Bounds | None = None, tau: float | None = None) -> Estimate:
+        """Return what an adaptive search knows of every row, for other bounds or another τ where they are given.
+
+        Raises:
+            OutputError: the run was no adaptive search.
+        """
+        from hardsample.scoring.adaptive.posterior import estimate_of  # which reads this module's tables
+
+        return estimate_of(self, bounds, tau)
+
     def subset(self, spec: str) -> Dataset:
         """Return the rows of the strata in `spec`, such as `medium+hard`."""
         return self.table.select(strata.subset_rows(list(self.table["pism_stratum"]), spec))
@@ -177,26 +205,28 @@ class Scores:
 
 def write_scores(
     directory: Path,
-    ladders: Sequence[Ladder],
+    ladders: Iterable[Ladder],
     config: PismConfig,
     attention: Mapping[str, SampleAttention] | None = None,
     bounds: BalanceBounds | None = None,
     digests: Mapping[str, str] | None = None,
+    estimate: Estimate | None = None,
 ) -> None:
-    """Write scores.parquet, in the order of the data.
+    """Write scores.parquet.
 
     Args:
         directory: of the run.
-        ladders: the finished samples.
+        ladders: the finished samples, in the order of the data.
         config: settings of the PISM search.
         attention: the CMAB results of each sample, by id; None if CMAB was not requested.
         bounds: of the CMAB strata.
         digests: of the samples, by id.
+        estimate: of an adaptive search, by row; None of the others.
     """
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
-    for ladder in sorted(ladders, key=lambda ladder: ladder.row):
-        verdict = pism.verdict(ladder.grades, config, ladder.has_image, ladder.answered)
+    for ladder in ladders:
         counted = ladder.counts()
+        verdict, posterior = labelled(ladder, config, estimate)
         solved_blind = None
         if counted.blind_attempts:
             solved_blind = pism.solved_blind(
@@ -214,6 +244,7 @@ def write_scores(
             counted.blind_attempts,
             solved_blind,
             ladder.unanswered,
+            *posterior,
             *_cmab_columns(attention, ladder, bounds or BalanceBounds()),
             (digests or {}).get(ladder.record["id"]),
         )
@@ -228,7 +259,7 @@ def _cmab_columns(
     attention: Mapping[str, SampleAttention] | None, ladder: Ladder, bounds: BalanceBounds
 ) -> tuple[float | None, float | None, str | None, list[float | None] | None]:
     """Return ρ̄ over correct and over wrong completions, stratum and profile of a sample."""
-    if attention is None or not ladder.has_image:
+    if attention is None or not ladder.has_image or not any(grade is not None for grade in ladder.grades[0]):
         return None, None, None, None
     sample = attention.get(ladder.record["id"], SampleAttention())
     solved = any(grade == 1 for grade in ladder.grades[0])
@@ -338,13 +369,21 @@ def _outcome(directory: Path, content: Mapping[str, Any]) -> dict[str, object]:
     counts["rollouts"] = sum(table["rollouts"]) - blind
     counts["rollouts_blind"] = blind
     counts["solved_blind"] = sum(solved_blind is True for solved_blind in table["solved_blind"]) if blind else None
+    # a prediction of λ* is no observation: only rows with rollouts show a flat curve
+    seen = [row for row, rollouts in enumerate(table["rollouts"]) if rollouts]
+    columns = {name: [values[row] for row in seen] for name, values in table.items()}
     flat = flat_curve(
-        table["pism_stratum"],
-        table["failure_threshold"],
-        table["successes"],
-        table["attempts"],
+        columns["pism_stratum"],
+        columns["failure_threshold"],
+        columns["successes"],
+        columns["attempts"],
         content["settings"]["search"],
     )
+    if content["settings"]["search"] == "adaptive":
+        sources = table["stratum_source"]
+        counts["sources"] = {name: sources.count(name) for name in SOURCES}
+        stated = [value for value in table["stratum_probability"] if value is not None]
+        counts["mean_probability"] = round(sum(stated) / max(len(stated), 1), 4)
     alike = all_alike(**content["variety"]) if "variety" in content else None
     ended = counts.get("finish", {}).get("unmasked", {})
     cut = cut_off(ended, content["settings"]["max_new_tokens"])

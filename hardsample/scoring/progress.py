@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
-from hardsample.scoring.forecast import Forecast, Remaining
+from hardsample.scoring.forecast import Forecast, Remaining, RoundForecast
 
 WINDOW_SECONDS = 60.0
 """Shortest window that a rate is taken over, once the run is that long."""
@@ -137,7 +137,11 @@ class RunProgress:
     """
 
     def __init__(
-        self, forecast: Forecast, samples: int, display: Display, clock: Callable[[], float] = time.monotonic
+        self,
+        forecast: Forecast | RoundForecast,
+        samples: int,
+        display: Display,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.forecast, self.samples, self.finished = forecast, samples, 0
         self._display, self._clock = display, clock

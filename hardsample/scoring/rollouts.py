@@ -21,9 +21,12 @@ from hardsample.errors import HardsampleError
 from hardsample.grading.grader import Grader
 from hardsample.metrics.finishes import unanswered
 from hardsample.metrics.ladders import Ask, Ladder, Queue
-from hardsample.metrics.pism import BLIND_RATIO
+from hardsample.metrics.options import budget_rollouts
+from hardsample.metrics.pism import BLIND_RATIO, max_rollouts
+from hardsample.prediction.adaptive import Estimate
+from hardsample.scoring.adaptive.queue import RoundQueue
 from hardsample.scoring.config import ScoringConfig
-from hardsample.scoring.forecast import Forecast
+from hardsample.scoring.forecast import Forecast, RoundForecast
 from hardsample.scoring.progress import RunProgress
 from hardsample.scoring.store import Rollout, Store
 
@@ -44,7 +47,6 @@ class RolloutJob:
         rejected: records that are rejected already; those that turn out bad are added.
 
     Attributes:
-        finished: ladders of the samples that are done and not rejected.
         rollouts: made by this run, those that the store already held not counted.
         grade_seconds: time in the grader.
     """
@@ -59,10 +61,14 @@ class RolloutJob:
         rejected: list[Rejection],
     ) -> None:
         self.grader, self.store, self.config, self.bar, self.rejected = grader, store, config, bar, rejected
-        self.finished: list[Ladder] = []
+        self._done: list[Ladder] = []
         self.rollouts, self.grade_seconds = 0, 0.0
         self._encoder = encoder_name(store.settings())
         self._under_way: dict[tuple[str, float, int], Ask] = {}
+        self._queue: Queue | RoundQueue
+        if config.search == "adaptive":
+            self._queue = RoundQueue(dataset, images_there(dataset), store, config, self._finish, bar)
+            return
         self._queue = Queue(
             (
                 Ladder(row, record, config, store.grades(record["id"]), store.unanswered(record["id"]))
@@ -70,6 +76,17 @@ class RolloutJob:
             ),
             self._finish,
         )
+
+    @property
+    def finished(self) -> Sequence[Ladder]:
+        """Ladders of the samples that are done and not rejected, in order; an adaptive search rejects or has them."""
+        if isinstance(self._queue, RoundQueue):
+            return self._queue.ladders()
+        return sorted(self._done, key=lambda ladder: ladder.row)
+
+    def estimate(self) -> Estimate | None:
+        """Return what an adaptive search knows of every row of the dataset; None of the other searches."""
+        return self._queue.search.estimate() if isinstance(self._queue, RoundQueue) else None
 
     def take(self, size: int) -> list[Request]:
         """Up to `size` rollouts to make now, all of records with images or all of records without."""
@@ -135,7 +152,7 @@ class RolloutJob:
         self.bar.finished += 1
         if ladder.rejected is None:
             ladder.record = {name: ladder.record[name] for name in ("id", "ability")}  # let go of images and text
-            self.finished.append(ladder)
+            self._done.append(ladder)
             return
         self.bar.forecast.drop(ladder)
         rejection = Rejection(int(ladder.record["record_number"]), ladder.record["id"], ladder.rejected)
@@ -144,9 +161,12 @@ class RolloutJob:
         self.rejected.append(rejection)
 
 
-def forecast_of(dataset: Dataset, store: Store, config: ScoringConfig) -> Forecast:
+def forecast_of(dataset: Dataset, store: Store, config: ScoringConfig) -> Forecast | RoundForecast:
     """Give what a run has before it: all samples, those that the store holds rollouts of as far as these go."""
     has_image = images_there(dataset)
+    if config.search == "adaptive":
+        exhaustive = sum(max_rollouts(config, image) for image in has_image)
+        return RoundForecast(store.count(), budget_rollouts(config.budget, exhaustive) if config.budget else None)
     forecast = Forecast(config, sum(has_image), len(dataset) - sum(has_image))
     if store.count():
         for row, (sample, image) in enumerate(zip(dataset["id"], has_image, strict=True)):

@@ -24,14 +24,16 @@ from hardsample.engines.protocol import Engine, can_attend, engine_class
 from hardsample.engines.results import EngineError
 from hardsample.errors import ConfigError, NothingToScoreError
 from hardsample.grading.grader import Grader
+from hardsample.metrics.options import budget_rollouts
 from hardsample.metrics.pism import max_rollouts
+from hardsample.scoring.adaptive.posterior import features_first
 from hardsample.scoring.add_cmab import add_cmab, cmab_command
 from hardsample.scoring.attention_pass import AttentionPass, attend_to
 from hardsample.scoring.config import ScoringConfig
 from hardsample.scoring.features import write_features
 from hardsample.scoring.output import Scores, data_name, write_rejected, write_run, write_scores
 from hardsample.scoring.progress import Display, RunProgress
-from hardsample.scoring.rollouts import RejectedError, RolloutJob, forecast_of, sentence
+from hardsample.scoring.rollouts import RejectedError, RolloutJob, forecast_of, images_there, sentence
 from hardsample.scoring.store import Store, StoreError
 from hardsample.settings import make_config
 
@@ -99,6 +101,7 @@ def score(
         about = describe(data, model, loaded, config, engine) | {"status": "running"}
         about["settings"] |= {"max_new_tokens": identity["max_new_tokens"]}
         write_run(folder, about)
+        features_first(records.dataset, engine, store, config, progress)
         job = roll_out(records, engine, store, config, progress)
         attention = attend(job, records, engine, store, config, progress)
         write_results(job, attention, engine, store, config, about, began)
@@ -155,7 +158,7 @@ def agree_with_folder(store: Store, loaded: Loaded, engine: Engine, config: Scor
         ImageError: an image's file cannot be read.
     """
     identity = engine.identity()
-    store.agree(identity | result_settings(config), UPGRADES)
+    store.agree(identity | result_settings(config), UPGRADES | larger(store.settings(), loaded.dataset, config))
     old = {sample: digest for sample, digest in store.digests().items() if is_old(digest)}
     digests, unchanged = {}, {}
     for record in loaded.dataset:
@@ -166,6 +169,23 @@ def agree_with_folder(store: Store, loaded: Loaded, engine: Engine, config: Scor
     store.renew_digests(unchanged)
     store.agree_on_samples(digests.items())
     return identity
+
+
+def larger(stored: Mapping[str, object], dataset: Dataset, config: ScoringConfig) -> dict[str, tuple[object, object]]:
+    """Return the changes that let an adaptive search go on where it stopped: more confidence, a larger budget."""
+    if config.search != "adaptive" or stored.get("search") != "adaptive":
+        return {}
+    exhaustive = sum(max_rollouts(config, image) for image in images_there(dataset))
+    before, now = (
+        budget_rollouts(str(budget), exhaustive) if budget is not None else float("inf")
+        for budget in (stored["budget"], config.budget)
+    )
+    allowed: dict[str, tuple[object, object]] = {}
+    if config.confidence >= float(str(stored["confidence"])):
+        allowed["confidence"] = (stored["confidence"], config.confidence)
+    if now >= before:
+        allowed["budget"] = (stored["budget"], config.budget)
+    return allowed
 
 
 def roll_out(records: Records, engine: Engine, store: Store, config: ScoringConfig, progress: bool) -> RolloutJob:
@@ -213,15 +233,16 @@ def write_results(
     """
     job.rejected.sort(key=lambda rejection: rejection.number)
     write_rejected(store.directory, job.rejected)
-    write_scores(store.directory, job.finished, config, attention.samples, config.cmab.bounds, store.digests())
+    finished, digests = job.finished, store.digests()
+    write_scores(store.directory, finished, config, attention.samples, config.cmab.bounds, digests, job.estimate())
     info = engine.run_info()
     counts = {
-        "samples": len(job.finished),
+        "samples": len(finished),
         "rejected": len(job.rejected),
         "grading_timeouts": job.grader.timeouts,
         "finish": store.finishes(),
         "rollouts_this_run": job.rollouts,
-        "rollouts_exhaustive": sum(max_rollouts(config, ladder.has_image) for ladder in job.finished),
+        "rollouts_exhaustive": sum(max_rollouts(config, ladder.has_image) for ladder in finished),
     }
     seconds = {"total": time.time() - began, **info.seconds, "grade": job.grade_seconds}
     outcome: dict[str, Any] = {
@@ -235,7 +256,7 @@ def write_results(
         if config.temperature:  # whether another's sampler samples shows in what comes back
             outcome |= {"variety": store.variety()}
     if config.features:
-        ids = [ladder.record["id"] for ladder in sorted(job.finished, key=lambda ladder: ladder.row)]
+        ids = [ladder.record["id"] for ladder in finished]
         outcome |= write_features(store, str(about["model"]), engine, ids)
     if attention.about is not None:
         outcome |= {"cmab": attention.about}
@@ -255,7 +276,7 @@ def result_settings(config: ScoringConfig) -> dict[str, object]:
         "answer_boxes": config.answer_boxes,
         "search": config.search,
         "blind": config.blind,
-    }
+    } | ({"confidence": config.confidence, "budget": config.budget} if config.search == "adaptive" else {})
 
 
 def describe(data: Data, model: str, loaded: Loaded, config: ScoringConfig, engine: Engine) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from hardsample.engines.features import VERSION, Features
 from hardsample.errors import HardsampleError
 from hardsample.files import ROLLOUTS_FILE
 from hardsample.metrics.finishes import UNKNOWN, unanswered
+from hardsample.scoring.adaptive.rounds import Rounds
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -256,6 +257,10 @@ class Store:
         """Return (ratio, realization, grade) of every rollout of a sample, in order."""
         query = "SELECT ratio, realization, grade FROM rollouts WHERE sample = ? ORDER BY ratio, realization"
         return self._database.execute(query, (sample,)).fetchall()
+
+    def rounds(self) -> Rounds:
+        """Return the rounds of an adaptive search."""
+        return Rounds(self._database)
 
     def unanswered(self, sample: str) -> list[int]:
         """Return the realizations at λ = 0 of a sample that are not right and have no answer, in order."""

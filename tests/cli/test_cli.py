@@ -86,6 +86,35 @@ def test_stratify_rejects_a_tau_that_is_not_decided(scored):
     assert "--search exhaustive" in done.stderr
 
 
+def test_adaptive_search_and_its_probabilities(scored, tmp_path):
+    directory = tmp_path / "out"
+    asked = (
+        "score",
+        "demo",
+        "--model",
+        "demo",
+        "--output",
+        directory,
+        *SMALL,
+        "--search",
+        "adaptive",
+        "--budget",
+        "30%",
+    )
+    done = hardsample(*asked)
+    assert done.returncode == 0, done.stderr
+    assert "rollouts   32 of the 108 of an exhaustive search" in done.stdout
+    assert "12 strata by own rollouts, 0 predicted without" in done.stdout
+    shown = hardsample("stratify", directory, "--by", "probability")
+    assert shown.returncode == 0 and "Strata of 12 samples by probability" in shown.stdout
+    assert not (directory / "strata.parquet").exists()
+    assert hardsample("stratify", directory, "--by", "size").returncode == 2
+    refused = hardsample("stratify", scored[0], "--by", "probability")
+    assert refused.returncode == 1 and "score with --search adaptive into another --output" in refused.stderr
+    refused = hardsample("score", "demo", "--model", "demo", "--output", directory, "--budget", "5%")
+    assert refused.returncode == 2 and "add --search adaptive, or leave it out" in refused.stderr
+
+
 def test_cmab_is_added_to_a_finished_folder(scored, tmp_path):
     directory = shutil.copytree(scored[0], tmp_path / "out")
     done = hardsample("score", "--metric", "cmab", "--output", directory)

@@ -155,7 +155,8 @@ class Evidence:
         """Load stored scores, as of step 0, before anything is observed.
 
         Of n rollouts at ratio 0 each counts min(1, 4 / n); λ* is the table's. A sample without a stratum (no image)
-        keeps its counts and has no λ*. A sample none of whose rollouts reached an answer (`unfinished`) has neither:
+        keeps its counts and has no λ*, nor has one whose stratum is predicted without rollouts. A sample none of whose
+        rollouts reached an answer (`unfinished`) has neither:
         that they were cut off is no evidence of failure.
 
         Args:
@@ -178,6 +179,8 @@ class Evidence:
         self.successes[rows] = wins * weight
         self.failures[rows] = (tries - wins) * weight
         scored = pc.is_in(table["pism_stratum"], pa.array(STRATA)).to_numpy()
+        if "stratum_source" in table.column_names:  # what was predicted was not observed
+            scored &= ~pc.fill_null(pc.equal(table["stratum_source"], "predicted"), False).to_numpy()
         self.levels.seed(rows, table["failure_threshold"].to_numpy(), scored)
 
     def observe(self, rows: Rows, rewards: Float[np.ndarray, "groups G"], step: int) -> Outcomes:
