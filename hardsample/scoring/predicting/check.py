@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from datasets import Dataset
 
 from hardsample.errors import NothingToScoreError
 from hardsample.prediction.predictor import auroc, calibration_error
 from hardsample.scoring.output import Scores
 from hardsample.scoring.predicting.predictions import PREDICTED, Predictions
+from hardsample.scoring.score import score
 
 GROUPS = 5
 
@@ -40,6 +43,45 @@ class Check:
     """Chance that a group with both outcomes was ranked above one without; NaN if all or none has both."""
     calibration_error: float
     """ECE of the success rate over `groups`."""
+
+
+def roll_out(
+    predictions: Predictions,
+    data: Dataset,
+    model: str,
+    output: Path,
+    *,
+    samples: int = 100,
+    seed: int = 0,
+    progress: bool = True,
+) -> Scores:
+    """Roll out a random draw of the predicted samples at λ = 0, a group each; resumes where it was stopped.
+
+    Args:
+        predictions: of the data; the temperature and the size of a group are theirs.
+        data: the records, with the canonical columns.
+        model: as scored.
+        output: folder of the rollouts.
+        samples: how many; all if fewer were predicted.
+        seed: of the draw and of the rollouts.
+        progress: show a bar.
+    """
+    pairs = zip(predictions.table["id"], predictions.table["source"], strict=True)
+    known = np.array([sample for sample, source in pairs if source == PREDICTED])
+    drawn = set(np.random.default_rng(seed).permutation(known)[:samples].tolist())
+    records = data.select([row for row, sample in enumerate(data["id"]) if sample in drawn])
+    return score(
+        records,
+        model,
+        output,
+        progress=progress,
+        ratios=(0.0,),
+        num_masks=int(predictions.about["num_generations"]),
+        search="exhaustive",
+        temperature=float(predictions.about["temperature"]),
+        seed=seed,
+        features=False,
+    )
 
 
 def check(predictions: Predictions, scores: Scores) -> Check:
