@@ -104,11 +104,9 @@ def _predict_and_check(folder):
     from hardsample.scoring.predicting.predict import predict
     from hardsample.scoring.score import score
 
-    quick = {"progress": False, "device": "cpu", "limit": 150, "ratios": (0.0,), "num_masks": 6}
+    quick = {"progress": False, "device": "cpu", "limit": 150, "ratios": (0.0,), "num_masks": 4}
     score("demo:pool", "demo", folder / "scored", search="exhaustive", **quick)
-    predictions = predict(
-        folder / "scored", "demo:pool", output=folder / "predicted", num_generations=6, limit=250, progress=False
-    )
+    predictions = predict(folder / "scored", "demo:pool", output=folder / "predicted", limit=250, progress=False)
     roll_out(predictions, load_split("demo:pool", 250), "demo", folder / "checked", progress=False)
 
 

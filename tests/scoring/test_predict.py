@@ -26,7 +26,8 @@ from hardsample.scoring.predicting.references import References, held_out_skill,
 from hardsample.scoring.store import Store, StoreError
 
 QUIET = {"progress": False, "device": "cpu"}
-SCORED, SAMPLES, GROUP = 150, 250, 6
+SCORED, ATTEMPTS = 150, 4
+SAMPLES, GROUP = 250, 8
 
 
 @pytest.fixture
@@ -96,18 +97,19 @@ def test_predictions_beat_the_base_rate_on_samples_rolled_out_later(predicted_fo
     about = predictions.about
     assert about["useful"] and about["skill"]["gain"] > 0.05 and about["skill"]["pearson"] > 0.4
     checked = check(predictions, measured)
-    assert (checked.samples, checked.rollouts) == (100, 600)
+    assert (checked.samples, checked.rollouts) == (100, 800)
     assert checked.pearson > 0.4 and checked.auroc > 0.65 and checked.calibration_error < 0.15
     assert sum(group.samples for group in checked.groups) == 100 and len(checked.groups) == 5
     assert checked.groups[-1].measured > checked.groups[0].measured + 0.2
     rate = {
-        sample: counts[0] / 6 for sample, counts in zip(measured.table["id"], measured.table["successes"], strict=True)
+        sample: counts[0] / GROUP
+        for sample, counts in zip(measured.table["id"], measured.table["successes"], strict=True)
     }
     rates = np.array([rate[sample] for sample in list(predictions.table["id"])[SCORED:]])
     mean = column(predictions, "predicted_success_rate")[SCORED:]
     assert ((mean - rates) ** 2).mean() < 0.85 * ((about["base_rate"] - rates) ** 2).mean()
     lines = list(check_lines(checked))
-    assert "600 rollouts" in lines[0] and lines[1].count("%") == lines[2].count("%") == 5
+    assert "800 rollouts" in lines[0] and lines[1].count("%") == lines[2].count("%") == 5
 
 
 def test_the_top_is_where_signal_is(predicted_folder):
@@ -127,12 +129,13 @@ def test_noise_falls_back_to_the_base_rate_and_says_so(scored, predicted):
     noise = np.random.default_rng(0).normal(size=(SCORED, WIDTH)).astype(np.float16)
     rewritten(scored / "features.parquet", features=list(noise))
     rewritten(scored / "scores.parquet", ability=[None] * SCORED)
-    predictions = predict(scored, load_unable(), output=predicted.with_name("new"), num_generations=6, **QUIET)
+    predictions = predict(scored, load_unable(), output=predicted.with_name("new"), **QUIET)
     assert predictions.about["useful"] is False
     rates = column(predictions, "predicted_success_rate")
-    assert set(rates) == {pytest.approx(predictions.about["base_rate"])}
+    assert len(rates) == 8 and len(set(rates)) == 1
+    assert rates[0] == pytest.approx(predictions.about["base_rate"])
     counts = Scores(scored).table["successes"]
-    assert rates[0] == pytest.approx(sum(wins for (wins,) in counts) / (6 * SCORED), abs=0.03)
+    assert rates[0] == pytest.approx(sum(wins for (wins,) in counts) / (ATTEMPTS * SCORED), abs=0.03)
     said = "\n".join(prediction_lines(predictions))
     assert "no better than the base rate does, so every sample gets the base rate" in said
 
@@ -148,8 +151,7 @@ def test_only_missing_features_are_made_again(predicted_folder, predicted):
         store._database.execute("DELETE FROM features WHERE id >= 'pool-000245'")
         store._database.execute("UPDATE features SET data = ? WHERE id = 'pool-000160'", (kept,))
     (predicted / "predictions.parquet").unlink()
-    settings = {"num_generations": GROUP, "limit": SAMPLES, **QUIET}
-    again = predict(predicted_folder / "scored", "demo:pool", output=predicted, **settings)
+    again = predict(predicted_folder / "scored", "demo:pool", output=predicted, limit=SAMPLES, **QUIET)
     assert (read_features(predicted)[1][160] == 3).all(), "what is there is not made again"
     before = column(Predictions(predicted_folder / "predicted"), "predicted_success_rate")
     changed = np.flatnonzero(abs(column(again, "predicted_success_rate") - before) > 0.02)
