@@ -13,7 +13,7 @@ TYPES := $(VENV)/types
 
 help:
 	@echo "make setup   an environment in $(VENV) with hardsample, editable, and all that the other targets need"
-	@echo "make demo    score the bundled questions with the demo model, then train it on medium+hard and on a control"
+	@echo "make demo    score the bundled questions with the demo model, predict others, then train it on medium+hard and a control"
 	@echo "make test    all tests, on all cores"
 	@echo "make style   linter, formatter (check only) and type checker"
 	@echo "make bench   the kernels' benchmarks; python bench/run.py prints their ratios to the baselines"

@@ -20,16 +20,20 @@ if TYPE_CHECKING:
     from hardsample.report.compared import compare
     from hardsample.report.page import write_report
     from hardsample.scoring.output import Scores
+    from hardsample.scoring.predicting.predict import predict
+    from hardsample.scoring.predicting.predictions import Predictions
     from hardsample.scoring.score import score
 
 __version__ = "0.1.0"
-__all__ = ["Scores", "compare", "evaluate", "load_dataset", "score", "write_report"]
+__all__ = ["Predictions", "Scores", "compare", "evaluate", "load_dataset", "predict", "score", "write_report"]
 
 _HOMES = {
+    "Predictions": ("scoring.predicting.predictions", "Predictions"),
     "Scores": ("scoring.output", "Scores"),
     "compare": ("report.compared", "compare"),
     "evaluate": ("evaluation.evaluate", "evaluate"),
     "load_dataset": ("data.loading", "load"),
+    "predict": ("scoring.predicting.predict", "predict"),
     "score": ("scoring.score", "score"),
     "write_report": ("report.page", "write_report"),
 }

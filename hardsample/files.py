@@ -14,6 +14,10 @@ FEATURES_FILE = "features.parquet"
 FEATURES_STORE = "features.sqlite"
 FEATURES_RUN_FILE = "features.json"
 
+# predict
+PREDICTIONS_FILE = "predictions.parquet"
+PREDICTIONS_RUN_FILE = "predictions.json"
+
 # stratify
 STRATA_FILE = "strata.parquet"
 

@@ -93,6 +93,24 @@ def _score_hostile(folder, hostile):
 
 
 @pytest.fixture(scope="session")
+def predicted_folder(made_once):
+    """150 questions scored at λ = 0 (`scored`), the next 100 predicted from them (`predicted`), and these rolled out
+    (`checked`)."""
+    return made_once("predicted", _predict_and_check)
+
+
+def _predict_and_check(folder):
+    from hardsample.scoring.predicting.check import roll_out
+    from hardsample.scoring.predicting.predict import predict
+    from hardsample.scoring.score import score
+
+    quick = {"progress": False, "device": "cpu", "limit": 150, "ratios": (0.0,), "num_masks": 4}
+    score("demo:pool", "demo", folder / "scored", search="exhaustive", **quick)
+    predictions = predict(folder / "scored", "demo:pool", output=folder / "predicted", limit=250, progress=False)
+    roll_out(predictions, load_split("demo:pool", 250), "demo", folder / "checked", progress=False)
+
+
+@pytest.fixture(scope="session")
 def experiment_folder(tmp_path_factory):
     """What an experiment leaves, written by the code that writes it; one cell diverged."""
     from hardsample.trainer.experiment.config import ExperimentConfig

@@ -16,6 +16,9 @@ from hardsample.files import RESULTS_PAGE
 from hardsample.scoring.config import ScoringConfig
 from hardsample.settings import field_of
 
+POOL = "demo:pool"
+"""What is predicted: the scored questions are its first."""
+
 
 @app.command(cls=Command, epilog=EXIT_CODES)
 def demo(
@@ -29,9 +32,10 @@ def demo(
     ] = True,
     verbose: Annotated[bool, typer.Option("--verbose", help="print every table; else they are in the report")] = False,
 ) -> None:
-    """Score the 400 demo questions with the bundled demo model, then train it on medium+hard and on a random control.
+    """Score the 400 demo questions with the bundled demo model, predict others, and train it on medium+hard.
 
-    Some three minutes on two idle CPU cores; with `--limit` or `--no-train` it ends with the strata, after one.
+    Some four minutes on two idle CPU cores; with `--no-train` it ends with the predictions, with `--limit` with the
+    strata.
 
     Try it: `hardsample demo`, then open runs/demo/report.html.
     """
@@ -40,10 +44,28 @@ def demo(
         say("until it fails: the mask ratio at which it fails is the question's difficulty for this model (PISM). Then")
         say("its answers to the whole image are run again, to see how much attention goes to image and text (CMAB).\n")
     run_scoring("demo", "demo", output, ScoringConfig(limit=limit, seed=seed, metric=("pism", "cmab")), not verbose)
-    if train and limit is None:
-        _train(output, verbose)
+    if limit is None:
+        _predict(output, seed)
+        if train:
+            _train(output, verbose)
     write_report(output)
     say("next: hardsample score YOUR_DATA.jsonl --model YOUR_MODEL --output runs/mine")
+
+
+def _predict(output: Path, seed: int) -> None:
+    """Predict the rest of the pool from the scored questions, roll out some of it, and show both side by side."""
+    with running(str(output)):
+        from hardsample.demo import load_split
+        from hardsample.report.predicted import check_lines, prediction_lines
+        from hardsample.scoring.predicting.check import check, roll_out
+        from hardsample.scoring.predicting.predict import predict
+
+        predictions = predict(output, POOL, output=output / "predicted")
+        for line in prediction_lines(predictions):
+            say(line)
+        measured = roll_out(predictions, load_split(POOL), "demo", output / "checked", seed=seed)
+        for line in check_lines(check(predictions, measured)):
+            say(line)
 
 
 def _train(output: Path, verbose: bool) -> None:

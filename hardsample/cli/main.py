@@ -8,10 +8,10 @@ import typer
 
 from hardsample import __version__
 
-from hardsample.cli import scoring, features, report, training, demo  # isort: skip - the order of --help
+from hardsample.cli import scoring, features, predict, report, training, demo  # isort: skip - the order of --help
 from hardsample.cli.console import app
 
-__all__ = ["app", "demo", "features", "main", "report", "scoring", "training"]
+__all__ = ["app", "demo", "features", "main", "predict", "report", "scoring", "training"]
 
 
 @app.callback(invoke_without_command=True)

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float16
 
-Features = Float16[np.ndarray, "256"]
+Features = Float16[np.ndarray, " 256"]
 """Of one sample."""
-State = Float[np.ndarray, "width"]
-Logprobs = Float[np.ndarray, "vocabulary"]
+State = Float[np.ndarray, " width"]
+Logprobs = Float[np.ndarray, " vocabulary"]
 
 VERSION = 1
 """Of the layout below and of the projection; features of another version are not compared."""

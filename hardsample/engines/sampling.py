@@ -37,8 +37,8 @@ class NoiseKey:
 
 
 def gumbel(
-    words: Int[Tensor, "row four"], rows: Int[Tensor, draw], tokens: Int[Tensor, draw], step: int
-) -> Float[Tensor, draw]:
+    words: Int[Tensor, "row four"], rows: Int[Tensor, " draw"], tokens: Int[Tensor, " draw"], step: int
+) -> Float[Tensor, " draw"]:
     """Return standard Gumbel noise, −log(−log u), of single tokens.
 
     Args:

@@ -49,8 +49,8 @@ _TIE = 4
 class Round:
     """Rollouts of one round; the realization of each is the number of its sample's earlier ones at that level."""
 
-    rows: Int[np.ndarray, rollouts]
-    levels: Int[np.ndarray, rollouts]
+    rows: Int[np.ndarray, " rollouts"]
+    levels: Int[np.ndarray, " rollouts"]
     open: int
     """Samples with an image whose label is not known well enough yet."""
 
@@ -63,9 +63,9 @@ class Estimate:
     """Probability that a full search with fresh masks gives each stratum, in the order of `STRATA`."""
     thresholds: Int[np.ndarray, "samples 3"]
     """Level of λ*: lower end of the 80 % interval, median, upper end; the number of levels where no ratio fails."""
-    success_rate: Float[np.ndarray, samples]
+    success_rate: Float[np.ndarray, " samples"]
     """Expected, at λ = 0."""
-    signal: Float[np.ndarray, samples]
+    signal: Float[np.ndarray, " samples"]
     """Probability that `GROUP` rollouts at λ = 0 have both successes and failures."""
 
     @cached_property
@@ -148,7 +148,7 @@ class AdaptiveSearch:
         levels = np.concatenate([levels[chosen], np.zeros_like(blank)])
         return _by_row(np.concatenate([rows[chosen], blank]), levels, len(rows))
 
-    def _first_round(self, size: int, pictured: Int[np.ndarray, rows]) -> Round:
+    def _first_round(self, size: int, pictured: Int[np.ndarray, " rows"]) -> Round:
         """Ask all samples once at λ = 0 if the budget has that much, else references twice."""
         if self.budget is None or self.budget >= len(self.attempts):
             blank = self._imageless(len(self.attempts))
@@ -161,14 +161,14 @@ class AdaptiveSearch:
         blank = self._imageless(size - len(rows))
         return _by_row(np.concatenate([rows, blank]), np.concatenate([levels, np.zeros_like(blank)]), len(pictured))
 
-    def _imageless(self, most: int) -> Int[np.ndarray, rows]:
+    def _imageless(self, most: int) -> Int[np.ndarray, " rows"]:
         """Return samples without an image that have less than K rollouts."""
         rows = np.flatnonzero(~self.has_image & ~self._dropped & (self.attempts[:, 0] < self.config.num_masks))
         return rows[np.argsort(self._rank[rows])][: max(most, 0)]
 
     def _gains(
-        self, rows: Int[np.ndarray, rows]
-    ) -> tuple[Float[np.ndarray, rows], Int[np.ndarray, rows], Float[np.ndarray, rows]]:
+        self, rows: Int[np.ndarray, " rows"]
+    ) -> tuple[Float[np.ndarray, " rows"], Int[np.ndarray, " rows"], Float[np.ndarray, " rows"]]:
         """Return each sample's largest gain of a rollout, its level, and the probability of the likeliest label."""
         population, scores = self._fit()
         levels = len(self.config.ratios)
@@ -190,7 +190,7 @@ class AdaptiveSearch:
         gain, level, probability = in_chunks(len(rows), gains)
         return gain, level, probability
 
-    def estimate(self, config: PismConfig | None = None, rows: Int[np.ndarray, rows] | None = None) -> Estimate:
+    def estimate(self, config: PismConfig | None = None, rows: Int[np.ndarray, " rows"] | None = None) -> Estimate:
         """Return what is known of the samples.
 
         Args:
@@ -214,7 +214,7 @@ class AdaptiveSearch:
         return Estimate(labels, thresholds, expected[:, 0], expected[:, 1])
 
     def _posterior(
-        self, population: Population, scores: Float[np.ndarray, "samples scores"] | None, rows: Int[np.ndarray, rows]
+        self, population: Population, scores: Float[np.ndarray, "samples scores"] | None, rows: Int[np.ndarray, " rows"]
     ) -> Float[np.ndarray, "rows types"]:
         return population.posterior(self.successes[rows], self.attempts[rows], None if scores is None else scores[rows])
 
@@ -238,7 +238,7 @@ class AdaptiveSearch:
         return fit_population(types, self.successes[rows], self.attempts[rows], scores[rows], stand_for), scores
 
     def _scores(
-        self, population: Population, rows: Int[np.ndarray, rows]
+        self, population: Population, rows: Int[np.ndarray, " rows"]
     ) -> Float[np.ndarray, "samples scores"] | None:
         """Predict success rates at λ = 0 and over all ratios from features, each sample's without its own counts.
 
@@ -267,19 +267,19 @@ class AdaptiveSearch:
         scores[rows], scores[~known] = ridge.held_out, np.nan
         return scores[:, useful]
 
-    def _targets(self, population: Population, rows: Int[np.ndarray, rows]) -> Float[np.ndarray, "rows 2"]:
+    def _targets(self, population: Population, rows: Int[np.ndarray, " rows"]) -> Float[np.ndarray, "rows 2"]:
         rates = population.types.rates
         both = np.stack([rates[:, 0], rates.mean(axis=1)], axis=1).astype(np.float32)
         (means,) = in_chunks(len(rows), lambda part: (self._posterior(population, None, rows[part]) @ both,))
         return means.astype(np.float64)
 
-    def _some(self, among: Bool[np.ndarray, samples]) -> Int[np.ndarray, rows]:
+    def _some(self, among: Bool[np.ndarray, " samples"]) -> Int[np.ndarray, " rows"]:
         """Return at most `MOST_FITTED` of the samples, always the same, ascending."""
         rows = np.flatnonzero(among)
         return rows if len(rows) <= MOST_FITTED else np.sort(rows[np.argsort(self._rank[rows])[:MOST_FITTED]])
 
 
-def _by_row(rows: Int[np.ndarray, rollouts], levels: Int[np.ndarray, rollouts], is_open: int) -> Round:
+def _by_row(rows: Int[np.ndarray, " rollouts"], levels: Int[np.ndarray, " rollouts"], is_open: int) -> Round:
     order = np.lexsort((levels, rows))
     return Round(rows[order], levels[order], is_open)
 
@@ -293,7 +293,7 @@ def _mass_entropy(mass: Float[np.ndarray, "*samples labels"]) -> Float[np.ndarra
 
 def _correlations(
     first: Float[np.ndarray, "samples columns"], second: Float[np.ndarray, "samples columns"]
-) -> Float[np.ndarray, columns]:
+) -> Float[np.ndarray, " columns"]:
     """Return the correlation of each column; 0 where one does not vary."""
     first, second = first - first.mean(axis=0), second - second.mean(axis=0)
     spread = np.sqrt((first**2).sum(axis=0) * (second**2).sum(axis=0))

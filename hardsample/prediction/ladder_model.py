@@ -62,7 +62,7 @@ class Types:
     """Probabilities that λ* is each mask ratio; the last that no ratio fails."""
     coordinates: Float[np.ndarray, "types 3"]
     """1, log odds of the success rate at λ = 0 (bounded), mean success rate over the mask ratios."""
-    prior: Float[np.ndarray, types]
+    prior: Float[np.ndarray, " types"]
     """Weights before any counts."""
 
 
@@ -128,7 +128,7 @@ class Population:
     """Weights of the types in a pool, and what scores say of a type."""
 
     types: Types
-    weights: Float[np.ndarray, types]
+    weights: Float[np.ndarray, " types"]
     score_model: ScoreModel | None = None
 
     @classmethod
@@ -155,7 +155,7 @@ def fit_population(
     successes: Int[np.ndarray, "samples levels"],
     attempts: Int[np.ndarray, "samples levels"],
     scores: Float[np.ndarray, "samples scores"] | None = None,
-    counts_as: Float[np.ndarray, samples] | None = None,
+    counts_as: Float[np.ndarray, " samples"] | None = None,
 ) -> Population:
     """Fit the weights of the types, and the model of the scores, to the counts of a pool.
 
@@ -198,7 +198,7 @@ def _fit_scores(
     types: Types,
     posterior: Float[np.ndarray, "samples types"],
     scores: Float[np.ndarray, "samples scores"],
-    shares: Float[np.ndarray, samples],
+    shares: Float[np.ndarray, " samples"],
     last: ScoreModel | None,
 ) -> ScoreModel | None:
     """Regress scores on the coordinates of types, by least squares weighted with the posterior and against outliers."""
@@ -223,11 +223,11 @@ def _fit_scores(
 
 def _best_exponent(
     types: Types,
-    weights: Float[np.ndarray, types],
+    weights: Float[np.ndarray, " types"],
     score_model: ScoreModel,
     scores: Float[np.ndarray, "samples scores"],
     likelihood: Float[np.ndarray, "samples types"],
-    shares: Float[np.ndarray, samples],
+    shares: Float[np.ndarray, " samples"],
 ) -> ScoreModel:
     """Choose the exponent under which the scores alone predict the counts best; 0 leaves them out."""
     density = score_model.log_density(types, scores)

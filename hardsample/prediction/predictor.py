@@ -37,20 +37,20 @@ _PENALTY = np.array([0.0, 0.1, 0.1, 0.0, 1.0, 1.0])
 class Prediction:
     """Beta distributions of success rates, one entry a sample."""
 
-    alpha: Float[np.ndarray, samples]
-    beta: Float[np.ndarray, samples]
+    alpha: Float[np.ndarray, " samples"]
+    beta: Float[np.ndarray, " samples"]
 
     @property
-    def mean(self) -> Float[np.ndarray, samples]:
+    def mean(self) -> Float[np.ndarray, " samples"]:
         """The success rate expected."""
         return self.alpha / (self.alpha + self.beta)
 
     @property
-    def variance(self) -> Float[np.ndarray, samples]:
+    def variance(self) -> Float[np.ndarray, " samples"]:
         """Variance of the success rate."""
         return self.mean * (1 - self.mean) / (self.alpha + self.beta + 1)
 
-    def signal(self, num_generations: int) -> Float[np.ndarray, samples]:
+    def signal(self, num_generations: int) -> Float[np.ndarray, " samples"]:
         """Return the chance that a group of G rollouts has both successes and failures."""
         return spread_probability(self.alpha, self.beta, num_generations)
 
@@ -109,9 +109,9 @@ class Predictor:
 class Link:
     """From the scores u and v to a Beta distribution; see the module."""
 
-    parameters: Float[np.ndarray, 6]
-    centre: Float[np.ndarray, 2]
-    scale: Float[np.ndarray, 2]
+    parameters: Float[np.ndarray, " 6"]
+    centre: Float[np.ndarray, " 2"]
+    scale: Float[np.ndarray, " 2"]
 
     def __call__(self, scores: Float[np.ndarray, "samples 2"]) -> Prediction:
         return Prediction(*self.beta(self.parameters, self.terms(scores)))
@@ -123,8 +123,8 @@ class Link:
 
     @staticmethod
     def beta(
-        parameters: Float[np.ndarray, 6], terms: Float[np.ndarray, "samples 3"]
-    ) -> tuple[Float[np.ndarray, samples], Float[np.ndarray, samples]]:
+        parameters: Float[np.ndarray, " 6"], terms: Float[np.ndarray, "samples 3"]
+    ) -> tuple[Float[np.ndarray, " samples"], Float[np.ndarray, " samples"]]:
         """Return α and β."""
         mean = np.clip(1 / (1 + np.exp(-np.clip(terms @ parameters[:3], -30, 30))), 1e-6, 1 - 1e-6)
         phi = np.exp(np.clip(terms @ parameters[3:], *_LOG_PHI))
@@ -133,8 +133,8 @@ class Link:
 
 def fit(
     features: Float[np.ndarray, "samples columns"],
-    successes: Float[np.ndarray, samples],
-    attempts: Float[np.ndarray, samples],
+    successes: Float[np.ndarray, " samples"],
+    attempts: Float[np.ndarray, " samples"],
     blocks: Sequence[int] | None = None,
     seed: int = 0,
 ) -> Predictor:
@@ -184,9 +184,9 @@ def fit(
 
 def measure(
     prediction: Prediction,
-    successes: Float[np.ndarray, samples],
-    attempts: Float[np.ndarray, samples],
-    gains: Float[np.ndarray, "samples"] | None = None,
+    successes: Float[np.ndarray, " samples"],
+    attempts: Float[np.ndarray, " samples"],
+    gains: Float[np.ndarray, " samples"] | None = None,
 ) -> Skill:
     """Measure predictions against what then came.
 
@@ -218,7 +218,7 @@ def measure(
     )
 
 
-def auroc(positive: np.ndarray, score: Float[np.ndarray, samples]) -> float:
+def auroc(positive: np.ndarray, score: Float[np.ndarray, " samples"]) -> float:
     """Return the chance that a positive has the larger score, ties counting half; NaN without both kinds."""
     from scipy.stats import rankdata
 
@@ -230,7 +230,7 @@ def auroc(positive: np.ndarray, score: Float[np.ndarray, samples]) -> float:
 
 
 def calibration_error(
-    predicted: Float[np.ndarray, samples], observed: Float[np.ndarray, samples], groups: int = 10
+    predicted: Float[np.ndarray, " samples"], observed: Float[np.ndarray, " samples"], groups: int = 10
 ) -> float:
     """Return the expected calibration error: the mean |predicted − observed| over equal groups by prediction."""
     order = np.argsort(predicted, kind="stable")
@@ -239,7 +239,7 @@ def calibration_error(
 
 
 def _fit_link(
-    scores: Float[np.ndarray, "samples 2"], wins: Float[np.ndarray, samples], tries: Float[np.ndarray, samples]
+    scores: Float[np.ndarray, "samples 2"], wins: Float[np.ndarray, " samples"], tries: Float[np.ndarray, " samples"]
 ) -> Link:
     """Fit the link by penalised maximum likelihood."""
     from scipy.optimize import minimize
@@ -268,7 +268,7 @@ def _fit_link(
     return Link(found.x, link.centre, link.scale)
 
 
-def _base_rate(wins: Float[np.ndarray, samples], tries: Float[np.ndarray, samples]) -> Predictor:
+def _base_rate(wins: Float[np.ndarray, " samples"], tries: Float[np.ndarray, " samples"]) -> Predictor:
     """Return the predictor that gives every sample the same Beta distribution, Beta(½, ½) without any counts."""
     if len(wins):
         link = _fit_link(np.zeros((len(wins), 2)), wins, tries)
@@ -280,8 +280,8 @@ def _base_rate(wins: Float[np.ndarray, samples], tries: Float[np.ndarray, sample
 
 
 def _log_likelihoods(
-    prediction: Prediction, wins: Float[np.ndarray, "samples"], tries: Float[np.ndarray, "samples"]
-) -> Float[np.ndarray, "samples"]:
+    prediction: Prediction, wins: Float[np.ndarray, " samples"], tries: Float[np.ndarray, " samples"]
+) -> Float[np.ndarray, " samples"]:
     from scipy.special import betaln
 
     alpha, beta = prediction.alpha, prediction.beta

@@ -18,8 +18,10 @@ FOURIER = 512
 LENGTH_SCALE = 1.5
 """Of the squared-exponential kernel; each block of features has mean square distance 2."""
 LINEAR_WEIGHT, KERNEL_WEIGHT = 0.25, 2.0
-RIDGES = np.logspace(-2, 2.5, 19)
-"""Candidates for the noise variance; the one of the least leave-one-out error is taken."""
+RIDGES = np.append(np.logspace(-2, 2.5, 19), np.inf)
+"""Candidates for the noise variance; the one of the least leave-one-out error is taken. The last predicts the mean for
+all: without it features that say nothing leave scores near 0 that are anti-correlated with what they leave out, which
+the link would take for knowledge."""
 _CHUNK = 8_192
 _LINEAR, _WAVE = np.float32(np.sqrt(LINEAR_WEIGHT)), np.float32(np.sqrt(2 * KERNEL_WEIGHT / FOURIER))
 
@@ -85,7 +87,7 @@ class Ridge:
 
     inputs: Inputs
     weights: Float[np.ndarray, "inputs targets"]
-    offsets: Float[np.ndarray, targets]
+    offsets: Float[np.ndarray, " targets"]
     held_out: Float[np.ndarray, "samples targets"]
     """Leave-one-out predictions of the samples that it was fitted on."""
 
@@ -99,7 +101,7 @@ class Ridge:
 def fit_ridge(
     features: Float[np.ndarray, "samples columns"],
     targets: Float[np.ndarray, "samples targets"],
-    noise: Float[np.ndarray, samples],
+    noise: Float[np.ndarray, " samples"],
     blocks: Sequence[int] | None = None,
     seed: int = 0,
 ) -> Ridge | None:
@@ -125,8 +127,8 @@ def fit_ridge(
 def _leave_one_out(
     seen: Float[np.ndarray, "samples inputs"],
     targets: Float[np.ndarray, "samples targets"],
-    noise: Float[np.ndarray, samples],
-) -> tuple[Float[np.ndarray, "inputs targets"], Float[np.ndarray, targets], Float[np.ndarray, "samples targets"]]:
+    noise: Float[np.ndarray, " samples"],
+) -> tuple[Float[np.ndarray, "inputs targets"], Float[np.ndarray, " targets"], Float[np.ndarray, "samples targets"]]:
     """Solve the ridge regressions, each at its best ridge.
 
     With X = D^(−½) Φ = U S Vᵀ (D the noise), weights are V S (S² + λ)⁻¹ Uᵀ D^(−½) (y − ȳ), and the residual of a sample

@@ -87,6 +87,22 @@ def read_features(folder: str | Path) -> tuple[list[str], Float16[np.ndarray, "s
     return ids, matrix
 
 
+def features_about(folder: str | Path) -> dict[str, Any]:
+    """Return the key `features` of run.json of a folder's features.parquet: of which model they are.
+
+    Raises:
+        OutputError: the folder has none.
+    """
+    path = Path(folder) / FEATURES_FILE
+    try:
+        about: dict[str, Any] = json.loads((pq.read_schema(path).metadata or {})[b"hardsample"])
+    except FileNotFoundError as error:
+        raise OutputError(f"{folder} has no {FEATURES_FILE}: run `hardsample features {folder}` first") from error
+    except (pa.ArrowInvalid, KeyError, json.JSONDecodeError) as error:
+        raise OutputError(f"{path} cannot be read ({error}): run `hardsample features {folder}` again") from error
+    return about
+
+
 def write_features(store: Store, model: str, engine: Engine, ids: Sequence[str]) -> dict[str, Any]:
     """Write features.parquet from a store.
 
@@ -160,7 +176,7 @@ def add_features(
         return _add_to_scores(folder, data, model, config, progress)
     if (folder / ROLLOUTS_FILE).exists():
         raise OutputError(f"{folder} holds a scoring that did not finish: give its `hardsample score` command again")
-    return _make_new(folder, data, model, config, progress)
+    return features_of_data(folder, data, model, config, progress)[0]
 
 
 def _add_to_scores(
@@ -192,9 +208,27 @@ def _config_of_run(run: Mapping[str, Any], model: str | None, config: FeaturesCo
     return config.engine_config(**changes)
 
 
-def _make_new(
-    folder: Path, data: Data | None, model: str | None, config: FeaturesConfig, progress: bool
-) -> FeaturesRun:
+def features_of_data(
+    folder: Path,
+    data: Data | None,
+    model: str | None,
+    config: FeaturesConfig,
+    progress: bool = True,
+    like: Path | None = None,
+) -> tuple[FeaturesRun, Dataset]:
+    """Make the features of data that nobody scored in a folder of their own; see `add_features`.
+
+    Args:
+        folder: the folder; made if it is not there.
+        data: the records.
+        model: folder or hub id, or its name on a server.
+        config: settings.
+        progress: show a bar.
+        like: folder of features that these are compared with, so that they must be of the same model and dtype.
+
+    Returns:
+        What was done, and the records that were read.
+    """
     name = config.encoder or model
     for value, option in ((data, "data"), (name, "model")):
         if value is None:
@@ -207,7 +241,7 @@ def _make_new(
     with Store(folder, FEATURES_STORE) as store:
         store.agree({"options_template": config.options_template, "max_pixels": config.max_pixels})
         store.agree_on_samples((record["id"], sample_digest(record)) for record in records)
-        done = _add(records, name, engine, store, progress)
+        done = _add(records, name, engine, store, progress, like)
     numbers = dict(zip(records["id"], records["record_number"], strict=True))
     rejected += [Rejection(numbers[sample], sample, reason) for sample, reason in done.failed.items()]
     write_rejected(folder, sorted(rejected, key=lambda rejection: rejection.number))
@@ -216,7 +250,7 @@ def _make_new(
     path = folder / FEATURES_RUN_FILE
     path.with_suffix(".new").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
     path.with_suffix(".new").replace(path)
-    return done
+    return done, records
 
 
 def _new_records(data: Data, engine: Engine, folder: Path, config: FeaturesConfig) -> tuple[Dataset, list[Rejection]]:
@@ -253,13 +287,30 @@ def _engine(name: str, config: ScoringConfig) -> Engine:
     return engine
 
 
-def _add(records: Dataset, name: str, engine: Engine, store: Store, progress: bool) -> FeaturesRun:
+def _check_alike(name: str, identity: Mapping[str, Any], like: Path) -> None:
+    """Check that an engine's features are of the model and dtype that a folder's are of."""
+    about = features_about(like)
+    wanted, given = (about["fingerprint"], about["dtype"]), (identity["model"], identity.get("dtype"))
+    if wanted != given:
+        raise ConfigError(
+            f"model is {name!r} (fingerprint {given[0]}, {given[1]}), but the features of {like} are of "
+            f"{about['model']!r} (fingerprint {wanted[0]}, {wanted[1]}): leave out --model and --dtype, or run "
+            f"`hardsample features {like} --encoder {name}` first"
+        )
+
+
+def _add(
+    records: Dataset, name: str, engine: Engine, store: Store, progress: bool, like: Path | None = None
+) -> FeaturesRun:
     """Make what the store lacks, and write features.parquet.
 
     Raises:
+        ConfigError: the model is not that of the features in the folder `like`.
         EngineError: the model fails on all of its first records.
     """
     with engine:
+        if like is not None:
+            _check_alike(name, engine.identity(), like)
         before, failed = make_features(records, engine, store, progress)
         about = write_features(store, name, engine, list(records["id"]))["features"]
     about |= {"failed": failed} if failed else {}

@@ -16,7 +16,7 @@ from datasets import load_from_disk
 
 from hardsample import __version__
 
-COMMANDS = "score stratify export explain features report compare evaluate train experiment demo".split()
+COMMANDS = "score stratify export explain features predict report compare evaluate train experiment demo".split()
 SMALL = ["--limit", "12", "--num-masks", "3", "--tau", "0.3", "--ratios", "0,0.3,0.6"]
 
 
@@ -31,6 +31,20 @@ def scored(tmp_path_factory):
     done = hardsample("score", "demo", "--model", "demo", "--output", directory, *SMALL)
     assert done.returncode == 0, done.stderr
     return directory, done.stdout
+
+
+def test_a_prediction_from_few_samples_is_the_base_rate_and_says_so(scored, tmp_path):
+    output = tmp_path / "predicted"
+    done = hardsample("predict", scored[0], "demo:pool", "--output", output, "--limit", "15", "--num-generations", "4")
+    assert done.returncode == 0, done.stderr
+    assert "predicted  3 samples from 12 scored ones; 12 more of the data were scored" in done.stdout
+    assert (
+        "12 scored samples are fewer than the 24 that a prediction needs, so every sample gets the base" in done.stdout
+    )
+    assert "of groups of 4 rollouts at temperature 0.7 (that of the scoring)" in done.stdout
+    assert f"file       {output}/predictions.parquet" in done.stdout and "hardsample.Predictions(" in done.stdout
+    rates = pq.read_table(output / "predictions.parquet")["predicted_success_rate"].to_pylist()
+    assert len(set(rates[12:])) == 1 and len(set(rates[:12])) > 1
 
 
 def test_score_ends_with_the_table_and_the_next_command(scored):
@@ -178,6 +192,9 @@ def test_settings_come_from_a_file_and_the_command_line_overrides_them(tmp_path)
         (["score", "demo", "--model", "demo", "--output", "out", "--ratios", "0.1,0.2"], 2, "must start with 0.0"),
         (["score", "demo", "--model", "demo", "--output", "out", "--mask-kind", "blur"], 2, "blur"),
         (["score", "demo", "--output", "out"], 2, "--model is missing"),
+        (["predict", "out", "--output", "new"], 2, "DATA is missing"),
+        (["predict", "none", "demo", "--output", "new"], 1, "none holds no finished run"),
+        (["predict", "none", "demo", "--output", "new", "--num-generations", "1"], 2, "num-generations"),
         (["score", "--metric", "cmab", "--output", "out"], 1, "out holds none: give hardsample score"),
         (["score", "--nmasks", "3"], 2, "--num-masks"),
         (["scor"], 2, "Did you mean 'score'? (see hardsample --help)"),

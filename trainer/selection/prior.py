@@ -52,7 +52,7 @@ class FeaturePrior:
         self._measured = np.zeros((WINDOW, 4), dtype=np.float32)
         self._measurements = np.zeros(1, dtype=np.int64)
 
-    def refit(self, rows: Rows, successes: Float[np.ndarray, rows], failures: Float[np.ndarray, rows]) -> None:
+    def refit(self, rows: Rows, successes: Float[np.ndarray, " rows"], failures: Float[np.ndarray, " rows"]) -> None:
         """Fit the predictor anew.
 
         Args:
@@ -69,7 +69,7 @@ class FeaturePrior:
         self._references = rows
         self.predictor = fit(self.features[rows], successes, tries, self.blocks)
 
-    def of(self, rows: Rows | slice) -> tuple[Float[np.ndarray, rows], Float[np.ndarray, rows]]:
+    def of(self, rows: Rows | slice) -> tuple[Float[np.ndarray, " rows"], Float[np.ndarray, " rows"]]:
         """Return α and β of the prior of each sample; Beta(½, ½) before the first fit.
 
         Args:
@@ -88,7 +88,7 @@ class FeaturePrior:
             beta[fitted] = self.predictor.held_out.beta[place[fitted]]
         return alpha, beta
 
-    def record(self, rows: Rows, successes: Float[np.ndarray, rows], attempts: Float[np.ndarray, rows]) -> None:
+    def record(self, rows: Rows, successes: Float[np.ndarray, " rows"], attempts: Float[np.ndarray, " rows"]) -> None:
         """Remember what was predicted of some groups, and what then came; call it before they are learnt from."""
         graded = attempts > 0
         if self.predictor is None or not self.predictor.skill.useful or not graded.any():

@@ -164,7 +164,7 @@ class StoredLadders(Sequence[Ladder]):
         rows: np.ndarray,
         ids: Sequence[str],
         abilities: Sequence[str | None],
-        has_image: Bool[np.ndarray, samples],
+        has_image: Bool[np.ndarray, " samples"],
         store: Store,
         config: ScoringConfig,
     ) -> None:
