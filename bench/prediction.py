@@ -1,7 +1,7 @@
 """How well is the success rate of questions predicted that nobody rolled out? `python bench/prediction.py`
 
-Features by one prefill a question; 8 rollouts a question at T = 1 (`bench/base_rates.py`) of 16 to 1,024 references that
-the predictor is fitted on, and of all others, that it is measured on. Ten draws of the references; intervals are t
+Features by one prefill a question; 8 rollouts a question at T = 1 (`bench/base_rates.py`) of 16 to 1,024 references
+that the predictor is fitted on, and of all others, that it is measured on. Ten draws of the references; intervals are t
 intervals over draws. Writes bench/results/prediction/README.md, the JSON beside it and the plot.
 """
 
@@ -96,9 +96,10 @@ def report(rows: list[dict], about: dict[str, dict]) -> str:
     lines = [
         "# Held-out prediction of the success rate",
         "",
-        "Made by `python bench/prediction.py`. Of questions that were never rolled out; one prefill each; references are the",
-        "questions that were rolled out 8 times for the fit. Mean of ten draws ± half of the 95 % interval over draws. ECE:",
-        "expected calibration error in ten equal groups, of the success rate and of the chance that a group of 8 has signal.",
+        "Made by `python bench/prediction.py`. Of questions that were never rolled out; one prefill each; references",
+        "are the questions that were rolled out 8 times for the fit. Mean of ten draws ± half of the 95 % interval over",
+        "draws. ECE: expected calibration error in ten equal groups, of the success rate and of the chance that a group",
+        "of 8 has signal.",
         "Top x %: share of groups with signal among the x % of the other questions that the predictor ranks first.",
         "",
     ]
@@ -106,10 +107,11 @@ def report(rows: list[dict], about: dict[str, dict]) -> str:
         lines += [
             f"## {entry['pool']}",
             "",
-            f"{entry['questions']:,} questions, {entry['signal']:.1%} of the groups of 8 have signal; noise ceiling of Pearson "
-            f"{entry['ceiling']:.2f}.",
+            f"{entry['questions']:,} questions, {entry['signal']:.1%} of the groups of 8 have signal; noise ceiling of "
+            f"Pearson {entry['ceiling']:.2f}.",
             "",
-            "| features | references | Pearson | AUROC (signal) | ECE rate | ECE signal | top 10 % | top 25 % | top 50 % |",
+            "| features | references | Pearson | AUROC (signal) | ECE rate | ECE signal "
+            "| top 10 % | top 25 % | top 50 % |",
             "|---|---|---|---|---|---|---|---|---|",
         ]
         for row in (row for row in rows if row["environment"] == name):

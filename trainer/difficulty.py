@@ -345,7 +345,11 @@ class Difficulty:
         self._touched, self._moves = np.array(state["touched"]), np.array(state["moves"])
 
     def _parts(self) -> dict[str, Evidence | Strata | PromptStream | FeaturePrior]:
-        parts = {"evidence": self.evidence, "strata": self.strata, "stream": self.stream}
+        parts: dict[str, Evidence | Strata | PromptStream | FeaturePrior] = {
+            "evidence": self.evidence,
+            "strata": self.strata,
+            "stream": self.stream,
+        }
         return parts if self.evidence.prior is None else parts | {"prior": self.evidence.prior}
 
     def agree(self, rows: Rows) -> Batch:

@@ -2,8 +2,8 @@
 
 Three measures of a method against uniform draws, on the same seeds: the accuracy at the end; the mean accuracy while
 training (area under the curve over rollouts); and the share of uniform's rollouts after which the seeds' mean curve
-reaches uniform's final accuracy. Each also as a share of what the oracle gains, which draws only questions that had both
-outcomes before training.
+reaches uniform's final accuracy. Each also as a share of what the oracle gains, which draws only questions that had
+both outcomes before training.
 """
 
 from __future__ import annotations
@@ -108,8 +108,8 @@ def table(environment: str, methods: dict[str, Cells]) -> tuple[list[str], dict]
         "",
         f"{steps} steps of 8 prompts × 8 completions; seeds {', '.join(map(str, numbers['uniform']['seeds']))}.",
         "",
-        "| method | final accuracy | final − uniform | mean while training − uniform | of the oracle's | rollouts to uniform's "
-        "end | saving, of the oracle's | groups without signal | samples met | besides training |",
+        "| method | final accuracy | final − uniform | mean while training − uniform | of the oracle's | rollouts to "
+        "uniform's end | saving, of the oracle's | groups without signal | samples met | besides training |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in numbers.items():

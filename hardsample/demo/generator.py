@@ -303,8 +303,9 @@ def draw_shift(draw: Draw, split: str, ability: str = ABILITIES[0]) -> int:
     """Draw how far a record is from the easy end, 0-256; of `wide` up to 640.
 
     Mostly small in pretraining. In pool and test anything, with more large values (density ½ + s of s = shift / 256),
-    since real pools hold much that a model cannot do yet. In `wide`, where the ability plays a part, nearly all are at one of two ends, as in real
-    pools of mixed sources: plain questions, mostly of two abilities, or images in which hardly anything can be seen.
+    since real pools hold much that a model cannot do yet. In `wide`, where the ability plays a part, nearly all are at
+    one of two ends, as in real pools of mixed sources: plain questions, mostly of two abilities, or images in which
+    hardly anything can be seen.
     """
     if split == "pretrain":
         return draw.below(257) * draw.below(257) * 3 // 1024
