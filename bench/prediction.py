@@ -97,9 +97,9 @@ def report(rows: list[dict], about: dict[str, dict]) -> str:
         "# Held-out prediction of the success rate",
         "",
         "Made by `python bench/prediction.py`. Of questions that were never rolled out; one prefill each; references",
-        "are the questions that were rolled out 8 times for the fit. Mean of ten draws ± half of the 95 % interval over",
-        "draws. ECE: expected calibration error in ten equal groups, of the success rate and of the chance that a group",
-        "of 8 has signal.",
+        "are the questions that were rolled out 8 times for the fit. Mean of ten draws ± half of the 95 % interval",
+        "over draws. ECE: expected calibration error in ten equal groups, of the success rate and of the chance that a",
+        "group of 8 has signal.",
         "Top x %: share of groups with signal among the x % of the other questions that the predictor ranks first.",
         "",
     ]
