@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -188,7 +188,7 @@ def _about(
     }
 
 
-def _counts(prediction: Prediction, rows: Sequence[int], num_generations: int) -> Mapping[str, Any]:
+def _counts(prediction: Prediction, rows: Sequence[int], num_generations: int) -> dict[str, Any]:
     """Return how many samples were predicted, and the expected shares of groups with signal."""
     signal = np.sort(prediction.signal(num_generations))[::-1]
     shares = {f"{share:g}": float(signal[: top_size(len(signal), share)].mean()) for share in (*TOP_SHARES, 1.0)}
