@@ -163,13 +163,16 @@ class RoundForecast:
 
     def __init__(self, stored: int, budget: int | None = None) -> None:
         self.stored, self.made, self._budget = stored, 0, budget
-        self._left, self._open, self._share = 0, 0, OPEN_SHARE
+        self._left, self._open, self._share, self._over = 0, 0, OPEN_SHARE, False
 
     def begin_round(self, rollouts: int, samples: int) -> None:
-        """Begin a round of so many rollouts, with so many samples whose label is not known well enough."""
+        """Begin a round of so many rollouts, with so many samples whose label is not known well enough.
+
+        Without rollouts the search is over.
+        """
         if self._open:
             self._share = min(max(samples / self._open, 0.5), 0.97)
-        self._left, self._open = rollouts, samples
+        self._left, self._open, self._over = rollouts, samples, not rollouts
 
     def record_rollout(self, before: SearchPosition | None, after: SearchPosition | None, grade: int) -> None:
         """Record a rollout of this run; its place in a ladder and its grade tell nothing of the rounds to come."""
@@ -183,7 +186,7 @@ class RoundForecast:
     def remaining(self) -> Remaining:
         """Return the rollouts that remain: as many as the budget has, or as if samples closed at the recent rate."""
         left = max(self._left, 0)
-        if not left:
+        if self._over:
             return Remaining(0.0, 0.0, 0.0, 0.0)
         later = self._open * self._share / (1 - self._share)
         rounds = 1 + log(max(self._open, 2)) / -log(self._share)

@@ -231,6 +231,9 @@ def test_the_forecast_knows_a_budget_and_guesses_the_rest():
     left = guessed.remaining()
     assert left.expected == pytest.approx(60 + 90)
     assert 60 < left.low < left.expected < left.high
+    for _ in range(60):
+        guessed.record_rollout(None, None, 1)
+    assert guessed.remaining().expected == pytest.approx(90), "between two rounds more is to come"
     guessed.begin_round(0, 0)
     assert guessed.remaining().high == 0
 
