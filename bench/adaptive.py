@@ -97,8 +97,9 @@ def report() -> None:
         "# Strata from few rollouts",
         "",
         "Made by `python bench/adaptive.py run --variant lossless` (then `features`, `blind`) and `python",
-        "bench/adaptive.py report`. Agreement is with the labels of two full searches with other seeds (mean of both), with",
-        "a 95 % bootstrap interval over samples; ECE of the stated probability of the likeliest stratum in ten equal groups.",
+        "bench/adaptive.py report`. Agreement is with the labels of two full searches with other seeds (mean of both),",
+        "with a 95 % bootstrap interval over samples; ECE of the stated probability of the likeliest stratum in ten",
+        "equal groups.",
         "",
     ]
     everything = {}
@@ -108,8 +109,8 @@ def report() -> None:
         lines += [
             f"## {name}",
             "",
-            f"Two full searches agree on {both:.1%}; each took {full:.1f} rollouts a sample by the lossless search, 100 by "
-            "the exhaustive one.",
+            f"Two full searches agree on {both:.1%}; each took {full:.1f} rollouts a sample by the lossless search, "
+            "100 by the exhaustive one.",
             "",
             "| search | rollouts a sample | of exhaustive | agreement | stated | ECE |",
             "|---|---|---|---|---|---|",

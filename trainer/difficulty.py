@@ -78,7 +78,8 @@ class Difficulty:
     def __init__(
         self, evidence: Evidence, stream: PromptStream, policy: PolicyConfig, options: DifficultyOptions, shape: Shape
     ) -> None:
-        self.evidence, self.stream, self.policy, self.options, self.shape = evidence, stream, policy, options, shape
+        self.evidence, self.stream, self.options, self.shape = evidence, stream, options, shape
+        self.policy = policy.resolved(features=evidence.prior is not None)
         self._fitted = self._features_step = 0
         evidence.refit_prior(0)
         self.strata = Strata(evidence)

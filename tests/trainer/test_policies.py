@@ -62,6 +62,21 @@ def test_signal_is_the_chance_of_spread():
     assert not PolicyConfig(policy="target", signal_estimate="thompson").pooled
 
 
+@pytest.mark.parametrize(
+    ("given", "features", "estimate", "sharpness"),
+    [
+        ({}, False, "thompson", 1.0),
+        ({}, True, "mean", 8.0),
+        ({"signal_estimate": "thompson"}, True, "thompson", 1.0),
+        ({"signal_estimate": "mean"}, False, "mean", 1.0),
+        ({"signal_sharpness": 2.0}, True, "mean", 2.0),
+    ],
+)
+def test_signal_draws_by_the_mean_where_features_are_there(given, features, estimate, sharpness):
+    config = PolicyConfig(policy="signal", **given).resolved(features)
+    assert (config.signal_estimate, config.signal_sharpness) == (estimate, sharpness)
+
+
 def test_target_moves():
     rate = np.linspace(0.01, 0.99, 99)
     view = look([UNSCORED] * 99, 1000 * rate, 1000 * (1 - rate))
