@@ -1,10 +1,11 @@
-"""How many rollouts tell the strata? `python bench/adaptive.py run --variant features` (also: `blind`), then
-`python bench/adaptive.py report`.
+"""How many rollouts tell the strata? `python bench/adaptive.py run --variant features` (also: `lossless`,
+`blind`, `pool`), then `python bench/adaptive.py report`.
 
 1,000 questions of `demo:pool` (the first 400 are the demo). Two lossless searches with seeds 1 and 2, which give the
 labels of two exhaustive ones, are the yardstick: how often they agree, and how often the adaptive search, with a third
 seed, agrees with either, after 2, 4, 6, 8 and 12 rollouts a sample (2 to 12 % of exhaustive). Each budget continues the
-folder of the one before. Calibration: of the probability stated for the likeliest stratum, against both yardsticks.
+folder of the one before. `pool`: all 5,100 questions at a budget of
+5 %, with the wall time of one thread, beside the other searches' on a part of them. Calibration: of the probability stated for the likeliest stratum, against both yardsticks.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from datasets import Dataset
 from tqdm import tqdm
 
+from hardsample.demo import load_split
 from hardsample.prediction.predictor import calibration_error
 from hardsample.scoring.config import ScoringConfig
 from hardsample.scoring.output import Scores
@@ -28,6 +30,8 @@ ROOT = Path(__file__).parents[1] / "runs" / "adaptive"
 RESULTS = Path(__file__).parent / "results" / "adaptive"
 DATA, SIZE, DEMO, LEVELS = "demo:pool", 1000, 400, 100
 BUDGETS = (2, 4, 6, 8, 12)
+TIMED = {"lossless": 200, "exhaustive": 40}
+"""Search → questions that its rate is measured on."""
 VARIANTS = {"features": True, "blind": False}
 """Variant of the adaptive search → whether it uses features."""
 
@@ -37,6 +41,9 @@ def run(variant: str) -> None:
     if variant == "lossless":
         for seed in (1, 2):
             score(DATA, "demo", ROOT / f"lossless-{seed}", ScoringConfig(batch_size=256, seed=seed, limit=SIZE))
+        return
+    if variant == "pool":
+        spend_five_percent()
         return
     for budget in BUDGETS:
         stored = ROOT / f"{variant}-{budget}.json"
@@ -57,6 +64,23 @@ def run(variant: str) -> None:
         table = {name: list(scores.table[name]) for name in columns}
         stored.write_text(json.dumps({"seconds": time.time() - began, "table": table}))
         tqdm.write(f"{variant} {budget}: {sum(table['rollouts'])} rollouts in {time.time() - began:.0f} s")
+
+
+def spend_five_percent() -> None:
+    """Score the whole pool at a budget of 5 %, and time the other searches on the questions after the first 1,000."""
+    stored, began = ROOT / "pool.json", time.time()
+    if stored.exists():
+        return
+    scores = score(DATA, "demo", ROOT / "pool", ScoringConfig(batch_size=256, seed=3, search="adaptive", budget="5%"))
+    searches = {"adaptive, --budget 5%": {"questions": len(scores.table), "seconds": time.time() - began}}
+    searches["adaptive, --budget 5%"] |= {"rollouts": sum(scores.table["rollouts"]), "counts": scores.run["seconds"]}
+    for search, size in TIMED.items():
+        data, began = load_split(DATA).select(range(SIZE, SIZE + size)), time.time()
+        timed = score(data, "demo", ROOT / f"timed-{search}", ScoringConfig(batch_size=256, search=search))
+        searches[search] = {"questions": size, "seconds": time.time() - began, "rollouts": sum(timed.table["rollouts"])}
+    columns = ("id", "pism_stratum", "stratum_probability", "rollouts", "stratum_source")
+    table = {name: list(scores.table[name]) for name in columns}
+    stored.write_text(json.dumps({"searches": searches, "table": table}))
 
 
 def labels(folder: Path) -> dict[str, str]:
@@ -132,12 +156,45 @@ def report() -> None:
                 )
             everything[name][variant] = rows
         lines.append("")
+    if (ROOT / "pool.json").exists():
+        lines += pool_table(yardsticks, everything)
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "adaptive.json").write_text(json.dumps(everything, indent=1) + "\n")
     lines += ["![Agreement over rollouts, and stated against observed](adaptive.png)", ""]
     (RESULTS / "README.md").write_text("\n".join(lines))
     print("\n".join(lines))
     plot(everything, RESULTS / "adaptive.png")
+
+
+def pool_table(yardsticks: list[dict[str, str]], everything: dict) -> list[str]:
+    """Return the section on the whole pool at a budget of 5 %."""
+    stored = json.loads((ROOT / "pool.json").read_text())
+    searches, table = stored["searches"], stored["table"]
+    questions = len(table["id"])
+    first, second = yardsticks
+    both = float(np.mean([first[sample] == second[sample] for sample in first]))
+    own = measure(table, yardsticks, set(first))
+    everything["whole pool, 5 %"] = {"searches": searches, "first 1,000": own}
+    lines = [
+        f"## {DATA}, all {questions:,} questions",
+        "",
+        "One thread of two busy cores. Rollouts and time of the lossless and the exhaustive search are those of "
+        f"{searches['lossless']['questions']} and {searches['exhaustive']['questions']} questions of the pool, scaled.",
+        "",
+        "| search | rollouts | wall time, min | agreement with another full search |",
+        "|---|---|---|---|",
+    ]
+    for name, row in searches.items():
+        scale = questions / row["questions"]
+        agreement = f"{own['agreement']:.1%} (ECE {own['ece']:.3f})" if name.startswith("adaptive") else f"{both:.1%}"
+        lines.append(f"| {name} | {row['rollouts'] * scale:,.0f} | {row['seconds'] * scale / 60:.0f} | {agreement} |")
+    counts = {name: table["stratum_source"].count(name) for name in ("adaptive", "predicted")}
+    return [
+        *lines,
+        "",
+        f"Rolled out: {counts['adaptive']:,}; predicted without a rollout: {counts['predicted']:,}.",
+        "",
+    ]
 
 
 def rollouts(table: Dataset, ids: set[str]) -> list[int]:
@@ -171,7 +228,7 @@ def plot(everything: dict, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("run", "report"))
-    parser.add_argument("--variant", choices=("lossless", *VARIANTS), default="features")
+    parser.add_argument("--variant", choices=("lossless", "pool", *VARIANTS), default="features")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
