@@ -1,11 +1,12 @@
-"""How many rollouts tell the strata? `python bench/adaptive.py run --variant features` (also: `lossless`,
-`blind`, `pool`), then `python bench/adaptive.py report`.
+"""How many rollouts tell the strata? `python bench/adaptive.py run --variant features` (also: `lossless`, `blind`,
+`pool`), then `python bench/adaptive.py report`.
 
 1,000 questions of `demo:pool` (the first 400 are the demo). Two lossless searches with seeds 1 and 2, which give the
 labels of two exhaustive ones, are the yardstick: how often they agree, and how often the adaptive search, with a third
 seed, agrees with either, after 2, 4, 6, 8 and 12 rollouts a sample (2 to 12 % of exhaustive). Each budget continues the
-folder of the one before. `pool`: all 5,100 questions at a budget of
-5 %, with the wall time of one thread, beside the other searches' on a part of them. Calibration: of the probability stated for the likeliest stratum, against both yardsticks.
+folder of the one before. `pool`: all 5,100 questions at a budget of 5 %, with the wall time of one thread, beside the
+other searches' on a part of them. Calibration: of the probability stated for the likeliest stratum, against both
+yardsticks.
 """
 
 from __future__ import annotations
