@@ -222,11 +222,13 @@ from datasets import Dataset
 from transformers import LlamaForCausalLM
 from hardsample.demo import model_path
 from hardsample.engines.transformers import load_processor
+from hardsample.prediction import predictor
 from hardsample.trainer import DifficultyAwareGRPOConfig, DifficultyAwareGRPOTrainer
 from hardsample.trainer.selection.states import split_arrays
 
 torch.set_num_threads(1)
-folder, out, resume, model_folder = sys.argv[1:5]
+predictor.FEWEST = 6  # twelve groups in all
+folder, out, resume, model_folder, features = sys.argv[1:6]
 words = ["red", "blue", "green", "seven"]
 data = Dataset.from_list(
     [{"id": f"t{i}", "prompt": [{"role": "user", "content": f"what {words[i % 4]} {i}"}]} for i in range(20)]
@@ -244,6 +246,7 @@ args = DifficultyAwareGRPOConfig(
     num_generations=4, max_completion_length=4, gradient_checkpointing=False, save_strategy="steps", save_steps=3,
     logging_steps=1, report_to="none", disable_tqdm=True, max_steps=6, policy="signal", steps_per_generation=2,
     num_iterations=2, restratify_steps=2, monitor_size=3, monitor_steps=1,
+    features=None if features == "none" else features,
 )
 trainer = DifficultyAwareGRPOTrainer(
     model=LlamaForCausalLM.from_pretrained(model_folder), args=args, reward_funcs=by_length, train_dataset=data,
@@ -266,7 +269,26 @@ with open(f"{out}-{rank}.json", "w") as file:
 """
 
 
-def test_two_processes_draw_one_stream_and_resume_exactly(tmp_path):
+def write_features(folder):
+    """Features of the twenty questions: how often each word occurs, and noise."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from hardsample.engines.features import VERSION, WIDTH
+    from hardsample.scoring.features import FEATURES_SCHEMA
+
+    folder.mkdir()
+    values = np.random.default_rng(0).standard_normal((20, WIDTH)).astype(np.float16)
+    values[:, 0] = np.arange(20) % 4
+    features = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), WIDTH)
+    columns = [pa.array([f"t{i}" for i in range(20)]), pa.array([VERSION] * 20, pa.int32()), features]
+    pq.write_table(pa.table(columns, schema=FEATURES_SCHEMA), folder / "features.parquet")
+    return folder
+
+
+@pytest.mark.parametrize("with_features", [False, True], ids=["own groups alone", "features"])
+def test_two_processes_draw_one_stream_and_resume_exactly(tmp_path, with_features):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -280,10 +302,11 @@ def test_two_processes_draw_one_stream_and_resume_exactly(tmp_path):
     model.save_pretrained(tmp_path / "model")
     script = tmp_path / "two.py"
     script.write_text(f"TESTS = {str(ROOT / 'tests')!r}\n{TWO}")
+    features = write_features(tmp_path / "features") if with_features else "none"
 
     def run(folder, resume):
         launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
-        arguments = [script, tmp_path / folder, tmp_path / f"{folder}-out", resume, tmp_path / "model"]
+        arguments = [script, tmp_path / folder, tmp_path / f"{folder}-out", resume, tmp_path / "model", features]
         done = subprocess.run(
             [*launch[:-2], "--standalone", *map(str, arguments)],
             capture_output=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from accelerate.logging import get_logger
 from datasets import Dataset
 from jaxtyping import Float16
 
@@ -22,7 +22,7 @@ from hardsample.trainer.config import DifficultyOptions
 from hardsample.trainer.data.scored import ScoresError, text_ids
 from hardsample.trainer.selection.policies import PolicyConfig
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 NONE = "none"
 """Value of the option `features` that does without."""
