@@ -28,7 +28,8 @@ from hardsample.scoring.store import Store
 def features_first(dataset: Dataset, engine: Engine, store: Store, config: ScoringConfig, progress: bool) -> None:
     """Make the features of all samples before the first round, one prefill each, where rollouts will not show them.
 
-    Without a budget, or with a large one, the first round asks every sample at λ = 0, and the prefill of that shows them.
+    Without a budget, or with a large one, the first round asks every sample at λ = 0, and the prefill of that shows
+    them.
     """
     if config.search != "adaptive" or config.budget is None or not config.features or not can_show_features(engine):
         return
