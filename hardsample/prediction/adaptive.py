@@ -29,6 +29,9 @@ from hardsample.prediction.ridge import fit_ridge
 
 BUDGET_ROUNDS = 12
 """Rounds that a budget is spread over, at least."""
+ENOUGH_FOR_ALL = 3
+"""Rollouts a sample that a budget needs, for every sample to be asked in the first round; the shapes of ladders are
+learnt from the other rounds."""
 LEAST_GAIN = 0.01
 """Expected entropy, in nats, that a rollout must save."""
 MOST_FITTED = 4_096
@@ -149,8 +152,8 @@ class AdaptiveSearch:
         return _by_row(np.concatenate([rows[chosen], blank]), levels, len(rows))
 
     def _first_round(self, size: int, pictured: Int[np.ndarray, " rows"]) -> Round:
-        """Ask all samples once at λ = 0 if the budget has that much, else references twice."""
-        if self.budget is None or self.budget >= len(self.attempts):
+        """Ask all samples once at λ = 0 if the budget has enough, else references twice."""
+        if asks_all_first(self.budget, len(self.attempts)):
             blank = self._imageless(len(self.attempts))
             rows = np.concatenate([pictured, blank])
             return _by_row(rows, np.zeros_like(rows), len(pictured))
@@ -277,6 +280,11 @@ class AdaptiveSearch:
         """Return at most `MOST_FITTED` of the samples, always the same, ascending."""
         rows = np.flatnonzero(among)
         return rows if len(rows) <= MOST_FITTED else np.sort(rows[np.argsort(self._rank[rows])[:MOST_FITTED]])
+
+
+def asks_all_first(budget: int | None, samples: int) -> bool:
+    """Return whether the first round asks every sample at λ = 0, whose prefill shows its features."""
+    return budget is None or budget >= ENOUGH_FOR_ALL * samples
 
 
 def _by_row(rows: Int[np.ndarray, " rollouts"], levels: Int[np.ndarray, " rollouts"], is_open: int) -> Round:

@@ -93,6 +93,12 @@ def test_a_budget_is_never_exceeded(budget):
         assert np.ptp(estimate.labels[untouched], axis=0).max() < 1e-6
 
 
+def test_a_small_budget_begins_with_references_and_a_large_one_with_all():
+    few, many = make(120, budget=240).plan(), make(120, budget=360).plan()
+    assert len(few.rows) == 20 and set(few.levels) == {0, 5} and len(set(few.rows)) == 10
+    assert len(many.rows) == 120 and set(many.levels) == {0}
+
+
 def test_a_plan_is_a_function_of_the_counts():
     rates = pool(120)
     first, second = make(120), make(120)

@@ -17,7 +17,7 @@ from hardsample.files import FEATURES_FILE
 from hardsample.metrics.options import budget_rollouts
 from hardsample.metrics.pism import max_rollouts
 from hardsample.metrics.strata import STRATA, Bounds, Verdict, check_tau
-from hardsample.prediction.adaptive import AdaptiveSearch, Estimate
+from hardsample.prediction.adaptive import AdaptiveSearch, Estimate, asks_all_first
 from hardsample.prediction.categories import category_features
 from hardsample.scoring.config import ScoringConfig
 from hardsample.scoring.features import make_features, read_features
@@ -28,12 +28,12 @@ from hardsample.scoring.store import Store
 def features_first(dataset: Dataset, engine: Engine, store: Store, config: ScoringConfig, progress: bool) -> None:
     """Make the features of all samples before the first round, one prefill each, where rollouts will not show them.
 
-    A budget of a rollout a sample, or none at all, unmasks every sample in the first round; the prefill of that shows
+    Without a budget, or with a large one, the first round asks every sample at λ = 0, and the prefill of that shows
     them.
     """
     if config.search != "adaptive" or config.budget is None or not config.features or not can_show_features(engine):
         return
-    if budget_rollouts(config.budget, len(dataset) * max_rollouts(config)) < len(dataset):
+    if not asks_all_first(budget_rollouts(config.budget, len(dataset) * max_rollouts(config)), len(dataset)):
         make_features(dataset, engine, store, progress)
 
 
