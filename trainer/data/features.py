@@ -78,7 +78,8 @@ def features_of(
     kinds = category_features({name: _texts(data, name) for name in COLUMNS if name in data.column_names})
     matrix = np.full((len(data), WIDTH + kinds.shape[1]), np.nan, dtype=np.float16)
     matrix[rows, :WIDTH] = stored[position.take(pa.array(rows)).to_numpy()]
-    matrix[:, WIDTH:] = kinds
+    if kinds.shape[1]:
+        matrix[:, WIDTH:] = kinds
     return SampleFeatures(matrix, (*BLOCKS, *([kinds.shape[1]] if kinds.shape[1] else [])))
 
 
