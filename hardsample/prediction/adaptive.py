@@ -29,7 +29,7 @@ from hardsample.prediction.ridge import fit_ridge
 
 BUDGET_ROUNDS = 12
 """Rounds that a budget is spread over, at least."""
-ENOUGH_FOR_ALL = 3
+ENOUGH_FOR_ALL = 2
 """Rollouts a sample that a budget needs, for every sample to be asked in the first round; the shapes of ladders are
 learnt from the other rounds."""
 LEAST_GAIN = 0.01

@@ -94,8 +94,8 @@ def test_a_budget_is_never_exceeded(budget):
 
 
 def test_a_small_budget_begins_with_references_and_a_large_one_with_all():
-    few, many = make(120, budget=240).plan(), make(120, budget=360).plan()
-    assert len(few.rows) == 20 and set(few.levels) == {0, 5} and len(set(few.rows)) == 10
+    few, many = make(120, budget=192).plan(), make(120, budget=240).plan()
+    assert len(few.rows) == 16 and set(few.levels) == {0, 5} and len(set(few.rows)) == 8
     assert len(many.rows) == 120 and set(many.levels) == {0}
 
 
