@@ -20,10 +20,10 @@ RESULTS = Path(__file__).parents[1] / "results" / "arena"
 RESAMPLES = 4000
 INTRODUCTION = """# The arena: which prompts to roll out
 
-Cells by `python bench/arena/run.py`, this page by `python bench/arena/report.py`. GRPO of the demo model on a pool in which a
-question is met once or never; T = 1, learning rate 7e-5, float32, vision tower frozen; accuracy at T = 0.7 on the first
-400 of `demo:test`, six rollouts each. Intervals are 95 %: t over seeds for differences, bootstrap over seeds for shares
-(few seeds: read them as rough).
+Cells by `python bench/arena/run.py`, this page by `python bench/arena/report.py`. GRPO of the demo model on a pool in
+which a question is met once or never; T = 1, learning rate 7e-5, float32, vision tower frozen; accuracy at T = 0.7 on
+the first 400 of `demo:test`, six rollouts each. Intervals are 95 %: t over seeds for differences, bootstrap over seeds
+for shares (few seeds: read them as rough).
 
 - *oracle*: draws only questions that had both right and wrong answers in 8 rollouts before training, which are not
   counted: the bound of what choosing can win.
