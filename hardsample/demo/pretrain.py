@@ -174,6 +174,12 @@ def spoil(draw: Draw, record: dict[str, Any]) -> str:
 DEMO = Material("demo", make_record, dense_scene, spoil, DENSE_HEADS)
 
 
+def fast_bfloat16(device: torch.device) -> bool:
+    """Return whether bfloat16 is worth it: on CPUs without AMX or AVX-512 BF16 it is forty times slower than float32."""
+    cpu = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return device.type != "cpu" or cpu
+
+
 class Images(Dataset):
     """The images of one stage as float tensors, with dense labels or with token ids, by index."""
 
@@ -293,7 +299,7 @@ def train(stage: Stage, model: Any, heads: torch.nn.ModuleDict, run: Path, mater
         rate = stage.learning_rate * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["scale"]
-        with torch.autocast(model.device.type, torch.bfloat16):
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=fast_bfloat16(model.device)):
             loss = loss_of(stage, model, heads, tuple(tensor.to(model.device) for tensor in batch))
         loss.backward()
         torch.nn.utils.clip_grad_norm_([p for group in groups for p in group["params"] if p.grad is not None], 1.0)
