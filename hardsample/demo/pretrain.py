@@ -175,7 +175,7 @@ DEMO = Material("demo", make_record, dense_scene, spoil, DENSE_HEADS)
 
 
 def fast_bfloat16(device: torch.device) -> bool:
-    """Return whether bfloat16 is worth it: on CPUs without AMX or AVX-512 BF16 it is forty times slower than float32."""
+    """Return whether bfloat16 pays: without AMX or AVX-512 BF16 a CPU takes forty times as long as in float32."""
     cpu = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return device.type != "cpu" or cpu
 
