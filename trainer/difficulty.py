@@ -336,6 +336,11 @@ class Difficulty:
                 f"the checkpoint was saved with seed {state['seed']}, this run has {self.shape.seed}: resume "
                 "with the seed that it was saved with"
             )
+        if "prior" in state and self.evidence.prior is None:
+            raise StateError(
+                "the checkpoint was saved with features, this run has none: resume with the features that it was saved "
+                "with, or start a new run from its weights"
+            )
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
         self.counters = {name: int(state["counters"].get(name, 0)) for name in _COUNTERS}

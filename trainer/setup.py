@@ -76,7 +76,8 @@ class Setup:
         if self.scored is not None:
             evidence.seed(*self.scored)
         if self.features is not None:
-            evidence.prior = FeaturePrior(self.features.matrix, self.features.blocks, self.fingerprint)
+            fingerprint = f"{self.fingerprint}-{self.features.fingerprint}"
+            evidence.prior = FeaturePrior(self.features.matrix, self.features.blocks, fingerprint)
         stock = self.policy.stock_order
         order = None
         if stock and self.size >= self.shape.prompts:

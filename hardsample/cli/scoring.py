@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 DATA_HELP = (
     "A .jsonl, .json, .parquet or .tsv file, a folder from save_to_disk, a hub id, or `demo` (also demo:pool, "
-    "demo:test, demo:pretrain)."
+    "demo:wide, demo:test, demo:pretrain)."
 )
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The --output of a finished `hardsample score`.")]
 

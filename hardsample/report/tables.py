@@ -164,7 +164,8 @@ def adaptive_result(counts: Mapping[str, Any]) -> str:
     sources = counts["sources"]
     return (
         f"{sources['adaptive']:,} strata by own rollouts, {sources['predicted']:,} predicted without; the mean of "
-        f"their probabilities is {counts['mean_probability']:.2f}"
+        f"their probabilities is {counts['mean_probability']:.2f}; expected, where the likeliest stratum undercounts "
+        "rare ones: " + ", ".join(f"{count:,.0f} {name}" for name, count in counts["expected_strata"].items())
     )
 
 

@@ -190,9 +190,22 @@ def _add_to_scores(
     engine = _engine(name, _config_of_run(run, model, config))
     records = run_records(scores, data, config.image_root)
     with Store(folder) as store:
+        if model is not None and config.encoder is None:
+            _check_scored_model(name, engine, store)
         done = _add(records, name, engine, store, progress)
         write_run(folder, run | {"features": done.about})
     return done
+
+
+def _check_scored_model(name: str, engine: Engine, store: Store) -> None:
+    """Check that an engine has the model that the folder's rollouts were made with, perhaps under another name."""
+    with engine:
+        given, scored = engine.identity()["model"], store.settings().get("model")
+    if scored != given:
+        raise ConfigError(
+            f"model is {name!r} (fingerprint {given}), but the rollouts in {store.directory} were made with another "
+            f"(fingerprint {scored}): leave out --model, or say that its features are wanted with --encoder {name}"
+        )
 
 
 def _config_of_run(run: Mapping[str, Any], model: str | None, config: FeaturesConfig) -> ScoringConfig:

@@ -384,6 +384,9 @@ def _outcome(directory: Path, content: Mapping[str, Any]) -> dict[str, object]:
         counts["sources"] = {name: sources.count(name) for name in SOURCES}
         stated = [value for value in table["stratum_probability"] if value is not None]
         counts["mean_probability"] = round(sum(stated) / max(len(stated), 1), 4)
+        known = [row for row in table["probabilities"] if row is not None]
+        sums = [round(sum(row[index] for row in known), 1) for index in range(len(strata.STRATA))]
+        counts["expected_strata"] = dict(zip(strata.STRATA, sums, strict=True))
     alike = all_alike(**content["variety"]) if "variety" in content else None
     ended = counts.get("finish", {}).get("unmasked", {})
     cut = cut_off(ended, content["settings"]["max_new_tokens"])

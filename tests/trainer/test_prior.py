@@ -130,6 +130,15 @@ def test_a_state_with_features_is_not_loaded_without_them():
     train(difficulty, rates, 2)
     with pytest.raises(StateError, match="prior"):
         make(features).load_state_dict({**make(None).state_dict()})
+    with pytest.raises(StateError, match="was saved with features, this run has none"):
+        make(None).load_state_dict({**difficulty.state_dict()})
+
+
+def test_where_nothing_has_succeeded_yet_draws_still_go_by_weight():
+    features, _ = pool()
+    difficulty = make(features)
+    train(difficulty, np.zeros(SIZE), 6)
+    assert difficulty.next_prompts(6, 100).note is None
 
 
 def test_the_logged_skill_is_of_groups_that_were_not_learnt_from_yet():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,11 @@ class SampleFeatures:
     """NaN where unknown."""
     blocks: tuple[int, ...]
     """Columns of each block."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of the matrix, by which a checkpoint recognizes the features."""
+        return blake2b(np.ascontiguousarray(self.matrix).view(np.uint8), digest_size=16).hexdigest()
 
 
 def features_of(

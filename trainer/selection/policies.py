@@ -20,6 +20,8 @@ from hardsample.trainer.selection.strata import EASY, HARD, MEDIUM, NAMES, UNSCO
 ESTIMATES = ("mean", "thompson")
 FEATURES_SHARPNESS = 8.0
 """Exponent of the policy `signal` where features give every sample a prior."""
+LEAST_CHANCE = 1e-4
+"""Least chance of signal that is sharpened."""
 CURRICULUM_WIDTH = 0.5
 """Standard deviation of the curriculum's window, in strata."""
 
@@ -198,13 +200,15 @@ def signal(view: View, context: Context) -> Weights:
 
     Mean: 1 − E[p^G] − E[(1−p)^G] over the posterior; Thompson: 1 − p^G − (1−p)^G with p drawn from it.
     """
-    size = context.num_generations
+    size, sharpness = context.num_generations, context.config.signal_sharpness or 1.0
     if context.rng is None:
         chance = spread_probability(view.alpha, view.beta, size)
+        if sharpness > 1:  # where nothing has succeeded yet all chances are tiny, and their powers must not be 0
+            chance = np.maximum(chance, LEAST_CHANCE)
     else:
         rate = context.rng.beta(view.alpha, view.beta)
         chance = np.maximum(1 - rate**size - (1 - rate) ** size, 0)
-    return Weights(chance ** (context.config.signal_sharpness or 1.0))
+    return Weights(chance**sharpness)
 
 
 def target(view: View, context: Context) -> Weights:
