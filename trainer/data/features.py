@@ -42,7 +42,7 @@ class SampleFeatures:
     @cached_property
     def fingerprint(self) -> str:
         """Digest of the matrix, by which a checkpoint recognizes the features."""
-        return blake2b(np.ascontiguousarray(self.matrix).view(np.uint8), digest_size=16).hexdigest()
+        return blake2b(np.ascontiguousarray(self.matrix).view(np.uint8).data, digest_size=16).hexdigest()
 
 
 def features_of(
