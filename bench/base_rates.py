@@ -88,7 +88,7 @@ def measure(data: Dataset | None, model: str, path: Path, rollouts: int = ROLLOU
     whole = {key: np.concatenate([part[key] for part in loaded]) for key in loaded[0]}
     whole["ids"] = np.array(data["id"])
     whole["ability"] = np.array([str(name) for name in data["ability"]])
-    np.savez(path, **whole)
+    np.savez_compressed(path, **whole)
     return whole
 
 

@@ -19,6 +19,8 @@ from hardsample.grading.grader import Grader
 from hardsample.scoring.features import add_features
 
 ROOT = Path(__file__).parents[2] / "runs" / "arena"
+BASE_RATES = Path(__file__).parents[1] / "results" / "arena"
+"""Where the grades before training are kept: they are small, and fixed by the pool and the model."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def truth(name: str) -> tuple[np.ndarray, list[str]]:
     """Return the grades of 8 rollouts of each question of the pool at T = 1 before training, (questions, 8), and its
     ability."""
     entry = ENVIRONMENTS[name]
-    path = ROOT / f"base-{name}.npz"
+    path = BASE_RATES / f"base-{name}.npz"
     whole = measure(load(entry.pool).dataset if not path.exists() else None, entry.model, path)
     return whole["grades"], whole["ability"].tolist()
 
