@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-sys.path.insert(0, str(Path(__file__).parent / "arena"))
+sys.path.append(str(Path(__file__).parent / "arena"))  # last: it has a run.py, too
 from environments import ENVIRONMENTS, ROOT, features, truth
 
 from hardsample.prediction.categories import category_features
