@@ -22,13 +22,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hardsample.demo import generator
-from hardsample.demo.generator import COLOURS, SIDE, SIZES, SPLITS, Canvas, Draw, Drawn, draw_knobs, draw_shift
+from hardsample.demo.generator import COLOURS, SIDE, SIZES, Canvas, Draw, Drawn, draw_knobs, draw_shift
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from hardsample.demo.pretrain import Material
 
+SPLITS = {"pretrain": 0, "pool": 1, "test": 2}
+"""Split name → its number in the seed; this generator has no wide pool."""
 DIRECTIONS = ("up", "left", "down", "right")
 CORNERS = (3, 4, 5, 6, 8)
 PALETTE = list(COLOURS.items())

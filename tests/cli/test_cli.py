@@ -258,7 +258,7 @@ def test_help_teaches():
     text = hardsample("score", "--help").stdout
     for option in "--limit --image-root --grader --engine --search --mask-space --num-masks --cmab-variant".split():
         assert option in text
-    assert "<lossless|exhaustive>" in text and "0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9" in text
+    assert "<lossless|exhaustive|adaptive>" in text and "0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9" in text
 
 
 def test_the_real_questions_run(tmp_path):

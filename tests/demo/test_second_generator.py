@@ -13,7 +13,7 @@ import torch
 from hardsample import demo
 from hardsample.data import loading as data
 from hardsample.demo import KNOBS, build
-from hardsample.demo.generator import SIZES, SPLITS, Draw, draw_shift
+from hardsample.demo.generator import SIZES, Draw, draw_shift
 from hardsample.grading.grader import Grader
 
 pretrain = pytest.importorskip("hardsample.demo.pretrain")
@@ -45,7 +45,7 @@ def one_thread():
 def contents(split, count):
     """Yield ability and content of the first records of a split, without painting them."""
     for index in range(count):
-        ability, draw = second.ABILITIES[index % 6], Draw(31_415_926, SPLITS[split], index)
+        ability, draw = second.ABILITIES[index % 6], Draw(31_415_926, second.SPLITS[split], index)
         yield ability, second.draw_content(draw, split, ability, draw_shift(draw, split))
 
 
@@ -59,7 +59,7 @@ def answer_of(ability, content):
 
 def test_images_and_answers_are_the_same_bytes_everywhere():
     digest = hashlib.sha256()
-    for split in SPLITS:
+    for split in second.SPLITS:
         for index in (*range(36), SIZES[split] - 1):
             record = second.make_record(split, index)
             digest.update(record.pop("image").tobytes())
@@ -71,7 +71,7 @@ def test_images_and_answers_are_the_same_bytes_everywhere():
 
 
 def test_splits_share_nothing_that_an_image_shows():
-    shown = {split: set(contents(split, min(SIZES[split], 6_000))) for split in SPLITS}
+    shown = {split: set(contents(split, min(SIZES[split], 6_000))) for split in second.SPLITS}
     assert not shown["pretrain"] & shown["pool"]
     assert not shown["pretrain"] & shown["test"]
     assert not shown["pool"] & shown["test"]

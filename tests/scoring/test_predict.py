@@ -89,7 +89,8 @@ def test_a_measured_sample_has_its_held_out_prediction_and_its_counts(predicted_
     np.testing.assert_allclose(rows["success_rate_high"], beta.ppf(0.9, alpha, failures))
     np.testing.assert_allclose(rows["predicted_signal"], spread_probability(alpha, failures, GROUP))
     others = predictor.predict(features[2 * SCORED :]).mean
-    np.testing.assert_allclose(column(predictions, "predicted_success_rate")[SCORED:], others)
+    # the last bits of a matrix product depend on how many rows it has
+    np.testing.assert_allclose(column(predictions, "predicted_success_rate")[SCORED:], others, rtol=1e-5)
 
 
 def test_predictions_beat_the_base_rate_on_samples_rolled_out_later(predicted_folder):

@@ -565,7 +565,7 @@ def test_states_of_other_runs_are_refused(tmp_path, texts):
     state = checkpoint / "difficulty/state.json"
     header = json.loads(state.read_text())
     state.write_text(json.dumps({**header, "version": 0}))
-    with pytest.raises(StateError, match="version 0, must be 2"):
+    with pytest.raises(StateError, match="version 0, must be 3"):
         run(DifficultyAwareGRPOTrainer, tmp_path / "b", texts, **again)
     state.write_text("{")
     with pytest.raises(StateError, match=r"state\.json cannot be read"):
