@@ -4,6 +4,20 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
+
+DEMO_TRAINING: dict[str, Any] = {
+    "use_cpu": True,
+    "lr_scheduler_type": "constant",
+    "max_completion_length": 16,
+    "temperature": 1.0,
+    "gradient_checkpointing": False,
+    "save_strategy": "no",
+    "logging_steps": 1,
+    "report_to": "none",
+    "disable_tqdm": True,
+}
+"""Options of TRL that the benches' trainings of the demo model share."""
 
 
 def claim(path: Path) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cells import claim
+from cells import DEMO_TRAINING, claim
 from datasets import Dataset, Image, List
 from demo_grpo import accuracy
 from transformers import TrainerCallback
@@ -111,21 +111,13 @@ def train(which: str, name: str, seed: int, steps: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         config = DifficultyAwareGRPOConfig(
             output_dir=folder,
-            use_cpu=True,
             bf16=True,
             seed=seed,
             learning_rate=LEARNING_RATE,
-            lr_scheduler_type="constant",
             per_device_train_batch_size=PROMPTS * GENERATIONS,
             num_generations=GENERATIONS,
-            max_completion_length=16,
             max_steps=steps,
-            temperature=1.0,
-            gradient_checkpointing=False,
-            save_strategy="no",
-            logging_steps=1,
-            report_to="none",
-            disable_tqdm=True,
+            **DEMO_TRAINING,
             **options,
         )
         callback = Measure(test)

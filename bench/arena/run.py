@@ -23,7 +23,7 @@ import torch
 from transformers import TrainerCallback
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from cells import claim
+from cells import DEMO_TRAINING, claim
 from environments import ENVIRONMENTS, ROOT, HeldOut, base_rates, features, questions
 from methods import METHODS
 
@@ -93,21 +93,13 @@ def train(environment: str, name: str, seed: int, steps: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         config = DifficultyAwareGRPOConfig(
             output_dir=folder,
-            use_cpu=True,
             bf16=False,
             seed=seed,
             learning_rate=LEARNING_RATE,
-            lr_scheduler_type="constant",
             per_device_train_batch_size=PROMPTS * GENERATIONS,
             num_generations=GENERATIONS,
-            max_completion_length=16,
             max_steps=steps,
-            temperature=1.0,
-            gradient_checkpointing=False,
-            save_strategy="no",
-            logging_steps=1,
-            report_to="none",
-            disable_tqdm=True,
+            **DEMO_TRAINING,
             **options,
         )
         measure = Measure(HeldOut(environment, processor))

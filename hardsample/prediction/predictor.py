@@ -148,8 +148,8 @@ def fit(
         seed: of the random Fourier features.
 
     Returns:
-        The predictor. With fewer than `FEWEST` samples, or if its held-out gain is not above 0, it predicts the base
-        rate for all samples (`skill.useful` is False).
+        The predictor. With fewer than `FEWEST` samples, or if its held-out gain is not above the gain's standard error,
+        it predicts the base rate for all samples (`skill.useful` is False).
 
     Raises:
         ValueError: shapes differ, or counts are impossible.

@@ -25,7 +25,7 @@ from hardsample.metrics import pism, strata
 from hardsample.metrics.cmab import BalanceBounds, CmabConfig, SampleAttention, balance_stratum, piled_up
 from hardsample.metrics.pism import PismConfig
 from hardsample.metrics.signatures import all_alike, cut_off, flat_curve, no_answer
-from hardsample.scoring.adaptive.columns import SOURCES, labelled
+from hardsample.scoring.adaptive.columns import adaptive_counts, labelled
 from hardsample.scoring.config import ScoringConfig
 
 if TYPE_CHECKING:
@@ -380,13 +380,7 @@ def _outcome(directory: Path, content: Mapping[str, Any]) -> dict[str, object]:
         content["settings"]["search"],
     )
     if content["settings"]["search"] == "adaptive":
-        sources = table["stratum_source"]
-        counts["sources"] = {name: sources.count(name) for name in SOURCES}
-        stated = [value for value in table["stratum_probability"] if value is not None]
-        counts["mean_probability"] = round(sum(stated) / max(len(stated), 1), 4)
-        known = [row for row in table["probabilities"] if row is not None]
-        sums = [round(sum(row[index] for row in known), 1) for index in range(len(strata.STRATA))]
-        counts["expected_strata"] = dict(zip(strata.STRATA, sums, strict=True))
+        counts |= adaptive_counts(table)
     alike = all_alike(**content["variety"]) if "variety" in content else None
     ended = counts.get("finish", {}).get("unmasked", {})
     cut = cut_off(ended, content["settings"]["max_new_tokens"])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from hardsample.metrics.pism import PismConfig, verdict
-from hardsample.metrics.strata import UNFINISHED, Verdict
+from hardsample.metrics.strata import STRATA, UNFINISHED, Verdict
 
 if TYPE_CHECKING:
     from hardsample.metrics.ladders import Ladder
@@ -16,6 +17,21 @@ SOURCES = ("measured", "adaptive", "predicted")
 Columns = tuple[str | None, float | None, list[float] | None, float | None, float | None, float | None, float | None]
 """`stratum_source`, `stratum_probability`, `probabilities`, both ends of λ*, `predicted_success_rate`,
 `predicted_signal`."""
+
+
+def adaptive_counts(table: Mapping[str, list[Any]]) -> dict[str, Any]:
+    """Return what run.json counts of an adaptive search: strata by source, mean probability, expected strata.
+
+    Args:
+        table: columns of scores.parquet.
+    """
+    stated = [value for value in table["stratum_probability"] if value is not None]
+    known = [row for row in table["probabilities"] if row is not None]
+    return {
+        "sources": {name: table["stratum_source"].count(name) for name in SOURCES},
+        "mean_probability": round(sum(stated) / max(len(stated), 1), 4),
+        "expected_strata": {name: round(sum(row[i] for row in known), 1) for i, name in enumerate(STRATA)},
+    }
 
 
 def labelled(ladder: Ladder, config: PismConfig, estimate: Estimate | None) -> tuple[Verdict, Columns]:
