@@ -15,6 +15,7 @@ from datasets import Dataset, Image, List
 
 from hardsample.data.loading import load
 from hardsample.demo import model_path
+from hardsample.engines.transformers import load_processor
 from hardsample.grading.grader import Grader
 from hardsample.scoring.features import add_features
 
@@ -78,6 +79,9 @@ class HeldOut:
         data = load(entry.test, limit=entry.test_size).dataset.cast_column("images", List(Image()))
         self.records, self.processor, self.rollouts = list(data), processor, entry.test_rollouts
 
+        self.untrained: float | None = None
+        """The accuracy before training, once it was measured."""
+
     def accuracy(self, model: Any) -> float:
         """Return the share of right answers; leaves the model and PyTorch's random state as they were."""
         training, state, right = model.training, torch.get_rng_state(), []
@@ -91,3 +95,9 @@ class HeldOut:
         model.train(training)
         torch.set_rng_state(state)
         return float(np.mean(right))
+
+
+@lru_cache(maxsize=2)
+def held_out(name: str) -> HeldOut:
+    """Return the test of an environment, read once."""
+    return HeldOut(name, load_processor(ENVIRONMENTS[name].model))

@@ -2,9 +2,10 @@
 
     python bench/arena/run.py --environments wide --methods uniform oracle predictor --seeds 5 6 7 8 9
 
-Each cell (environment, method, seed) is one GRPO training of the demo model: 8 prompts × 8 completions a step at T = 1,
-learning rate 7e-5, the vision tower frozen. A cell that is done is not made again; start the command twice to use two
-cores. `python bench/arena/report.py` makes tables and plots of what is done.
+Each cell (environment, method, seed) is one GRPO training of the demo model: 64 completions a step, in groups of 8 (or
+of `--generations`), at T = 1, learning rate 7e-5, the vision tower frozen. Seconds are those that the process was
+computing, measurements left out, so that another process on the machine does not count. A cell that is done is not made
+again; start the command twice to use two cores. `python bench/arena/report.py` makes tables and plots of what is done.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import TrainerCallback
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from cells import DEMO_TRAINING, claim
-from environments import ENVIRONMENTS, ROOT, HeldOut, base_rates, features, questions
+from environments import ENVIRONMENTS, ROOT, HeldOut, base_rates, features, held_out, questions
 from methods import METHODS
 
 from hardsample.engines.transformers import load_model, load_processor
@@ -32,21 +34,29 @@ from hardsample.grading.grader import correctness_reward
 from hardsample.trainer import DifficultyAwareGRPOConfig, DifficultyAwareGRPOTrainer
 
 RESULTS = Path(__file__).parents[1] / "results" / "arena"
-STEPS, PROMPTS, GENERATIONS, LEARNING_RATE, MEASURED_EVERY = 60, 8, 8, 7e-5, 15
+SEEN: dict[int, torch.Tensor] = {}
+"""What the vision tower returned, by the bytes of the image: about 50 KB each."""
+STEPS, COMPLETIONS, GENERATIONS, LEARNING_RATE, MEASURED_EVERY = 60, 64, 8, 7e-5, 10
 
 
-def share_images(model: Any) -> None:
-    """Let the frozen vision tower see each image of a group once: completions of a group have the same image."""
-    features = model.model.get_image_features
+def remember_images(model: Any) -> None:
+    """Let the frozen vision tower see each image once in a process: what it returns never changes."""
+    tower, layer = model.model.vision_tower, model.config.vision_feature_layer
+    forward, empty = tower.forward, [None] * (model.config.vision_config.num_hidden_layers + 1)
 
+    @torch.no_grad()
     def once(pixel_values: torch.Tensor, **kwargs: Any) -> Any:
-        new = torch.ones(len(pixel_values), dtype=torch.bool)
-        new[1:] = (pixel_values[1:] != pixel_values[:-1]).flatten(1).any(1)
-        output = features(pixel_values[new], **kwargs)
-        output.pooler_output = [output.pooler_output[place] for place in (new.cumsum(0) - 1).tolist()]
-        return output
+        keys = [hash(image.numpy().tobytes()) for image in pixel_values]
+        new = {key: place for place, key in enumerate(keys) if key not in SEEN}
+        if new:
+            states = forward(pixel_values[list(new.values())], **kwargs).hidden_states[layer]
+            SEEN.update(zip(new, (state.clone() for state in states), strict=True))
+        states = torch.stack([SEEN[key] for key in keys])
+        layers = list(empty)
+        layers[layer] = states
+        return BaseModelOutputWithPooling(last_hidden_state=states, hidden_states=tuple(layers))
 
-    model.model.get_image_features = once
+    tower.forward = once
 
 
 class Measure(TrainerCallback):
@@ -54,19 +64,22 @@ class Measure(TrainerCallback):
 
     def __init__(self, held_out: HeldOut) -> None:
         self.held_out, self.rows, self.trainer = held_out, [], None
-        self.began, self.paused = time.time(), 0.0
+        self.began, self.paused = time.process_time(), 0.0
 
     def measure(self, step: int, model: Any) -> None:
-        stopped = time.time()
+        stopped = time.process_time()
         counters = self.trainer.difficulty.counters
+        if step == 0 and self.held_out.untrained is None:
+            self.held_out.untrained = self.held_out.accuracy(model)
+        accuracy = self.held_out.accuracy(model) if step else self.held_out.untrained
         row = {
             "step": step,
             "rollouts": self.trainer.difficulty.rollouts,
             "prefills": counters["prefills"],
             "seconds": round(stopped - self.began - self.paused, 1),
-            "accuracy": round(self.held_out.accuracy(model), 5),
+            "accuracy": round(accuracy, 5),
         }
-        self.paused += time.time() - stopped
+        self.paused += time.process_time() - stopped
         self.rows.append(row)
         print(row, flush=True)
 
@@ -75,7 +88,7 @@ class Measure(TrainerCallback):
             self.measure(state.global_step, model)
 
 
-def train(environment: str, name: str, seed: int, steps: int) -> dict[str, Any]:
+def train(environment: str, name: str, seed: int, steps: int, generations: int = GENERATIONS) -> dict[str, Any]:
     """Train one cell and return its measurements."""
     entry, method = ENVIRONMENTS[environment], METHODS[name]
     data, options = questions(environment), dict(method.options)
@@ -88,7 +101,7 @@ def train(environment: str, name: str, seed: int, steps: int) -> dict[str, Any]:
         extra["prefills"] += len(data)
     model = load_model(entry.model, "cpu", "float32")
     model.model.vision_tower.requires_grad_(False)
-    share_images(model)
+    remember_images(model)
     processor = load_processor(entry.model)
     with tempfile.TemporaryDirectory() as folder:
         config = DifficultyAwareGRPOConfig(
@@ -96,13 +109,13 @@ def train(environment: str, name: str, seed: int, steps: int) -> dict[str, Any]:
             bf16=False,
             seed=seed,
             learning_rate=LEARNING_RATE,
-            per_device_train_batch_size=PROMPTS * GENERATIONS,
-            num_generations=GENERATIONS,
+            per_device_train_batch_size=COMPLETIONS,
+            num_generations=generations,
             max_steps=steps,
             **DEMO_TRAINING,
             **options,
         )
-        measure = Measure(HeldOut(environment, processor))
+        measure = Measure(held_out(environment))
         trainer = DifficultyAwareGRPOTrainer(
             model=model,
             args=config,
@@ -120,7 +133,7 @@ def train(environment: str, name: str, seed: int, steps: int) -> dict[str, Any]:
                 evidence.successes[:] = wins.sum(1) * weight
                 evidence.failures[:] = (wins.shape[1] - wins.sum(1)) * weight
         measure.measure(0, model)
-        measure.began, measure.paused = time.time(), 0.0
+        measure.began, measure.paused = time.process_time(), 0.0
         trainer.train()
     logs = [entry for entry in trainer.state.log_history if "difficulty/frac_zero_std" in entry]
     skills = {
@@ -135,9 +148,12 @@ def train(environment: str, name: str, seed: int, steps: int) -> dict[str, Any]:
         "options": method.options,
         "seed": seed,
         "steps": steps,
+        "generations": generations,
+        "machine": torch.backends.cpu.get_cpu_capability(),
         "extra": extra,
         "rows": measure.rows,
         "frac_zero_std": [round(entry["difficulty/frac_zero_std"], 4) for entry in logs],
+        "mean_length": [round(entry["completions/mean_length"], 4) for entry in logs],
         "predictor": skills,
         "samples_met": int((trainer.difficulty.evidence.last_step >= 0).sum()),
         "counters": trainer.difficulty.counters,
@@ -150,6 +166,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5, 10)))
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--generations", type=int, default=GENERATIONS, help="completions of a group")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
@@ -159,11 +176,12 @@ def main() -> None:
     for seed in arguments.seeds:
         for environment in arguments.environments:
             for name in arguments.methods:
-                path = arguments.results / f"{environment}-{name}-seed{seed}.json"
+                size = "" if arguments.generations == GENERATIONS else f"-g{arguments.generations}"
+                path = arguments.results / f"{environment}{size}-{name}-seed{seed}.json"
                 if not claim(path):
                     continue
                 print(path.stem, flush=True)
-                cell = train(environment, name, seed, arguments.steps)
+                cell = train(environment, name, seed, arguments.steps, arguments.generations)
                 path.with_suffix(".new").write_text(json.dumps(cell, indent=1) + "\n")
                 os.replace(path.with_suffix(".new"), path)
                 path.with_suffix(".lock").unlink(missing_ok=True)
