@@ -19,21 +19,24 @@ from jaxtyping import Float, Integer
 from hardsample.metrics.beta import spread_probability
 from hardsample.trainer.config import DifficultyOptions
 from hardsample.trainer.selection.evidence import Evidence, Outcomes
-from hardsample.trainer.selection.levels import Rows
-from hardsample.trainer.selection.policies import Context, PolicyConfig, weigh
+from hardsample.trainer.selection.levels import Rows, check_rows
+from hardsample.trainer.selection.policies import Context, PolicyConfig, Weights, weigh
 from hardsample.trainer.selection.prior import LEAST_COUNT, FeaturePrior
 from hardsample.trainer.selection.sampler import POOL, Batch, draw_uniform, generator
+from hardsample.trainer.selection.stateful import StatefulPolicy
 from hardsample.trainer.selection.states import StateDict, StateError
 from hardsample.trainer.selection.strata import NAMES, UNSCORED, Strata
 from hardsample.trainer.selection.stream import PromptStream
 
-STREAM_MONITOR, STREAM_PROBES, STREAM_ESTIMATE, STREAM_FEATURES = 2, 3, 4, 5
-"""Streams of `sampler.generator`: for the monitoring set, the choice of probes, the samples of estimates, and those
-whose features are read anew."""
+STREAM_MONITOR, STREAM_PROBES, STREAM_ESTIMATE, STREAM_FEATURES, STREAM_POLICY, STREAM_REFERENCES = range(2, 8)
+"""Streams of `sampler.generator`: for the monitoring set, the choice of probes, the samples of estimates, those whose
+features are read anew, and what a stateful policy draws for its weights and for its references."""
 WEIGHED_EVERY_DRAW = 100_000
-"""Most samples that are weighed anew at every draw where features give the prior."""
+"""Most samples that are weighed anew at every draw where features give the prior, or the policy has a state."""
 STATE_VERSION = 3
-_COUNTERS = ("rollouts", "probes", "monitor_rollouts", "effective_rollouts", "groups", "zero_std_groups", "prefills")
+_ROLLOUTS = ("rollouts", "probes", "monitor_rollouts", "reference_rollouts")
+_COUNTERS = (*_ROLLOUTS, "effective_rollouts", "groups", "zero_std_groups", "prefills")
+_Part = Evidence | Strata | PromptStream | FeaturePrior | StatefulPolicy
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Difficulty:
         policy: which samples are drawn.
         options: how often, and how many probes.
         shape: of the training.
+        own: the policy itself, if it has a state, see `stateful.make_policy`.
 
     Attributes:
         last: the batch that was drawn last; None before the first.
@@ -76,10 +80,17 @@ class Difficulty:
     """
 
     def __init__(
-        self, evidence: Evidence, stream: PromptStream, policy: PolicyConfig, options: DifficultyOptions, shape: Shape
+        self,
+        evidence: Evidence,
+        stream: PromptStream,
+        policy: PolicyConfig,
+        options: DifficultyOptions,
+        shape: Shape,
+        own: StatefulPolicy | None = None,
     ) -> None:
         self.evidence, self.stream, self.options, self.shape = evidence, stream, options, shape
-        self.policy = policy.resolved(features=evidence.prior is not None)
+        self.policy, self.own = policy.resolved(features=evidence.prior is not None), own
+        self._pooled = self.policy.pooled if own is None else own.pooled
         self._fitted = self._features_step = 0
         evidence.refit_prior(0)
         self.strata = Strata(evidence)
@@ -110,11 +121,11 @@ class Difficulty:
             total_steps: of the training.
         """
         context = self._context(step, total_steps)
-        if not self.policy.stock_order and not self.policy.pooled:
-            if self._refreshed is None or self._prior_moves_all:
+        if not self.policy.stock_order and not self._pooled:
+            if self._refreshed is None or self._all_move:
                 self._weigh(context)
             elif len(self._touched):
-                reweighted = weigh(self.evidence, self.strata, context, self._touched)
+                reweighted = self._weights(context, self._touched)
                 self.stream.set_weights(reweighted.values, self._touched)
                 if reweighted.note != self._weights_note:
                     self._weigh(context)
@@ -122,9 +133,10 @@ class Difficulty:
             self._refreshed = step
         self._touched = np.empty(0, dtype=np.int64)
         score = None
-        if self.policy.pooled:
-            score = lambda rows, rng: weigh(self.evidence, self.strata, replace(context, rng=rng), rows).values  # noqa: E731
-        self.last = self.stream.next_batch(self.shape.prompts, score)
+        if self._pooled:
+            score = lambda rows, rng: self._weights(replace(context, rng=rng), rows).values  # noqa: E731
+        pool = POOL if self.own is None else self.own.pool_size
+        self.last = self.stream.next_batch(self.shape.prompts, score, pool)
         self._drawn = self.strata.codes[self.last.rows]
         notes = [note for note in (self._weights_note, self.last.note) if note]
         self.note = "; ".join(notes) or None
@@ -145,6 +157,8 @@ class Difficulty:
         """
         assert self.last is not None, "next_prompts comes first"
         outcomes = self.evidence.observe(self.last.rows, rewards, step)
+        if self.own is not None:
+            self.own.observe(self.last.rows, rewards, outcomes, step)
         self._refit(step)
         self._touch(self.last.rows, step)
         size = rewards.size
@@ -154,10 +168,43 @@ class Difficulty:
         self.counters["zero_std_groups"] += int((~outcomes.spread).sum())
         return outcomes
 
+    def references(self, step: int, total_steps: int) -> Rows:
+        """Return the samples that a stateful policy has rolled out for evidence only before the next draw.
+
+        Args:
+            step: optimizer steps done.
+            total_steps: of the training.
+
+        Raises:
+            ValueError: a row is out of range.
+        """
+        if self.own is None:
+            return np.empty(0, dtype=np.int64)
+        rng = generator(self.shape.seed, self.stream.batch, STREAM_REFERENCES)
+        rows = np.asarray(self.own.references(replace(self._context(step, total_steps), rng=rng)), dtype=np.int64)
+        check_rows(rows, len(self.evidence))
+        return rows
+
+    def observe_references(self, rows: Rows, rewards: Float[np.ndarray, "groups G"], step: int) -> None:
+        """Add the groups of `references` to the evidence, and show them to the policy.
+
+        Args:
+            rows: (groups,) the sample of each.
+            rewards: (groups, G), NaN where a completion has none.
+            step: optimizer steps done.
+        """
+        assert self.own is not None, "a stateful policy asked for them"
+        outcomes = self.evidence.observe(rows, rewards, step)
+        self.own.observe_references(rows, rewards, outcomes, step)
+        self._refit(step)
+        self._touch(rows, step)
+        self.counters["reference_rollouts"] += rewards.size
+
     @property
-    def _prior_moves_all(self) -> bool:
-        """Whether every draw weighs all samples anew, as a refitted prior asks for; large data wait."""
-        return self.evidence.prior is not None and len(self.evidence) <= WEIGHED_EVERY_DRAW
+    def _all_move(self) -> bool:
+        """Whether every draw weighs all samples anew, as a refitted prior or a state asks for; large data wait."""
+        moves = self.evidence.prior is not None or self.own is not None
+        return moves and len(self.evidence) <= WEIGHED_EVERY_DRAW
 
     def choose_probes(self) -> tuple[Rows, Integer[np.ndarray, "probes"]]:
         """Choose which samples of the last batch to probe on masked images, and at which level of λ.
@@ -225,7 +272,7 @@ class Difficulty:
         self._moves += self.strata.refresh(step)
         self._refreshed = step
         self._touched = np.empty(0, dtype=np.int64)
-        if not self.policy.stock_order and not self.policy.pooled:
+        if not self.policy.stock_order and not self._pooled:
             self._weigh(self._context(step, total_steps))
         moves = {
             f"{NAMES[old]}->{NAMES[new]}": int(self._moves[old, new]) for old, new in np.argwhere(self._moves).tolist()
@@ -239,17 +286,19 @@ class Difficulty:
 
     @property
     def rollouts(self) -> int:
-        """All rollouts so far, probes and monitoring set included."""
-        return self.counters["rollouts"] + self.counters["probes"] + self.counters["monitor_rollouts"]
+        """All rollouts so far, probes, monitoring set and references included."""
+        return sum(self.counters[kind] for kind in _ROLLOUTS)
 
     def summary(self) -> str:
         """Return in three lines what the rollouts went to."""
         counters, groups = self.counters, max(self.counters["groups"], 1)
         prefills = f", {counters['prefills']:,} prefills" if counters["prefills"] else ""
+        references = f", {counters['reference_rollouts']:,} references" if counters["reference_rollouts"] else ""
         strata = ", ".join(f"{count:,} {name}" for name, count in self.counts().items())
         return (
             f"Policy {self.policy.policy}: {self.rollouts:,} rollouts ({counters['rollouts']:,} for training, "
-            f"{counters['probes']:,} probes, {counters['monitor_rollouts']:,} on the monitoring set){prefills}.\n"
+            f"{counters['probes']:,} probes, {counters['monitor_rollouts']:,} on the monitoring set{references})"
+            f"{prefills}.\n"
             f"  effective       {counters['effective_rollouts']:,} rollouts; {counters['zero_std_groups']:,} of "
             f"{counters['groups']:,} groups ({counters['zero_std_groups'] / groups:.0%}) had zero variance\n"
             f"  strata now      {strata}; {int(self.strata.moves.sum()):,} moves during training"
@@ -298,7 +347,8 @@ class Difficulty:
 
     def state_dict(self) -> StateDict:
         """Return the state of each part, the counters, and when things were last done."""
-        return {
+        own = {} if self.own is None else {"policy_features": self.own.info.fingerprint}
+        return own | {
             "version": STATE_VERSION,
             "policy": self.policy.policy,
             "seed": self.shape.seed,
@@ -320,21 +370,26 @@ class Difficulty:
             StateError: it is old, damaged, or of other data or another policy.
         """
         missing = [name for name in self.state_dict() if name not in state]
+        if state.get("version") == STATE_VERSION and state.get("policy", self.policy.policy) != self.policy.policy:
+            raise StateError(
+                f"the checkpoint was saved under policy {state['policy']!r}, this run has {self.policy.policy!r}: "
+                "resume with the policy that it was saved with, or start a new run from its weights"
+            )
         if state.get("version") != STATE_VERSION or missing:
             raise StateError(
                 f"the saved difficulty state has version {state.get('version')!r}, must be {STATE_VERSION}"
                 f"{' (missing: ' + ', '.join(missing) + ')' if missing else ''}: resume with the version of hardsample "
                 "that saved it, or start a new run"
             )
-        if state["policy"] != self.policy.policy:
-            raise StateError(
-                f"the checkpoint was saved under policy {state['policy']!r}, this run has {self.policy.policy!r}: "
-                "resume with the policy that it was saved with, or start a new run from its weights"
-            )
         if state["seed"] != self.shape.seed:
             raise StateError(
                 f"the checkpoint was saved with seed {state['seed']}, this run has {self.shape.seed}: resume "
                 "with the seed that it was saved with"
+            )
+        if self.own is not None and state["policy_features"] != self.own.info.fingerprint:
+            raise StateError(
+                "the checkpoint was saved with other features than this run has: resume with the features that it was "
+                "saved with, or start a new run from its weights"
             )
         if "prior" in state and self.evidence.prior is None:
             raise StateError(
@@ -350,13 +405,13 @@ class Difficulty:
         self.evidence.refit_prior(self._fitted)
         self._touched, self._moves = np.array(state["touched"]), np.array(state["moves"])
 
-    def _parts(self) -> dict[str, Evidence | Strata | PromptStream | FeaturePrior]:
-        parts: dict[str, Evidence | Strata | PromptStream | FeaturePrior] = {
-            "evidence": self.evidence,
-            "strata": self.strata,
-            "stream": self.stream,
-        }
-        return parts if self.evidence.prior is None else parts | {"prior": self.evidence.prior}
+    def _parts(self) -> dict[str, _Part]:
+        parts: dict[str, _Part] = {"evidence": self.evidence, "strata": self.strata, "stream": self.stream}
+        if self.evidence.prior is not None:
+            parts["prior"] = self.evidence.prior
+        if self.own is not None:
+            parts["policy_state"] = self.own
+        return parts
 
     def agree(self, rows: Rows) -> Batch:
         """Take the rows that rank 0 drew as the last batch; all ranks then learn from the same groups."""
@@ -395,11 +450,16 @@ class Difficulty:
             self._moves += self.strata.refresh(step, rows)
             self._touched = np.union1d(self._touched, rows)
 
+    def _weights(self, context: Context, rows: Rows | None = None) -> Weights:
+        """Return the weights of some samples; all if None."""
+        return weigh(self.evidence, self.strata, context, rows, None if self.own is None else self.own.weights)
+
     def _weigh(self, context: Context) -> None:
-        weights = weigh(self.evidence, self.strata, context)
+        weights = self._weights(context)
         self._weights_note = weights.note
         self.stream.set_weights(weights.values)
 
     def _context(self, step: int, total_steps: int) -> Context:
         counts = tuple(int(count) for count in self.strata.counts)
-        return Context(self.policy, step, total_steps, self.shape.num_generations, self.shape.prompts, counts)
+        rng = None if self.own is None else generator(self.shape.seed, self.stream.batch, STREAM_POLICY)
+        return Context(self.policy, step, total_steps, self.shape.num_generations, self.shape.prompts, counts, rng)

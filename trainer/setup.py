@@ -24,6 +24,7 @@ from hardsample.trainer.difficulty import Difficulty, Shape
 from hardsample.trainer.selection.evidence import Evidence, EvidenceConfig
 from hardsample.trainer.selection.policies import PolicyConfig
 from hardsample.trainer.selection.prior import FeaturePrior
+from hardsample.trainer.selection.stateful import PolicyInfo, make_policy
 from hardsample.trainer.selection.stream import PromptStream, StockOrder
 from hardsample.trainer.selection.sumtree import Rows
 
@@ -75,9 +76,22 @@ class Setup:
         evidence = Evidence(self.size, self.evidence, self.ratios, self.fingerprint)
         if self.scored is not None:
             evidence.seed(*self.scored)
-        if self.features is not None:
-            fingerprint = f"{self.fingerprint}-{self.features.fingerprint}"
-            evidence.prior = FeaturePrior(self.features.matrix, self.features.blocks, fingerprint)
+        features = self.features
+        own = make_policy(
+            PolicyInfo(
+                self.size,
+                self.shape.seed,
+                self.shape.num_generations,
+                self.shape.prompts,
+                self.policy,
+                self.evidence,
+                None if features is None else features.matrix,
+                "" if features is None else features.fingerprint,
+            )
+        )
+        if features is not None and (own is None or own.uses_prior):
+            fingerprint = f"{self.fingerprint}-{features.fingerprint}"
+            evidence.prior = FeaturePrior(features.matrix, features.blocks, fingerprint)
         stock = self.policy.stock_order
         order = None
         if stock and self.size >= self.shape.prompts:
@@ -90,7 +104,7 @@ class Setup:
             order,
             self.fingerprint,
         )
-        return Difficulty(evidence, stream, self.policy, self.options, self.shape)
+        return Difficulty(evidence, stream, self.policy, self.options, self.shape, own)
 
     def masks(self, records: Sequence[dict[str, Any]], ratios: Sequence[float], generation: int) -> list[MaskDraw]:
         """Return new masks for the images of some records: realizations that the scores did not use.

@@ -27,6 +27,7 @@ def look(strata, alpha=0.5, beta=0.5):
         np.full(size, -1, dtype=np.int8),
         np.full(size, np.nan, dtype=np.float32),
         np.full(size, -1, dtype=np.int32),
+        np.arange(size),
     )
 
 

@@ -1,16 +1,20 @@
 """Policies: from the evidence of some samples to the weights by which their prompts are drawn.
 
-A policy is a pure function of a view of the samples and of the state of training. To add a policy, write the function
-and name it in `POLICIES`. Samples of weight 0 are still drawn by the exploration share of every batch.
+A policy is a pure function of a view of the samples and of the state of training, or an object with a state of its own
+(stateful.py). One that is not built in is named by its import path or by `register_policy`. Samples of weight 0 are
+still drawn by the exploration share of every batch.
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Integer
 
 from hardsample.errors import ConfigError
+from hardsample.imports import import_path
 from hardsample.metrics.beta import spread_probability
 from hardsample.settings import check_types
 from hardsample.trainer.selection.evidence import Evidence
@@ -34,7 +38,8 @@ class PolicyConfig:
         default="uniform",
         metadata={
             "help": "uniform (as TRL), strata (a weight a stratum), signal (chance that a group's rewards differ), "
-            "target (success rate near a moving target) or curriculum (easy to hard)"
+            "target (success rate near a moving target), curriculum (easy to hard), or the import path of your own, "
+            "my_module:MyPolicy"
         },
     )
     exploration: float = field(
@@ -80,8 +85,7 @@ class PolicyConfig:
     def __post_init__(self) -> None:
         """Check every field."""
         check_types(self, PolicyConfig)
-        if self.policy not in POLICIES:
-            raise ConfigError(f"policy is {self.policy!r}, must be one of {', '.join(POLICIES)}: choose one")
+        find_policy(self.policy)
         if self.signal_estimate not in (None, *ESTIMATES):
             raise ConfigError(f"signal_estimate is {self.signal_estimate!r}, must be one of {', '.join(ESTIMATES)}")
         for name in ("exploration", "target_start", "target_end", "unsolved_from"):
@@ -141,6 +145,8 @@ class View:
     """Attention balance ρ̄; NaN if none was read."""
     last_step: Integer[np.ndarray, "rows"]
     """Step of the last group; −1 if none."""
+    rows: Rows
+    """Which samples these are, as rows of the dataset."""
 
     @property
     def mean(self) -> Float[np.ndarray, "rows"]:
@@ -246,14 +252,79 @@ def curriculum(view: View, context: Context) -> Weights:
     return Weights(np.where(view.stratum == UNSCORED, values * window(HARD * (1 - view.mean)), values), note)
 
 
-POLICIES: dict[str, Policy] = {
+POLICIES: dict[str, Any] = {
     "uniform": uniform,
     "strata": by_stratum,
     "signal": signal,
     "target": target,
     "curriculum": curriculum,
 }
-"""Every policy by its name."""
+"""Every policy by its name: a function of view and context, or a function of a `PolicyInfo` that makes one."""
+_BUILT_IN = frozenset(POLICIES)
+
+
+def register_policy(name: str, policy: Any) -> None:
+    """Give a policy a name, for the option `policy`.
+
+    Args:
+        name: without dots and colons, which mark import paths; replaces a policy that was registered under it.
+        policy: a function of `View` and `Context` that returns `Weights`; or a subclass of `StatefulPolicy`, or
+            another callable that makes one from a `PolicyInfo`.
+
+    Raises:
+        ConfigError: the name cannot be used, or the policy is neither.
+    """
+    if not name or name in _BUILT_IN or "." in name or ":" in name:
+        raise ConfigError(
+            f"a policy cannot be registered as {name!r}, must be a name without dots and colons that is not one of "
+            f"{', '.join(sorted(_BUILT_IN))}: choose another"
+        )
+    _arguments(name, policy)
+    POLICIES[name] = policy
+
+
+def find_policy(name: str) -> Any:
+    """Return the policy of a name or an import path, see `POLICIES`.
+
+    Raises:
+        ConfigError: there is none, it cannot be imported, or it is no policy.
+    """
+    if name in POLICIES:
+        return POLICIES[name]
+    if "." not in name and ":" not in name:
+        raise ConfigError(
+            f"policy is {name!r}, must be one of {', '.join(POLICIES)}: choose one, or give the path of your own, "
+            "my_module:MyPolicy"
+        )
+    try:
+        policy = import_path(name)
+    except ImportError as error:
+        raise ConfigError(
+            f"policy {name!r} cannot be imported: {error}. Name it as my_module:MyPolicy, with my_module in the "
+            "working directory or installed"
+        ) from error
+    _arguments(name, policy)
+    return policy
+
+
+def is_stateful(policy: Any) -> bool:
+    """Return whether a policy that `find_policy` gave makes one with a state of its own."""
+    return _arguments("", policy) == 1
+
+
+def _arguments(name: str, policy: Any) -> int:
+    """Return how many arguments a policy takes: two are a function's, one is a stateful policy's."""
+    count = 0
+    if callable(policy):
+        parameters = inspect.signature(policy).parameters.values()
+        places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        count = sum(each.kind in places and each.default is each.empty for each in parameters)
+    if count not in (1, 2):
+        raise ConfigError(
+            f"policy {name!r} is {policy!r}, must be a function of (view, context), or a subclass of StatefulPolicy, "
+            "made from (info): see docs/training.md, A policy of your own"
+        )
+    return count
 
 
 def widen(weights: tuple[float, ...], counts: tuple[int, ...], batch: int) -> tuple[Float[np.ndarray, "5"], str | None]:
@@ -309,11 +380,19 @@ def view(evidence: Evidence, strata: Strata, rows: Rows | slice, step: int) -> V
     """
     alpha, beta = evidence.posterior(rows, step)
     return View(
-        alpha, beta, strata.codes[rows], evidence.levels.level[rows], evidence.balance[rows], evidence.last_step[rows]
+        alpha,
+        beta,
+        strata.codes[rows],
+        evidence.levels.level[rows],
+        evidence.balance[rows],
+        evidence.last_step[rows],
+        np.arange(len(evidence))[rows] if isinstance(rows, slice) else rows,
     )
 
 
-def weigh(evidence: Evidence, strata: Strata, context: Context, rows: Rows | None = None) -> Weights:
+def weigh(
+    evidence: Evidence, strata: Strata, context: Context, rows: Rows | None = None, policy: Policy | None = None
+) -> Weights:
     """Weight samples by the policy of the context.
 
     Args:
@@ -321,11 +400,12 @@ def weigh(evidence: Evidence, strata: Strata, context: Context, rows: Rows | Non
         strata: of all samples, as last refreshed.
         context: the state of training.
         rows: (rows,) samples; all, a chunk at a time, if None.
+        policy: the function to ask; None: the one that the context's config names.
 
     Returns:
         Weights in float32, for `PromptSampler.set_weights`.
     """
-    policy = POLICIES[context.config.policy]
+    policy = policy or find_policy(context.config.policy)
     if rows is not None:
         weights = policy(view(evidence, strata, rows, context.step), context)
         return Weights(weights.values.astype(np.float32), weights.note)
