@@ -18,14 +18,16 @@ from jaxtyping import Float, Integer
 
 from hardsample.metrics.beta import spread_probability
 from hardsample.trainer.config import DifficultyOptions
+from hardsample.trainer.selection.balance_strata import BalanceStrata
 from hardsample.trainer.selection.evidence import Evidence, Outcomes
+from hardsample.trainer.selection.labels import Labels, Restratified, counts_of
 from hardsample.trainer.selection.levels import Rows, check_rows
 from hardsample.trainer.selection.policies import Context, PolicyConfig, Weights, weigh
 from hardsample.trainer.selection.prior import LEAST_COUNT, FeaturePrior
 from hardsample.trainer.selection.sampler import POOL, Batch, draw_uniform, generator
 from hardsample.trainer.selection.stateful import StatefulPolicy
-from hardsample.trainer.selection.states import StateDict, StateError
-from hardsample.trainer.selection.strata import NAMES, UNSCORED, Strata
+from hardsample.trainer.selection.states import StateDict, check_state
+from hardsample.trainer.selection.strata import Strata
 from hardsample.trainer.selection.stream import PromptStream
 
 STREAM_MONITOR, STREAM_PROBES, STREAM_ESTIMATE, STREAM_FEATURES, STREAM_POLICY, STREAM_REFERENCES = range(2, 8)
@@ -50,17 +52,6 @@ class Shape:
     seed: int
 
 
-@dataclass(frozen=True)
-class Restratified:
-    """The result of a reweighting of all samples."""
-
-    step: int
-    counts: dict[str, int]
-    """Samples in each stratum."""
-    moves: dict[str, int]
-    """Moves since the last reweighting, by `from->to`; only those that happened."""
-
-
 class Difficulty:
     """Hold what is known of the samples, and draw by it; see the module.
 
@@ -71,6 +62,7 @@ class Difficulty:
         options: how often, and how many probes.
         shape: of the training.
         own: the policy itself, if it has a state, see `stateful.make_policy`.
+        cmab: the CMAB strata, if the policy draws by them.
 
     Attributes:
         last: the batch that was drawn last; None before the first.
@@ -87,13 +79,18 @@ class Difficulty:
         options: DifficultyOptions,
         shape: Shape,
         own: StatefulPolicy | None = None,
+        cmab: BalanceStrata | None = None,
     ) -> None:
         self.evidence, self.stream, self.options, self.shape = evidence, stream, options, shape
         self.policy, self.own = policy.resolved(features=evidence.prior is not None), own
         self._pooled = self.policy.pooled if own is None else own.pooled
         self._fitted = self._features_step = 0
         evidence.refit_prior(0)
-        self.strata = Strata(evidence)
+        self.strata, self.cmab = Strata(evidence), cmab
+        if cmab is not None:  # made before the prior was learnt
+            cmab.refresh(0)
+            cmab.moves[...] = 0
+        self.labels = Labels(self.strata, cmab)
         self.last: Batch | None = None
         self.note: str | None = None
         self.new_note: str | None = None
@@ -108,10 +105,8 @@ class Difficulty:
         )
         self._refreshed: int | None = None
         self._monitored: int | None = None
-        self._moves = np.zeros((len(NAMES), len(NAMES)), dtype=np.int64)
         self._weights_note: str | None = None
         self._touched: Rows = np.empty(0, dtype=np.int64)
-        self._drawn = np.empty(0, dtype=np.int8)
 
     def next_prompts(self, step: int, total_steps: int) -> Batch:
         """Draw the next generation batch by all evidence so far.
@@ -137,7 +132,7 @@ class Difficulty:
             score = lambda rows, rng: self._weights(replace(context, rng=rng), rows).values  # noqa: E731
         pool = POOL if self.own is None else self.own.pool_size
         self.last = self.stream.next_batch(self.shape.prompts, score, pool)
-        self._drawn = self.strata.codes[self.last.rows]
+        self.labels.draw(self.last.rows)
         notes = [note for note in (self._weights_note, self.last.note) if note]
         self.note = "; ".join(notes) or None
         topic = re.sub(r"\d+", "", self.note or "")  # counts change at every step, what was widened does not
@@ -269,20 +264,16 @@ class Difficulty:
         """
         if self._refreshed is None or step - self._refreshed < self.options.restratify_steps:
             return None
-        self._moves += self.strata.refresh(step)
+        self.labels.refresh(step)
         self._refreshed = step
         self._touched = np.empty(0, dtype=np.int64)
         if not self.policy.stock_order and not self._pooled:
             self._weigh(self._context(step, total_steps))
-        moves = {
-            f"{NAMES[old]}->{NAMES[new]}": int(self._moves[old, new]) for old, new in np.argwhere(self._moves).tolist()
-        }
-        self._moves[...] = 0
-        return Restratified(step, self.counts(), moves)
+        return self.labels.restratified(step)
 
     def counts(self) -> dict[str, int]:
         """Return the number of samples in each stratum."""
-        return dict(zip(NAMES, self.strata.counts.tolist(), strict=True))
+        return counts_of(self.strata)
 
     @property
     def rollouts(self) -> int:
@@ -290,18 +281,17 @@ class Difficulty:
         return sum(self.counters[kind] for kind in _ROLLOUTS)
 
     def summary(self) -> str:
-        """Return in three lines what the rollouts went to."""
+        """Return in a few lines what the rollouts went to."""
         counters, groups = self.counters, max(self.counters["groups"], 1)
         prefills = f", {counters['prefills']:,} prefills" if counters["prefills"] else ""
         references = f", {counters['reference_rollouts']:,} references" if counters["reference_rollouts"] else ""
-        strata = ", ".join(f"{count:,} {name}" for name, count in self.counts().items())
         return (
             f"Policy {self.policy.policy}: {self.rollouts:,} rollouts ({counters['rollouts']:,} for training, "
             f"{counters['probes']:,} probes, {counters['monitor_rollouts']:,} on the monitoring set{references})"
             f"{prefills}.\n"
             f"  effective       {counters['effective_rollouts']:,} rollouts; {counters['zero_std_groups']:,} of "
             f"{counters['groups']:,} groups ({counters['zero_std_groups'] / groups:.0%}) had zero variance\n"
-            f"  strata now      {strata}; {int(self.strata.moves.sum()):,} moves during training"
+            f"{self.labels.summary()}"
         )
 
     def metrics(self, outcomes: Outcomes, step: int) -> dict[str, float]:
@@ -312,12 +302,8 @@ class Difficulty:
             step: optimizer steps done.
         """
         assert self.last is not None, "next_prompts comes first"
-        drawn = np.bincount(self._drawn, minlength=len(NAMES)) / len(self._drawn)
         metrics = {"frac_zero_std": float((~outcomes.spread).mean()), "explored": float(self.last.explored.mean())}
-        for name, share, held in zip(NAMES, drawn, self.strata.counts / len(self.evidence), strict=True):
-            if name == NAMES[UNSCORED] and not share and not held:
-                continue
-            metrics[f"draws/{name}"], metrics[f"data/{name}"] = float(share), float(held)
+        metrics |= self.labels.metrics()
         expected = self.expected_frac_zero_std(step)
         if expected is not None:
             metrics["frac_zero_std_uniform"] = expected
@@ -347,8 +333,10 @@ class Difficulty:
 
     def state_dict(self) -> StateDict:
         """Return the state of each part, the counters, and when things were last done."""
-        own = {} if self.own is None else {"policy_features": self.own.info.fingerprint}
-        return own | {
+        more: StateDict = {} if self.own is None else {"policy_features": self.own.info.fingerprint}
+        if self.cmab is not None:
+            more["stratify_by"] = self.policy.stratify_by
+        return more | {
             "version": STATE_VERSION,
             "policy": self.policy.policy,
             "seed": self.shape.seed,
@@ -360,7 +348,7 @@ class Difficulty:
             "fitted": self._fitted,
             "features_step": self._features_step,
             "touched": self._touched.astype(np.int64),
-            "moves": self._moves,
+            **self.labels.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -369,33 +357,7 @@ class Difficulty:
         Raises:
             StateError: it is old, damaged, or of other data or another policy.
         """
-        missing = [name for name in self.state_dict() if name not in state]
-        if state.get("version") == STATE_VERSION and state.get("policy", self.policy.policy) != self.policy.policy:
-            raise StateError(
-                f"the checkpoint was saved under policy {state['policy']!r}, this run has {self.policy.policy!r}: "
-                "resume with the policy that it was saved with, or start a new run from its weights"
-            )
-        if state.get("version") != STATE_VERSION or missing:
-            raise StateError(
-                f"the saved difficulty state has version {state.get('version')!r}, must be {STATE_VERSION}"
-                f"{' (missing: ' + ', '.join(missing) + ')' if missing else ''}: resume with the version of hardsample "
-                "that saved it, or start a new run"
-            )
-        if state["seed"] != self.shape.seed:
-            raise StateError(
-                f"the checkpoint was saved with seed {state['seed']}, this run has {self.shape.seed}: resume "
-                "with the seed that it was saved with"
-            )
-        if self.own is not None and state["policy_features"] != self.own.info.fingerprint:
-            raise StateError(
-                "the checkpoint was saved with other features than this run has: resume with the features that it was "
-                "saved with, or start a new run from its weights"
-            )
-        if "prior" in state and self.evidence.prior is None:
-            raise StateError(
-                "the checkpoint was saved with features, this run has none: resume with the features that it was saved "
-                "with, or start a new run from its weights"
-            )
+        check_state(state, self.state_dict())
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
         self.counters = {name: int(state["counters"].get(name, 0)) for name in _COUNTERS}
@@ -403,7 +365,8 @@ class Difficulty:
         self._weights_note = state["weights_note"]
         self._fitted, self._features_step = state["fitted"], state["features_step"]
         self.evidence.refit_prior(self._fitted)
-        self._touched, self._moves = np.array(state["touched"]), np.array(state["moves"])
+        self._touched = np.array(state["touched"])
+        self.labels.load_state_dict(state)
 
     def _parts(self) -> dict[str, _Part]:
         parts: dict[str, _Part] = {"evidence": self.evidence, "strata": self.strata, "stream": self.stream}
@@ -411,13 +374,15 @@ class Difficulty:
             parts["prior"] = self.evidence.prior
         if self.own is not None:
             parts["policy_state"] = self.own
+        if self.cmab is not None:
+            parts["cmab_strata"] = self.cmab
         return parts
 
     def agree(self, rows: Rows) -> Batch:
         """Take the rows that rank 0 drew as the last batch; all ranks then learn from the same groups."""
         assert self.last is not None, "next_prompts comes first"
         self.last = replace(self.last, rows=np.asarray(rows, dtype=np.int64))
-        self._drawn = self.strata.codes[self.last.rows]
+        self.labels.draw(self.last.rows)
         return self.last
 
     def features_due(self, step: int) -> bool:
@@ -447,12 +412,13 @@ class Difficulty:
     def _touch(self, rows: Rows, step: int) -> None:
         """Recompute the strata of some samples, and mark them for reweighting at the next choice."""
         if len(rows):
-            self._moves += self.strata.refresh(step, rows)
+            self.labels.refresh(step, rows)
             self._touched = np.union1d(self._touched, rows)
 
     def _weights(self, context: Context, rows: Rows | None = None) -> Weights:
         """Return the weights of some samples; all if None."""
-        return weigh(self.evidence, self.strata, context, rows, None if self.own is None else self.own.weights)
+        function = None if self.own is None else self.own.weights
+        return weigh(self.evidence, self.strata, context, rows, function, self.cmab)
 
     def _weigh(self, context: Context) -> None:
         weights = self._weights(context)
@@ -462,4 +428,5 @@ class Difficulty:
     def _context(self, step: int, total_steps: int) -> Context:
         counts = tuple(int(count) for count in self.strata.counts)
         rng = None if self.own is None else generator(self.shape.seed, self.stream.batch, STREAM_POLICY)
-        return Context(self.policy, step, total_steps, self.shape.num_generations, self.shape.prompts, counts, rng)
+        sizes = self.shape.num_generations, self.shape.prompts
+        return Context(self.policy, step, total_steps, *sizes, counts, rng, self.labels.cells())

@@ -183,7 +183,10 @@ class DifficultyAwareGRPOTrainer(RowBatches):
                 difficulty.observe_references(rows, self._probing.references(rows, difficulty.stream.batch), step)
         restratified = difficulty.restratify(step, total)
         if restratified is not None:
-            self._log_numbers(difficulty, {"moves": float(sum(restratified.moves.values()))})
+            numbers = {"moves": float(sum(restratified.moves.values()))}
+            if difficulty.cmab is not None:
+                numbers["moves_cmab"] = float(sum(restratified.cmab_moves.values()))
+            self._log_numbers(difficulty, numbers)
             for callback in self.callback_handler.callbacks:
                 if hasattr(callback, "on_restratify"):
                     callback.on_restratify(

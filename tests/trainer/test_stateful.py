@@ -27,9 +27,10 @@ from hardsample.trainer import (
 )
 from hardsample.trainer.config import DifficultyOptions
 from hardsample.trainer.difficulty import Difficulty, Shape
-from hardsample.trainer.selection import policies as policies_module
+from hardsample.trainer.selection import registry
 from hardsample.trainer.selection.evidence import Evidence
-from hardsample.trainer.selection.policies import PolicyConfig, find_policy
+from hardsample.trainer.selection.policies import PolicyConfig
+from hardsample.trainer.selection.registry import find_policy
 from hardsample.trainer.selection.stateful import PolicyInfo, make_policy
 from hardsample.trainer.selection.states import StateError, join_arrays, split_arrays
 from hardsample.trainer.selection.stream import PromptStream
@@ -80,7 +81,7 @@ def modules(tmp_path, monkeypatch):
     """A working directory with modules of policies; returns a function that writes one."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(policies_module, "POLICIES", dict(policies_module.POLICIES))
+    monkeypatch.setattr(registry, "POLICIES", dict(registry.POLICIES))
     written = []
 
     def write(name, text):
