@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, Image, List
 from tiny_training import SMALL, TIMES, text_model_folder
 from transformers import LlamaForCausalLM
 
-from hardsample.demo import model_path
-from hardsample.engines.transformers import load_processor
+from hardsample.demo import load_split, model_path
+from hardsample.engines.transformers import load_model, load_processor
 from hardsample.errors import ConfigError
 from hardsample.trainer import (
     DifficultyAwareGRPOConfig,
@@ -372,6 +372,39 @@ def test_references_leave_no_trace_in_the_rollouts(tmp_path, texts, modules):
     assert without.difficulty.counters["reference_rollouts"] == 0
 
 
+def test_references_with_and_without_images_get_their_own_rewards(tmp_path, modules):
+    columns = ["id", "prompt", "images", "solution", "ability", "grader"]
+    images = load_split("demo", 12).select_columns(columns).cast_column("images", List(Image()))
+
+    def thinned(record, row):
+        content = record["prompt"][0]["content"]
+        prompt = [{"role": "user", "content": content if row % 3 else content[-1:]}]
+        return {"id": str(row), "prompt": prompt, "images": record["images"] if row % 3 else []}
+
+    seen = []
+
+    class Asks(Constant):
+        def references(self, context):
+            return np.array([5, 0, 7, 3, 4, 9, 1])
+
+        def observe_references(self, rows, rewards, outcomes, step):
+            seen.append((rows.tolist(), rewards.tolist(), outcomes.attempts.tolist()))
+
+    register_policy("asks", Asks)
+    trainer = DifficultyAwareGRPOTrainer(
+        model=load_model(str(model_path()), "cpu"),
+        reward_funcs=lambda completions, id, **_: [float(each) for each in id],
+        args=DifficultyAwareGRPOConfig(output_dir=str(tmp_path), **SMALL, policy="asks", max_steps=1),
+        train_dataset=images.map(thinned, with_indices=True),
+        processing_class=load_processor(str(model_path())),
+    )
+    assert trainer._setup.kinds.sum() == 8
+    trainer.train()
+    rows = [5, 0, 7, 3, 4, 9, 1]
+    assert seen == [(rows, [[float(row)] * 4 for row in rows], [4] * 7)]
+    assert trainer.difficulty.evidence.last_step[rows].tolist() == [0] * 7
+
+
 def test_the_documented_policy_trains(tmp_path, texts, modules):
     text = (ROOT / "docs" / "training.md").read_text()
     section = text.partition("## A policy of your own")[2].partition("\n## ")[0]
@@ -399,7 +432,7 @@ def test_a_path_in_a_file_of_options(tmp_path, modules):
 TWO = """
 import json, sys
 import torch
-from datasets import Dataset
+from datasets import Dataset, Image, List
 from transformers import LlamaForCausalLM
 from hardsample.demo import model_path
 from hardsample.engines.transformers import load_processor
