@@ -6,13 +6,32 @@ if TYPE_CHECKING:
     from hardsample.trainer.callbacks import DifficultyCallback
     from hardsample.trainer.config import DifficultyAwareGRPOConfig
     from hardsample.trainer.grpo import DifficultyAwareGRPOTrainer
+    from hardsample.trainer.selection.policies import Context, View, Weights
+    from hardsample.trainer.selection.registry import register_policy
+    from hardsample.trainer.selection.stateful import PolicyInfo, StatefulPolicy
 
-__all__ = ["DifficultyAwareGRPOConfig", "DifficultyAwareGRPOTrainer", "DifficultyCallback"]
+__all__ = [
+    "Context",
+    "DifficultyAwareGRPOConfig",
+    "DifficultyAwareGRPOTrainer",
+    "DifficultyCallback",
+    "PolicyInfo",
+    "StatefulPolicy",
+    "View",
+    "Weights",
+    "register_policy",
+]
 
 _HOMES = {
     "DifficultyAwareGRPOConfig": "config",
     "DifficultyAwareGRPOTrainer": "grpo",
     "DifficultyCallback": "callbacks",
+    "Context": "selection.policies",
+    "View": "selection.policies",
+    "Weights": "selection.policies",
+    "register_policy": "selection.registry",
+    "PolicyInfo": "selection.stateful",
+    "StatefulPolicy": "selection.stateful",
 }
 
 

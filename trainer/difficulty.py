@@ -18,22 +18,27 @@ from jaxtyping import Float, Integer
 
 from hardsample.metrics.beta import spread_probability
 from hardsample.trainer.config import DifficultyOptions
+from hardsample.trainer.selection.balance_strata import BalanceStrata
 from hardsample.trainer.selection.evidence import Evidence, Outcomes
-from hardsample.trainer.selection.levels import Rows
-from hardsample.trainer.selection.policies import Context, PolicyConfig, weigh
+from hardsample.trainer.selection.labels import Labels, Restratified, counts_of
+from hardsample.trainer.selection.levels import Rows, check_rows
+from hardsample.trainer.selection.policies import Context, PolicyConfig, Weights, weigh
 from hardsample.trainer.selection.prior import LEAST_COUNT, FeaturePrior
 from hardsample.trainer.selection.sampler import POOL, Batch, draw_uniform, generator
-from hardsample.trainer.selection.states import StateDict, StateError
-from hardsample.trainer.selection.strata import NAMES, UNSCORED, Strata
+from hardsample.trainer.selection.stateful import StatefulPolicy
+from hardsample.trainer.selection.states import StateDict, check_state
+from hardsample.trainer.selection.strata import Strata
 from hardsample.trainer.selection.stream import PromptStream
 
-STREAM_MONITOR, STREAM_PROBES, STREAM_ESTIMATE, STREAM_FEATURES = 2, 3, 4, 5
-"""Streams of `sampler.generator`: for the monitoring set, the choice of probes, the samples of estimates, and those
-whose features are read anew."""
+STREAM_MONITOR, STREAM_PROBES, STREAM_ESTIMATE, STREAM_FEATURES, STREAM_POLICY, STREAM_REFERENCES = range(2, 8)
+"""Streams of `sampler.generator`: for the monitoring set, the choice of probes, the samples of estimates, those whose
+features are read anew, and what a stateful policy draws for its weights and for its references."""
 WEIGHED_EVERY_DRAW = 100_000
-"""Most samples that are weighed anew at every draw where features give the prior."""
+"""Most samples that are weighed anew at every draw where features give the prior, or the policy has a state."""
 STATE_VERSION = 3
-_COUNTERS = ("rollouts", "probes", "monitor_rollouts", "effective_rollouts", "groups", "zero_std_groups", "prefills")
+_ROLLOUTS = ("rollouts", "probes", "monitor_rollouts", "reference_rollouts")
+_COUNTERS = (*_ROLLOUTS, "effective_rollouts", "groups", "zero_std_groups", "prefills")
+_Part = Evidence | Strata | PromptStream | FeaturePrior | StatefulPolicy
 
 
 @dataclass(frozen=True)
@@ -47,17 +52,6 @@ class Shape:
     seed: int
 
 
-@dataclass(frozen=True)
-class Restratified:
-    """The result of a reweighting of all samples."""
-
-    step: int
-    counts: dict[str, int]
-    """Samples in each stratum."""
-    moves: dict[str, int]
-    """Moves since the last reweighting, by `from->to`; only those that happened."""
-
-
 class Difficulty:
     """Hold what is known of the samples, and draw by it; see the module.
 
@@ -67,6 +61,8 @@ class Difficulty:
         policy: which samples are drawn.
         options: how often, and how many probes.
         shape: of the training.
+        own: the policy itself, if it has a state, see `stateful.make_policy`.
+        cmab: the CMAB strata, if the policy draws by them.
 
     Attributes:
         last: the batch that was drawn last; None before the first.
@@ -76,13 +72,25 @@ class Difficulty:
     """
 
     def __init__(
-        self, evidence: Evidence, stream: PromptStream, policy: PolicyConfig, options: DifficultyOptions, shape: Shape
+        self,
+        evidence: Evidence,
+        stream: PromptStream,
+        policy: PolicyConfig,
+        options: DifficultyOptions,
+        shape: Shape,
+        own: StatefulPolicy | None = None,
+        cmab: BalanceStrata | None = None,
     ) -> None:
         self.evidence, self.stream, self.options, self.shape = evidence, stream, options, shape
-        self.policy = policy.resolved(features=evidence.prior is not None)
+        self.policy, self.own = policy.resolved(features=evidence.prior is not None), own
+        self._pooled = self.policy.pooled if own is None else own.pooled
         self._fitted = self._features_step = 0
         evidence.refit_prior(0)
-        self.strata = Strata(evidence)
+        self.strata, self.cmab = Strata(evidence), cmab
+        if cmab is not None:  # made before the prior was learnt
+            cmab.refresh(0)
+            cmab.moves[...] = 0
+        self.labels = Labels(self.strata, cmab)
         self.last: Batch | None = None
         self.note: str | None = None
         self.new_note: str | None = None
@@ -97,10 +105,8 @@ class Difficulty:
         )
         self._refreshed: int | None = None
         self._monitored: int | None = None
-        self._moves = np.zeros((len(NAMES), len(NAMES)), dtype=np.int64)
         self._weights_note: str | None = None
         self._touched: Rows = np.empty(0, dtype=np.int64)
-        self._drawn = np.empty(0, dtype=np.int8)
 
     def next_prompts(self, step: int, total_steps: int) -> Batch:
         """Draw the next generation batch by all evidence so far.
@@ -110,11 +116,11 @@ class Difficulty:
             total_steps: of the training.
         """
         context = self._context(step, total_steps)
-        if not self.policy.stock_order and not self.policy.pooled:
-            if self._refreshed is None or self._prior_moves_all:
+        if not self.policy.stock_order and not self._pooled:
+            if self._refreshed is None or self._all_move:
                 self._weigh(context)
             elif len(self._touched):
-                reweighted = weigh(self.evidence, self.strata, context, self._touched)
+                reweighted = self._weights(context, self._touched)
                 self.stream.set_weights(reweighted.values, self._touched)
                 if reweighted.note != self._weights_note:
                     self._weigh(context)
@@ -122,10 +128,11 @@ class Difficulty:
             self._refreshed = step
         self._touched = np.empty(0, dtype=np.int64)
         score = None
-        if self.policy.pooled:
-            score = lambda rows, rng: weigh(self.evidence, self.strata, replace(context, rng=rng), rows).values  # noqa: E731
-        self.last = self.stream.next_batch(self.shape.prompts, score)
-        self._drawn = self.strata.codes[self.last.rows]
+        if self._pooled:
+            score = lambda rows, rng: self._weights(replace(context, rng=rng), rows).values  # noqa: E731
+        pool = POOL if self.own is None else self.own.pool_size
+        self.last = self.stream.next_batch(self.shape.prompts, score, pool)
+        self.labels.draw(self.last.rows)
         notes = [note for note in (self._weights_note, self.last.note) if note]
         self.note = "; ".join(notes) or None
         topic = re.sub(r"\d+", "", self.note or "")  # counts change at every step, what was widened does not
@@ -145,6 +152,8 @@ class Difficulty:
         """
         assert self.last is not None, "next_prompts comes first"
         outcomes = self.evidence.observe(self.last.rows, rewards, step)
+        if self.own is not None:
+            self.own.observe(self.last.rows, rewards, outcomes, step)
         self._refit(step)
         self._touch(self.last.rows, step)
         size = rewards.size
@@ -154,10 +163,43 @@ class Difficulty:
         self.counters["zero_std_groups"] += int((~outcomes.spread).sum())
         return outcomes
 
+    def references(self, step: int, total_steps: int) -> Rows:
+        """Return the samples that a stateful policy has rolled out for evidence only before the next draw.
+
+        Args:
+            step: optimizer steps done.
+            total_steps: of the training.
+
+        Raises:
+            ValueError: a row is out of range.
+        """
+        if self.own is None:
+            return np.empty(0, dtype=np.int64)
+        rng = generator(self.shape.seed, self.stream.batch, STREAM_REFERENCES)
+        rows = np.asarray(self.own.references(replace(self._context(step, total_steps), rng=rng)), dtype=np.int64)
+        check_rows(rows, len(self.evidence))
+        return rows
+
+    def observe_references(self, rows: Rows, rewards: Float[np.ndarray, "groups G"], step: int) -> None:
+        """Add the groups of `references` to the evidence, and show them to the policy.
+
+        Args:
+            rows: (groups,) the sample of each.
+            rewards: (groups, G), NaN where a completion has none.
+            step: optimizer steps done.
+        """
+        assert self.own is not None, "a stateful policy asked for them"
+        outcomes = self.evidence.observe(rows, rewards, step)
+        self.own.observe_references(rows, rewards, outcomes, step)
+        self._refit(step)
+        self._touch(rows, step)
+        self.counters["reference_rollouts"] += rewards.size
+
     @property
-    def _prior_moves_all(self) -> bool:
-        """Whether every draw weighs all samples anew, as a refitted prior asks for; large data wait."""
-        return self.evidence.prior is not None and len(self.evidence) <= WEIGHED_EVERY_DRAW
+    def _all_move(self) -> bool:
+        """Whether every draw weighs all samples anew, as a refitted prior or a state asks for; large data wait."""
+        moves = self.evidence.prior is not None or self.own is not None
+        return moves and len(self.evidence) <= WEIGHED_EVERY_DRAW
 
     def choose_probes(self) -> tuple[Rows, Integer[np.ndarray, "probes"]]:
         """Choose which samples of the last batch to probe on masked images, and at which level of λ.
@@ -222,37 +264,34 @@ class Difficulty:
         """
         if self._refreshed is None or step - self._refreshed < self.options.restratify_steps:
             return None
-        self._moves += self.strata.refresh(step)
+        self.labels.refresh(step)
         self._refreshed = step
         self._touched = np.empty(0, dtype=np.int64)
-        if not self.policy.stock_order and not self.policy.pooled:
+        if not self.policy.stock_order and not self._pooled:
             self._weigh(self._context(step, total_steps))
-        moves = {
-            f"{NAMES[old]}->{NAMES[new]}": int(self._moves[old, new]) for old, new in np.argwhere(self._moves).tolist()
-        }
-        self._moves[...] = 0
-        return Restratified(step, self.counts(), moves)
+        return self.labels.restratified(step)
 
     def counts(self) -> dict[str, int]:
         """Return the number of samples in each stratum."""
-        return dict(zip(NAMES, self.strata.counts.tolist(), strict=True))
+        return counts_of(self.strata)
 
     @property
     def rollouts(self) -> int:
-        """All rollouts so far, probes and monitoring set included."""
-        return self.counters["rollouts"] + self.counters["probes"] + self.counters["monitor_rollouts"]
+        """All rollouts so far, probes, monitoring set and references included."""
+        return sum(self.counters[kind] for kind in _ROLLOUTS)
 
     def summary(self) -> str:
-        """Return in three lines what the rollouts went to."""
+        """Return in a few lines what the rollouts went to."""
         counters, groups = self.counters, max(self.counters["groups"], 1)
         prefills = f", {counters['prefills']:,} prefills" if counters["prefills"] else ""
-        strata = ", ".join(f"{count:,} {name}" for name, count in self.counts().items())
+        references = f", {counters['reference_rollouts']:,} references" if counters["reference_rollouts"] else ""
         return (
             f"Policy {self.policy.policy}: {self.rollouts:,} rollouts ({counters['rollouts']:,} for training, "
-            f"{counters['probes']:,} probes, {counters['monitor_rollouts']:,} on the monitoring set){prefills}.\n"
+            f"{counters['probes']:,} probes, {counters['monitor_rollouts']:,} on the monitoring set{references})"
+            f"{prefills}.\n"
             f"  effective       {counters['effective_rollouts']:,} rollouts; {counters['zero_std_groups']:,} of "
             f"{counters['groups']:,} groups ({counters['zero_std_groups'] / groups:.0%}) had zero variance\n"
-            f"  strata now      {strata}; {int(self.strata.moves.sum()):,} moves during training"
+            f"{self.labels.summary()}"
         )
 
     def metrics(self, outcomes: Outcomes, step: int) -> dict[str, float]:
@@ -263,12 +302,8 @@ class Difficulty:
             step: optimizer steps done.
         """
         assert self.last is not None, "next_prompts comes first"
-        drawn = np.bincount(self._drawn, minlength=len(NAMES)) / len(self._drawn)
         metrics = {"frac_zero_std": float((~outcomes.spread).mean()), "explored": float(self.last.explored.mean())}
-        for name, share, held in zip(NAMES, drawn, self.strata.counts / len(self.evidence), strict=True):
-            if name == NAMES[UNSCORED] and not share and not held:
-                continue
-            metrics[f"draws/{name}"], metrics[f"data/{name}"] = float(share), float(held)
+        metrics |= self.labels.metrics()
         expected = self.expected_frac_zero_std(step)
         if expected is not None:
             metrics["frac_zero_std_uniform"] = expected
@@ -298,7 +333,10 @@ class Difficulty:
 
     def state_dict(self) -> StateDict:
         """Return the state of each part, the counters, and when things were last done."""
-        return {
+        more: StateDict = {} if self.own is None else {"policy_features": self.own.info.fingerprint}
+        if self.cmab is not None:
+            more["stratify_by"] = self.policy.stratify_by
+        return more | {
             "version": STATE_VERSION,
             "policy": self.policy.policy,
             "seed": self.shape.seed,
@@ -310,7 +348,7 @@ class Difficulty:
             "fitted": self._fitted,
             "features_step": self._features_step,
             "touched": self._touched.astype(np.int64),
-            "moves": self._moves,
+            **self.labels.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -319,28 +357,7 @@ class Difficulty:
         Raises:
             StateError: it is old, damaged, or of other data or another policy.
         """
-        missing = [name for name in self.state_dict() if name not in state]
-        if state.get("version") != STATE_VERSION or missing:
-            raise StateError(
-                f"the saved difficulty state has version {state.get('version')!r}, must be {STATE_VERSION}"
-                f"{' (missing: ' + ', '.join(missing) + ')' if missing else ''}: resume with the version of hardsample "
-                "that saved it, or start a new run"
-            )
-        if state["policy"] != self.policy.policy:
-            raise StateError(
-                f"the checkpoint was saved under policy {state['policy']!r}, this run has {self.policy.policy!r}: "
-                "resume with the policy that it was saved with, or start a new run from its weights"
-            )
-        if state["seed"] != self.shape.seed:
-            raise StateError(
-                f"the checkpoint was saved with seed {state['seed']}, this run has {self.shape.seed}: resume "
-                "with the seed that it was saved with"
-            )
-        if "prior" in state and self.evidence.prior is None:
-            raise StateError(
-                "the checkpoint was saved with features, this run has none: resume with the features that it was saved "
-                "with, or start a new run from its weights"
-            )
+        check_state(state, self.state_dict())
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
         self.counters = {name: int(state["counters"].get(name, 0)) for name in _COUNTERS}
@@ -348,21 +365,24 @@ class Difficulty:
         self._weights_note = state["weights_note"]
         self._fitted, self._features_step = state["fitted"], state["features_step"]
         self.evidence.refit_prior(self._fitted)
-        self._touched, self._moves = np.array(state["touched"]), np.array(state["moves"])
+        self._touched = np.array(state["touched"])
+        self.labels.load_state_dict(state)
 
-    def _parts(self) -> dict[str, Evidence | Strata | PromptStream | FeaturePrior]:
-        parts: dict[str, Evidence | Strata | PromptStream | FeaturePrior] = {
-            "evidence": self.evidence,
-            "strata": self.strata,
-            "stream": self.stream,
-        }
-        return parts if self.evidence.prior is None else parts | {"prior": self.evidence.prior}
+    def _parts(self) -> dict[str, _Part]:
+        parts: dict[str, _Part] = {"evidence": self.evidence, "strata": self.strata, "stream": self.stream}
+        if self.evidence.prior is not None:
+            parts["prior"] = self.evidence.prior
+        if self.own is not None:
+            parts["policy_state"] = self.own
+        if self.cmab is not None:
+            parts["cmab_strata"] = self.cmab
+        return parts
 
     def agree(self, rows: Rows) -> Batch:
         """Take the rows that rank 0 drew as the last batch; all ranks then learn from the same groups."""
         assert self.last is not None, "next_prompts comes first"
         self.last = replace(self.last, rows=np.asarray(rows, dtype=np.int64))
-        self._drawn = self.strata.codes[self.last.rows]
+        self.labels.draw(self.last.rows)
         return self.last
 
     def features_due(self, step: int) -> bool:
@@ -392,14 +412,21 @@ class Difficulty:
     def _touch(self, rows: Rows, step: int) -> None:
         """Recompute the strata of some samples, and mark them for reweighting at the next choice."""
         if len(rows):
-            self._moves += self.strata.refresh(step, rows)
+            self.labels.refresh(step, rows)
             self._touched = np.union1d(self._touched, rows)
 
+    def _weights(self, context: Context, rows: Rows | None = None) -> Weights:
+        """Return the weights of some samples; all if None."""
+        function = None if self.own is None else self.own.weights
+        return weigh(self.evidence, self.strata, context, rows, function, self.cmab)
+
     def _weigh(self, context: Context) -> None:
-        weights = weigh(self.evidence, self.strata, context)
+        weights = self._weights(context)
         self._weights_note = weights.note
         self.stream.set_weights(weights.values)
 
     def _context(self, step: int, total_steps: int) -> Context:
         counts = tuple(int(count) for count in self.strata.counts)
-        return Context(self.policy, step, total_steps, self.shape.num_generations, self.shape.prompts, counts)
+        rng = None if self.own is None else generator(self.shape.seed, self.stream.batch, STREAM_POLICY)
+        sizes = self.shape.num_generations, self.shape.prompts
+        return Context(self.policy, step, total_steps, *sizes, counts, rng, self.labels.cells())

@@ -177,9 +177,16 @@ class DifficultyAwareGRPOTrainer(RowBatches):
         difficulty, step, total = self.difficulty, self.state.global_step, self.state.max_steps
         if self._balances is not None:
             self._observe_balances(difficulty, self._balances)
+        if difficulty.own is not None and self._probing is not None:
+            rows = broadcast_object_list([difficulty.references(step, total)])[0]
+            if len(rows):
+                difficulty.observe_references(rows, self._probing.references(rows, difficulty.stream.batch), step)
         restratified = difficulty.restratify(step, total)
         if restratified is not None:
-            self._log_numbers(difficulty, {"moves": float(sum(restratified.moves.values()))})
+            numbers = {"moves": float(sum(restratified.moves.values()))}
+            if difficulty.cmab is not None:
+                numbers["moves_cmab"] = float(sum(restratified.cmab_moves.values()))
+            self._log_numbers(difficulty, numbers)
             for callback in self.callback_handler.callbacks:
                 if hasattr(callback, "on_restratify"):
                     callback.on_restratify(
@@ -189,7 +196,8 @@ class DifficultyAwareGRPOTrainer(RowBatches):
             rows = difficulty.choose_features(step)
             difficulty.replace_features(rows, prefill_rows(self, rows), step)
         batch = difficulty.next_prompts(step, total)
-        if difficulty.evidence.prior is not None:  # sums of floats may differ between machines, rows may not
+        if difficulty.evidence.prior is not None or difficulty.own is not None:
+            # sums of floats may differ between machines, rows may not
             batch = difficulty.agree(broadcast_object_list([batch.rows])[0])
         if difficulty.new_note is not None:
             logger.warning("Step %d: %s.", step, difficulty.new_note)

@@ -1,4 +1,4 @@
-"""Rollouts for evidence only: masked probes, and the monitoring set.
+"""Rollouts for evidence only: masked probes, the monitoring set, and the references of a policy.
 
 They leave no trace in a training: random states, metrics, completion logs and token counts are restored, so that a run
 with probes is, rollout for rollout, the run without them.
@@ -17,18 +17,19 @@ from torch import Tensor
 from trl.data_utils import prepare_multimodal_messages
 
 from hardsample.engines.masking import MaskDraw, mask_model_inputs
+from hardsample.errors import ConfigError
 from hardsample.trainer.data.batches import RowBatches
 from hardsample.trainer.data.rows import images_of, with_masks
 from hardsample.trainer.difficulty import Difficulty
 from hardsample.trainer.selection.sumtree import Rows
 from hardsample.trainer.setup import Setup
 
-MONITOR_SEED, PROBE_SEED = 1, 2
-"""What makes the random numbers of the two kinds of rollouts different ones."""
+MONITOR_SEED, PROBE_SEED, REFERENCE_SEED = 1, 2, 3
+"""What makes the random numbers of the kinds of rollouts different ones."""
 
 
 class Probing:
-    """Rolls out samples of a trainer's dataset once each, on all ranks together.
+    """Rolls out samples of a trainer's dataset, on all ranks together.
 
     Args:
         trainer: generates the completions.
@@ -69,10 +70,35 @@ class Probing:
         """
         if not difficulty.monitor_due(self.trainer.state.global_step):
             return {}
-        rows, kinds, batch = difficulty.monitor, self.setup.kinds, difficulty.stream.batch
-        parts = [rows] if kinds is None else [rows[kinds[rows]], rows[~kinds[rows]]]
-        rewards = np.concatenate([self._roll_out(part, None, batch, MONITOR_SEED) for part in parts if len(part)])
+        rows, batch = difficulty.monitor, difficulty.stream.batch
+        parts = [rows[part] for part in self._kinds_of(rows)]
+        rewards = np.concatenate([self._roll_out(part, None, batch, MONITOR_SEED) for part in parts])
         return {} if np.isnan(rewards).all() else {"monitor_reward": float(np.nanmean(rewards))}
+
+    def references(self, rows: Rows, batch: int) -> Float[np.ndarray, "groups G"]:
+        """Roll out the references of a policy, a whole group each.
+
+        Args:
+            rows: (groups,) samples, the same on all ranks.
+            batch: number of the next generation batch.
+
+        Returns:
+            (groups, G) rewards.
+
+        Raises:
+            ConfigError: an environment or a rollout_func makes the rollouts.
+        """
+        if self.trainer.environment_factories is not None or self.trainer.rollout_func is not None:
+            raise ConfigError(
+                f"policy {self.setup.policy.policy!r} asks for {len(rows)} references, but rollouts of environments or "
+                "a rollout_func cannot be generated separately: choose a policy without references"
+            )
+        size = self.setup.shape.num_generations
+        rewards = np.empty((len(rows), size))
+        for part in self._kinds_of(rows):
+            of_part = self._roll_out(np.repeat(rows[part], size), None, batch, REFERENCE_SEED)
+            rewards[part] = of_part.reshape(-1, size)
+        return rewards
 
     def mask_fields(self, fields: dict[str, Any]) -> dict[str, Any]:
         """Mask the preprocessed images of the prompts being generated, if they are probes in mask space `model`.
@@ -89,6 +115,12 @@ class Probing:
         processor = self.trainer.processing_class
         return mask_model_inputs(fields, self._model_masks, processor, kind=self.setup.mask_kind)
 
+    def _kinds_of(self, rows: Rows) -> list[Rows]:
+        """Return the places of the rows with and of those without an image, which are never generated together."""
+        if self.setup.kinds is None:
+            return [np.arange(len(rows))]
+        return [np.flatnonzero(self.setup.kinds[rows]), np.flatnonzero(~self.setup.kinds[rows])]
+
     def _roll_out(self, rows: Rows, ratios: list[float] | None, batch: int, purpose: int) -> Float[np.ndarray, "rows"]:
         """Roll samples out once each, with no trace but the rewards.
 
@@ -96,7 +128,7 @@ class Probing:
             rows: samples, the same on all ranks.
             ratios: λ of each; None: their images are not masked.
             batch: number of the generation batch; seeds the random numbers, together with `purpose`.
-            purpose: `PROBE_SEED` or `MONITOR_SEED`.
+            purpose: `PROBE_SEED`, `MONITOR_SEED` or `REFERENCE_SEED`.
         """
         if not len(rows):
             return np.empty(0)

@@ -1,7 +1,7 @@
 """From a trainer's dataset, scores and options to the setup of a training; options that do not fit are errors here."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,11 @@ from hardsample.trainer.config import DifficultyOptions, part_of
 from hardsample.trainer.data.features import SampleFeatures, features_of
 from hardsample.trainer.data.rows import fingerprint, has_images, masks_of, rows_of_scores
 from hardsample.trainer.difficulty import Difficulty, Shape
+from hardsample.trainer.selection.balance_strata import BalanceStrata, unsolved_by_scores
 from hardsample.trainer.selection.evidence import Evidence, EvidenceConfig
 from hardsample.trainer.selection.policies import PolicyConfig
 from hardsample.trainer.selection.prior import FeaturePrior
+from hardsample.trainer.selection.stateful import PolicyInfo, make_policy
 from hardsample.trainer.selection.stream import PromptStream, StockOrder
 from hardsample.trainer.selection.sumtree import Rows
 
@@ -56,6 +58,11 @@ class Setup:
     """What a prefill shows of each row, and its kind; None: rows are told apart by their rollouts alone."""
 
     @property
+    def _by_cmab(self) -> bool:
+        """Whether samples have CMAB strata, too."""
+        return self.policy.stratify_by != "pism"
+
+    @property
     def ratios(self) -> tuple[float, ...]:
         """Λ of the scores."""
         return self.pism.ratios
@@ -72,12 +79,25 @@ class Setup:
 
     def make(self) -> Difficulty:
         """Return the state of a training that has not begun."""
-        evidence = Evidence(self.size, self.evidence, self.ratios, self.fingerprint)
+        evidence, by_cmab = Evidence(self.size, self.evidence, self.ratios, self.fingerprint), self._by_cmab
         if self.scored is not None:
-            evidence.seed(*self.scored)
-        if self.features is not None:
-            fingerprint = f"{self.fingerprint}-{self.features.fingerprint}"
-            evidence.prior = FeaturePrior(self.features.matrix, self.features.blocks, fingerprint)
+            evidence.seed(*self.scored, balances=by_cmab)
+        features = self.features
+        own = make_policy(
+            PolicyInfo(
+                self.size,
+                self.shape.seed,
+                self.shape.num_generations,
+                self.shape.prompts,
+                self.policy,
+                self.evidence,
+                None if features is None else features.matrix,
+                "" if features is None else features.fingerprint,
+            )
+        )
+        if features is not None and (own is None or own.uses_prior):
+            fingerprint = f"{self.fingerprint}-{features.fingerprint}"
+            evidence.prior = FeaturePrior(features.matrix, features.blocks, fingerprint)
         stock = self.policy.stock_order
         order = None
         if stock and self.size >= self.shape.prompts:
@@ -90,7 +110,11 @@ class Setup:
             order,
             self.fingerprint,
         )
-        return Difficulty(evidence, stream, self.policy, self.options, self.shape)
+        cmab = None
+        if by_cmab:
+            unsolved = None if self.scored is None else unsolved_by_scores(self.size, *self.scored)
+            cmab = BalanceStrata(evidence, self.cmab.bounds, self.evidence.cmab_bounds, unsolved)
+        return Difficulty(evidence, stream, self.policy, self.options, self.shape, own, cmab)
 
     def masks(self, records: Sequence[dict[str, Any]], ratios: Sequence[float], generation: int) -> list[MaskDraw]:
         """Return new masks for the images of some records: realizations that the scores did not use.
@@ -120,6 +144,8 @@ def set_up(trainer: Any, samples: Sequence[str | None] | None = None) -> Setup |
     """
     args, data = trainer.args, trainer.train_dataset
     options, policy = part_of(args, DifficultyOptions), part_of(args, PolicyConfig)
+    if policy.stratify_by != "pism":
+        options = replace(options, attention_balance=True)
     if not hasattr(data, "__getitem__") or not hasattr(data, "__len__") or not len(data) or _is_placeholder(trainer):
         if options != DifficultyOptions() or policy.policy != "uniform":
             logger.warning(
@@ -134,9 +160,9 @@ def set_up(trainer: Any, samples: Sequence[str | None] | None = None) -> Setup |
         if reason is None and model.config.get_text_config(decoder=True).num_hidden_layers < 3:
             reason = "it has fewer than three layers, and the first and the last take no part in ρ̄"
         if reason is not None:
-            raise ConfigError(
-                f"attention_balance cannot be read from this model: {reason}. Set attention_balance=False"
-            )
+            asked = "" if policy.stratify_by == "pism" else f"stratify_by is {policy.stratify_by!r}, but "
+            remedy = "stratify_by=pism" if asked else "attention_balance=False"
+            raise ConfigError(f"{asked}attention_balance cannot be read from this model: {reason}. Set {remedy}")
     if options.monitor_size and (trainer.environment_factories is not None or trainer.rollout_func is not None):
         raise ConfigError(
             f"monitor_size is {options.monitor_size}, but rollouts of environments or a rollout_func cannot be "

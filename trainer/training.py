@@ -5,11 +5,9 @@ that was stopped resumes from its last complete checkpoint when the same command
 """
 
 import difflib
-import importlib
 import json
 import logging
 import os
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,6 +23,7 @@ from hardsample.engines.transformers import load_processor, resolved_model
 from hardsample.errors import ConfigError, HardsampleError
 from hardsample.files import OVERLONG_FILE, RUN_FILE, TRAINING_FILE
 from hardsample.grading.grader import correctness_reward
+from hardsample.imports import import_path
 from hardsample.scoring.config import RolloutConfig, ScoringConfig
 from hardsample.scoring.output import OutputError, write_rejected
 from hardsample.scoring.score import score
@@ -311,16 +310,13 @@ def reward(name: str) -> Any:
     """
     if name in REWARDS:
         return REWARDS[name]
-    module, _, attribute = name.rpartition(".")
-    if not module:
+    if "." not in name and ":" not in name:
         raise TrainingError(
             f"there is no reward function {name!r}: choose one of {', '.join(REWARDS)}, or a path my_module.my_reward"
         )
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        return import_path(name)
+    except ImportError as error:
         raise TrainingError(f"the reward function {name!r} cannot be imported: {error}") from error
 
 

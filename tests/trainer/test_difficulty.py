@@ -276,6 +276,7 @@ def test_counters():
         "groups": 4,
         "zero_std_groups": 3,
         "prefills": 0,
+        "reference_rollouts": 0,
     }
     difficulty.next_prompts(0, TOTAL)  # a second generation of the same step
     difficulty.observe(np.tile([0.3, 0.31], (4, 4)), 0)

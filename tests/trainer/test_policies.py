@@ -12,9 +12,10 @@ from trl import GRPOConfig
 from hardsample.trainer.selection import policies as module
 from hardsample.trainer.selection import strata as strata_module
 from hardsample.trainer.selection.evidence import Evidence, EvidenceConfig
-from hardsample.trainer.selection.policies import POLICIES, Context, PolicyConfig, View, Weights, weigh, widen
+from hardsample.trainer.selection.policies import POLICIES, Context, PolicyConfig, View, Weights, weigh
 from hardsample.trainer.selection.sampler import PromptSampler, generator
 from hardsample.trainer.selection.strata import EASY, HARD, MEDIUM, NAMES, UNSCORED, UNSOLVED, Strata
+from hardsample.trainer.selection.widening import widen
 
 
 def look(strata, alpha=0.5, beta=0.5):
@@ -27,6 +28,7 @@ def look(strata, alpha=0.5, beta=0.5):
         np.full(size, -1, dtype=np.int8),
         np.full(size, np.nan, dtype=np.float32),
         np.full(size, -1, dtype=np.int32),
+        np.arange(size),
     )
 
 

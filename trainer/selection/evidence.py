@@ -17,8 +17,9 @@ from jaxtyping import Bool, Float, Integer
 
 from hardsample.errors import ConfigError
 from hardsample.metrics.beta import PRIOR
+from hardsample.metrics.cmab import parse_bounds
 from hardsample.metrics.options import PismConfig
-from hardsample.metrics.strata import STRATA, UNFINISHED, Bounds, check_tau
+from hardsample.metrics.strata import STRATA, UNFINISHED, Bounds, StrataError, check_tau
 from hardsample.settings import check_types, declared
 from hardsample.trainer.selection.levels import STORED_WEIGHT, Levels, Rows, check_rows
 from hardsample.trainer.selection.prior import FeaturePrior
@@ -46,6 +47,14 @@ class EvidenceConfig:
     tau: float = declared(PismConfig, "tau")
     hard_max: float = declared(PismConfig, "hard_max")
     easy_min: float = declared(PismConfig, "easy_min")
+    cmab_bounds: str | None = field(
+        default=None,
+        metadata={
+            "help": "stratify_by cmab, both: bounds on ρ̄ as easy_below,hard_min,hard_max,easy_above, or quantiles of "
+            "the samples that have one now, such as quantile:0.1,0.3,0.7,0.9, taken anew every restratify_steps "
+            "(default: those of the scores, else 0.1,0.4,1.6,1.9)"
+        },
+    )
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -60,6 +69,11 @@ class EvidenceConfig:
             raise ConfigError(f"reward_tolerance is {self.reward_tolerance}, must be 0 or above: choose one, as 1e-6")
         check_tau(self.tau)
         _ = self.bounds
+        if self.cmab_bounds is not None:
+            try:
+                parse_bounds(self.cmab_bounds, [1.0])
+            except StrataError as error:
+                raise ConfigError(f"cmab_bounds: {error}") from error
 
     @property
     def bounds(self) -> Bounds:
@@ -151,7 +165,7 @@ class Evidence:
         arrays, _ = split_arrays(self.state_dict())
         return sum(array.nbytes for array in arrays.values())
 
-    def seed(self, rows: Rows, table: pa.Table) -> None:
+    def seed(self, rows: Rows, table: pa.Table, balances: bool = False) -> None:
         """Load stored scores, as of step 0, before anything is observed.
 
         Of n rollouts at ratio 0 each counts min(1, 4 / n); λ* is the table's. A sample without a stratum (no image)
@@ -163,6 +177,7 @@ class Evidence:
             rows: (table rows,) the dataset row of each row of the table, unique.
             table: scores.parquet; columns successes, attempts, failure_threshold, stratum and unanswered (if it is
                 there) are read.
+            balances: whether to read attention_balance, too, as one observation of the moving average.
 
         Raises:
             ValueError: a λ* is not among `ratios`, or the numbers of rows and scores differ.
@@ -182,6 +197,8 @@ class Evidence:
         if "stratum_source" in table.column_names:  # what was predicted was not observed
             scored &= ~pc.fill_null(pc.equal(table["stratum_source"], "predicted"), False).to_numpy()
         self.levels.seed(rows, table["failure_threshold"].to_numpy(), scored)
+        if balances and "attention_balance" in table.column_names:
+            self.observe_balance(rows, table["attention_balance"].to_numpy())
 
     def observe(self, rows: Rows, rewards: Float[np.ndarray, "groups G"], step: int) -> Outcomes:
         """Add the groups of a step; a group without any reward leaves its sample unchanged.

@@ -1,21 +1,24 @@
 """Policies: from the evidence of some samples to the weights by which their prompts are drawn.
 
-A policy is a pure function of a view of the samples and of the state of training. To add a policy, write the function
-and name it in `POLICIES`. Samples of weight 0 are still drawn by the exploration share of every batch.
+A policy is a pure function of a view of the samples and of the state of training, or an object with a state of its own
+(stateful.py). One that is not built in is named by its import path or by `register_policy`. Samples of weight 0 are
+still drawn by the exploration share of every batch.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from jaxtyping import Float, Integer
+from jaxtyping import Bool, Float, Integer
 
 from hardsample.errors import ConfigError
 from hardsample.metrics.beta import spread_probability
 from hardsample.settings import check_types
 from hardsample.trainer.selection.evidence import Evidence
 from hardsample.trainer.selection.levels import Rows
-from hardsample.trainer.selection.strata import EASY, HARD, MEDIUM, NAMES, UNSCORED, Strata, chunks
+from hardsample.trainer.selection.registry import POLICIES, find_policy
+from hardsample.trainer.selection.strata import EASY, HARD, NAMES, Strata, chunks
+from hardsample.trainer.selection.widening import STRATIFY_BY, label_weights
 
 ESTIMATES = ("mean", "thompson")
 FEATURES_SHARPNESS = 8.0
@@ -34,7 +37,15 @@ class PolicyConfig:
         default="uniform",
         metadata={
             "help": "uniform (as TRL), strata (a weight a stratum), signal (chance that a group's rewards differ), "
-            "target (success rate near a moving target) or curriculum (easy to hard)"
+            "target (success rate near a moving target), curriculum (easy to hard), or the import path of your own, "
+            "my_module:MyPolicy"
+        },
+    )
+    stratify_by: str = field(
+        default="pism",
+        metadata={
+            "help": "strata, curriculum: whose strata count: pism, cmab (by the attention balance, which is then read "
+            "inline: attention_balance is on) or both (the mean of the two strata's weights)"
         },
     )
     exploration: float = field(
@@ -47,8 +58,8 @@ class PolicyConfig:
     unscored_weight: float = field(
         default=1.0,
         metadata={
-            "help": "strata, curriculum: weight of a sample without PISM score (no image, not scored) whose success "
-            "rate is at neither end, 0 or above"
+            "help": "strata, curriculum: weight of a sample without PISM score (no image, not scored), by cmab "
+            "without attention balance, whose success rate is at neither end, 0 or above"
         },
     )
     signal_estimate: str | None = field(
@@ -80,8 +91,9 @@ class PolicyConfig:
     def __post_init__(self) -> None:
         """Check every field."""
         check_types(self, PolicyConfig)
-        if self.policy not in POLICIES:
-            raise ConfigError(f"policy is {self.policy!r}, must be one of {', '.join(POLICIES)}: choose one")
+        find_policy(self.policy)
+        if self.stratify_by not in STRATIFY_BY:
+            raise ConfigError(f"stratify_by is {self.stratify_by!r}, must be one of {', '.join(STRATIFY_BY)}")
         if self.signal_estimate not in (None, *ESTIMATES):
             raise ConfigError(f"signal_estimate is {self.signal_estimate!r}, must be one of {', '.join(ESTIMATES)}")
         for name in ("exploration", "target_start", "target_end", "unsolved_from"):
@@ -134,13 +146,17 @@ class View:
     """α of the posterior Beta(α, β) of the success rate, at this step."""
     beta: Float[np.ndarray, "rows"]
     stratum: Integer[np.ndarray, "rows"]
-    """Code, see `strata.NAMES`."""
+    """Code of the PISM stratum, see `strata.NAMES`."""
     level: Integer[np.ndarray, "rows"]
     """Index of λ* among the ratios; their number if none fails; −1 without a PISM score."""
     balance: Float[np.ndarray, "rows"]
     """Attention balance ρ̄; NaN if none was read."""
     last_step: Integer[np.ndarray, "rows"]
     """Step of the last group; −1 if none."""
+    rows: Rows
+    """Which samples these are, as rows of the dataset."""
+    cmab_stratum: Integer[np.ndarray, "rows"] | None = None
+    """Code of the CMAB stratum, likewise; None if `stratify_by` is pism."""
 
     @property
     def mean(self) -> Float[np.ndarray, "rows"]:
@@ -161,9 +177,11 @@ class Context:
     batch: int
     """Prompts of a generation batch."""
     counts: tuple[int, ...]
-    """Samples in each stratum of the whole dataset, in the order of `strata.NAMES`."""
+    """Samples in each PISM stratum of the whole dataset, in the order of `strata.NAMES`."""
     rng: np.random.Generator | None = None
     """For Thompson sampling; None: posterior means."""
+    cells: Integer[np.ndarray, "5 5"] | None = None
+    """Samples in each PISM (row) and CMAB (column) stratum; None if `stratify_by` is pism."""
 
     @property
     def progress(self) -> float:
@@ -190,9 +208,9 @@ def uniform(view: View, context: Context) -> Weights:
 
 
 def by_stratum(view: View, context: Context) -> Weights:
-    """Give each sample its stratum's weight, widened where the strata with weight hold too few, see `widen`."""
-    table, note = widen(context.config.stratum_weights, context.counts, context.batch)
-    return Weights(table[view.stratum], note)
+    """Give each sample the weight of its stratum or strata, widened where those with weight hold too few samples."""
+    values, _, note = _by_label(context.config.stratum_weights, view, context)
+    return Weights(values, note)
 
 
 def signal(view: View, context: Context) -> Weights:
@@ -232,7 +250,7 @@ def curriculum(view: View, context: Context) -> Weights:
         easy, medium, hard: exp(−(stratum − 2t)² / 2w²);   unsolved: max(0, t − t₀) / (1 − t₀)
 
     with t the progress, w = ½ and t₀ = `unsolved_from`. An unscored sample is placed at 2(1 − p), by its
-    posterior mean, times `unscored_weight`. Widened where all of these hold too few samples, see `widen`.
+    posterior mean, times `unscored_weight`. Widened where all of these hold too few samples, see widening.py.
     """
     config, progress = context.config, context.progress
 
@@ -241,61 +259,21 @@ def curriculum(view: View, context: Context) -> Weights:
 
     release = 1.0 if progress >= 1 else max(0.0, progress - config.unsolved_from) / (1 - config.unsolved_from or 1)
     opening = (*window(np.arange(EASY, HARD + 1.0)), release, config.unscored_weight)
-    table, note = widen(opening, context.counts, context.batch)
-    values = table[view.stratum]
-    return Weights(np.where(view.stratum == UNSCORED, values * window(HARD * (1 - view.mean)), values), note)
+    values, unscored, note = _by_label(opening, view, context)
+    return Weights(np.where(unscored, values * window(HARD * (1 - view.mean)), values), note)
 
 
-POLICIES: dict[str, Policy] = {
-    "uniform": uniform,
-    "strata": by_stratum,
-    "signal": signal,
-    "target": target,
-    "curriculum": curriculum,
-}
-"""Every policy by its name."""
+def _by_label(
+    weights: tuple[float, ...], view: View, context: Context
+) -> tuple[Float[np.ndarray, "rows"], Bool[np.ndarray, "rows"], str | None]:
+    by = context.config.stratify_by
+    return label_weights(weights, by, view.stratum, view.cmab_stratum, context.counts, context.cells, context.batch)
 
 
-def widen(weights: tuple[float, ...], counts: tuple[int, ...], batch: int) -> tuple[Float[np.ndarray, "5"], str | None]:
-    """Open the nearest strata where those with weight hold fewer samples than a generation batch.
-
-    Strata are opened by their distance from one with weight (in the order easy, medium, hard, unsolved), the easier
-    first, unscored last. Together they weigh no more than the missing samples would have: a few wanted samples are not
-    drowned by many others.
-
-    Args:
-        weights: of a sample of each stratum, in the order of `strata.NAMES`.
-        counts: samples in each stratum.
-        batch: prompts of a generation batch.
-
-    Returns:
-        (weights, note): the new weights, and which strata were opened, for a warning; None if none.
-    """
-    table, size = np.array(weights, dtype=np.float64), np.array(counts)
-    wanted = np.flatnonzero(table > 0)
-    held = int(size[wanted].sum())
-    if held >= batch:
-        return table, None
-    usual = float((table * size).sum() / held) if held else 1.0
-    real = [int(code) for code in wanted if code != UNSCORED] or [MEDIUM]
-    closed = [code for code in range(len(NAMES)) if table[code] == 0]
-    closed.sort(key=lambda code: (code == UNSCORED, min(abs(code - open_code) for open_code in real), code))
-    missing, opened = batch - held, []
-    for code in closed:
-        if missing > 0 and size[code]:
-            table[code] = usual * min(1.0, missing / size[code])
-            missing -= size[code]
-            opened.append(NAMES[code])
-    if not opened:
-        return table, None
-    names = "+".join(NAMES[code] for code in wanted)
-    return table, (
-        f"{names or 'no stratum'} has weight and holds {held or 'no'} samples, fewer than the {batch} prompts of a "
-        f"generation batch: {'+'.join(opened)} was opened"
-    )
+POLICIES.update(uniform=uniform, strata=by_stratum, signal=signal, target=target, curriculum=curriculum)
 
 
-def view(evidence: Evidence, strata: Strata, rows: Rows | slice, step: int) -> View:
+def view(evidence: Evidence, strata: Strata, rows: Rows | slice, step: int, cmab: Strata | None = None) -> View:
     """Return what a policy sees of some samples.
 
     Args:
@@ -303,17 +281,32 @@ def view(evidence: Evidence, strata: Strata, rows: Rows | slice, step: int) -> V
         strata: of all samples, as last refreshed.
         rows: samples, or a slice of them.
         step: that the evidence is discounted to.
+        cmab: the CMAB strata of all samples, likewise, if they count.
 
     Returns:
         The view.
     """
     alpha, beta = evidence.posterior(rows, step)
     return View(
-        alpha, beta, strata.codes[rows], evidence.levels.level[rows], evidence.balance[rows], evidence.last_step[rows]
+        alpha,
+        beta,
+        strata.codes[rows],
+        evidence.levels.level[rows],
+        evidence.balance[rows],
+        evidence.last_step[rows],
+        np.arange(len(evidence))[rows] if isinstance(rows, slice) else rows,
+        None if cmab is None else cmab.codes[rows],
     )
 
 
-def weigh(evidence: Evidence, strata: Strata, context: Context, rows: Rows | None = None) -> Weights:
+def weigh(
+    evidence: Evidence,
+    strata: Strata,
+    context: Context,
+    rows: Rows | None = None,
+    policy: Policy | None = None,
+    cmab: Strata | None = None,
+) -> Weights:
     """Weight samples by the policy of the context.
 
     Args:
@@ -321,16 +314,18 @@ def weigh(evidence: Evidence, strata: Strata, context: Context, rows: Rows | Non
         strata: of all samples, as last refreshed.
         context: the state of training.
         rows: (rows,) samples; all, a chunk at a time, if None.
+        policy: the function to ask; None: the one that the context's config names.
+        cmab: the CMAB strata of all samples, if they count.
 
     Returns:
         Weights in float32, for `PromptSampler.set_weights`.
     """
-    policy = POLICIES[context.config.policy]
+    policy = policy or find_policy(context.config.policy)
     if rows is not None:
-        weights = policy(view(evidence, strata, rows, context.step), context)
+        weights = policy(view(evidence, strata, rows, context.step, cmab), context)
         return Weights(weights.values.astype(np.float32), weights.note)
     values, note = np.empty(len(evidence), dtype=np.float32), None
     for part in chunks(len(evidence)):
-        weights = policy(view(evidence, strata, part, context.step), context)
+        weights = policy(view(evidence, strata, part, context.step, cmab), context)
         values[part], note = weights.values, weights.note
     return Weights(values, note)

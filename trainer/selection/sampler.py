@@ -131,13 +131,14 @@ class PromptSampler:
             raise ValueError("a weight is negative or not finite, must be 0 or above: fix the policy")
         self.tree.set(weights, rows)
 
-    def next_batch(self, size: int, score: Score | None = None) -> Batch:
+    def next_batch(self, size: int, score: Score | None = None, pool: int = POOL) -> Batch:
         """Draw the next batch.
 
         Args:
             size: prompts of a generation batch, at least 1.
-            score: for Thompson sampling: gives a drawn score, 0 or above, to each of a uniform pool of at most `POOL`
-                candidates (more only if the batch is larger), of whom the best are taken; weights play no part.
+            score: for Thompson sampling: gives a drawn score, 0 or above, to each of a uniform pool of candidates, of
+                whom the best are taken; weights play no part.
+            pool: most candidates (more only if the batch is larger).
 
         Returns:
             The batch. It is always full: where too few samples have weight the rest is drawn uniformly, and where the
@@ -151,7 +152,7 @@ class PromptSampler:
         whole = [rng.permutation(self.size) for _ in range(passes)]
         explored = rng.random(part) < self.exploration
         wanted = part - int(explored.sum())
-        chosen = self.tree.draw(wanted, rng) if score is None else self._best(wanted, score, rng)
+        chosen = self.tree.draw(wanted, rng) if score is None else self._best(wanted, score, pool, rng)
         if len(chosen) < wanted:
             notes.append(
                 f"{wanted} draws of the batch go by weight, {len(chosen) or 'no'} samples have any: the other draws "
@@ -197,15 +198,17 @@ class PromptSampler:
         identity = {"version": STATE_VERSION, "size": self.size, "fingerprint": self.fingerprint}
         return identity | {"weights": self.tree.weights}
 
-    def _best(self, size: int, score: Score, rng: np.random.Generator) -> Rows:
+    def _best(self, size: int, score: Score, pool: int, rng: np.random.Generator) -> Rows:
         """Return the candidates of the highest scores above 0, best first."""
         none = np.empty(0, dtype=np.int64)
         if not size:
             return none
-        pool = draw_uniform(min(self.size, max(POOL, size)), self.size, none, rng)
-        scores = score(pool, rng)
+        candidates = draw_uniform(min(self.size, max(pool, size)), self.size, none, rng)
+        scores = score(candidates, rng)
+        if not (scores.min() >= 0 and scores.max() < np.inf):
+            raise ValueError("a score is negative or not finite, must be 0 or above: fix the policy")
         best = np.argsort(-scores, kind="stable")[:size]
-        return pool[best[scores[best] > 0]]
+        return candidates[best[scores[best] > 0]]
 
     def _count(self, rows: Rows, explored: Bool[np.ndarray, "prompts"], note: str | None) -> Batch:
         batch = Batch(self.step, rows, explored, note)

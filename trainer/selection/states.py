@@ -113,3 +113,50 @@ def join_arrays(arrays: Mapping[str, np.ndarray], rest: StateDict) -> StateDict:
                 "hardsample or damaged; take another checkpoint"
             ) from error
     return rest
+
+
+def check_state(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Check that the saved state of a training is of this version, policy, seed and features.
+
+    Args:
+        saved: the state that was saved.
+        current: that of the training that is to resume.
+
+    Raises:
+        StateError: it is not; says how to resume.
+    """
+    if saved.get("version") == current["version"]:
+        policies = saved.get("policy", current["policy"]), current["policy"]
+        if policies[0] != policies[1]:
+            raise StateError(
+                f"the checkpoint was saved under policy {policies[0]!r}, this run has {policies[1]!r}: "
+                "resume with the policy that it was saved with, or start a new run from its weights"
+            )
+        metrics = saved.get("stratify_by", "pism"), current.get("stratify_by", "pism")
+        if metrics[0] != metrics[1]:
+            raise StateError(
+                f"the checkpoint was saved with stratify_by {metrics[0]!r}, this run has {metrics[1]!r}: "
+                "resume with the one that it was saved with, or start a new run from its weights"
+            )
+    missing = [name for name in current if name not in saved]
+    if saved.get("version") != current["version"] or missing:
+        raise StateError(
+            f"the saved difficulty state has version {saved.get('version')!r}, must be {current['version']}"
+            f"{' (missing: ' + ', '.join(missing) + ')' if missing else ''}: resume with the version of hardsample "
+            "that saved it, or start a new run"
+        )
+    if saved["seed"] != current["seed"]:
+        raise StateError(
+            f"the checkpoint was saved with seed {saved['seed']}, this run has {current['seed']}: resume "
+            "with the seed that it was saved with"
+        )
+    if "policy_features" in current and saved["policy_features"] != current["policy_features"]:
+        raise StateError(
+            "the checkpoint was saved with other features than this run has: resume with the features that it was "
+            "saved with, or start a new run from its weights"
+        )
+    if "prior" in saved and "prior" not in current:
+        raise StateError(
+            "the checkpoint was saved with features, this run has none: resume with the features that it was saved "
+            "with, or start a new run from its weights"
+        )

@@ -96,10 +96,8 @@ class Strata:
             (5, 5) moves of this call, also added to `moves`.
         """
         moves = np.zeros((len(NAMES), len(NAMES)), dtype=np.int64)
-        levels = self.evidence.levels
         for part in chunks(len(self.codes)) if rows is None else (np.unique(rows),):
-            alpha, beta = self.evidence.posterior(part, step)
-            new = stratify(alpha, beta, levels.level[part], levels.ratios, self.evidence.config)
+            new = self._stratify(part, step)
             pairs = self.codes[part].astype(np.int64) * len(NAMES) + new
             moves += np.bincount(pairs, minlength=moves.size).reshape(moves.shape)
             self.codes[part] = new
@@ -124,3 +122,9 @@ class Strata:
         """
         load_into(self.state_dict(), state, "strata")
         self.counts = np.bincount(self.codes, minlength=len(NAMES))
+
+    def _stratify(self, rows: Rows | slice, step: int) -> Integer[np.ndarray, "rows"]:
+        """Return the strata of some samples by the evidence as it is."""
+        alpha, beta = self.evidence.posterior(rows, step)
+        levels = self.evidence.levels
+        return stratify(alpha, beta, levels.level[rows], levels.ratios, self.evidence.config)

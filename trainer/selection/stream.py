@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
-from hardsample.trainer.selection.sampler import Batch, PromptSampler, Score, generator
+from hardsample.trainer.selection.sampler import POOL, Batch, PromptSampler, Score, generator
 from hardsample.trainer.selection.states import StateDict, StateError
 from hardsample.trainer.selection.sumtree import Rows
 
@@ -98,13 +98,14 @@ class PromptStream:
                 mine = self._kind[rows] == kind
                 sampler.set_weights(weights[mine], self._place[rows[mine]])
 
-    def next_batch(self, size: int, score: Score | None = None) -> Batch:
+    def next_batch(self, size: int, score: Score | None = None, pool: int = POOL) -> Batch:
         """Draw the next batch, all of one kind: a kind is as likely as its share of single draws would be, of those by
         weight and of the uniform ones, so that a kind without weight is explored too.
 
         Args:
             size: prompts of a generation batch.
             score: for Thompson sampling, see `PromptSampler.next_batch`.
+            pool: most candidates that are scored, likewise.
         """
         if self.stock is not None:
             batch = self.samplers[0].replay(self.stock.rows(self.batch))
@@ -114,7 +115,7 @@ class PromptStream:
             of_rows = score
             if score is not None and part is not None:
                 of_rows = lambda places, rng: score(part[places], rng)  # noqa: E731
-            drawn = sampler.next_batch(size, of_rows)
+            drawn = sampler.next_batch(size, of_rows, pool)
             rows = drawn.rows if part is None else part[drawn.rows]
             batch = Batch(self.batch, rows, drawn.explored, drawn.note)
         self.batch += 1
