@@ -3,6 +3,8 @@ training (`bench/base_rates.py`), which only the oracle sees."""
 
 from __future__ import annotations
 
+import json
+import time
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -63,12 +65,24 @@ def base_rates(name: str) -> np.ndarray:
     return truth(name)[0]
 
 
-def features(name: str) -> str:
-    """Return the folder of the features of an environment's pool; make it if it is not there."""
-    entry, folder = ENVIRONMENTS[name], ROOT / f"features-{name}"
+def features(name: str, kind: str = "prefill") -> tuple[str, float]:
+    """Return the folder of the features of an environment's pool, made if it is not there, and the seconds of computing
+    that making them took, as measured once.
+
+    Args:
+        name: of the environment.
+        kind: `prefill`, or `statistics` of text and image alone.
+    """
+    entry, folder = ENVIRONMENTS[name], ROOT / f"features-{name}{'' if kind == 'prefill' else '-' + kind}"
+    times = BASE_RATES / "features.json"
     if not (folder / "features.parquet").exists():
-        add_features(folder, entry.pool, entry.model, progress=False)
-    return str(folder)
+        began = time.process_time()
+        add_features(folder, entry.pool, entry.model if kind == "prefill" else "none", progress=False)
+        known = json.loads(times.read_text()) if times.exists() else {}
+        if f"{name} {kind}" not in known:
+            known[f"{name} {kind}"] = round(time.process_time() - began, 1)
+            times.write_text(json.dumps(known, indent=1) + "\n")
+    return str(folder), json.loads(times.read_text()).get(f"{name} {kind}", float("nan"))
 
 
 class HeldOut:

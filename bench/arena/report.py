@@ -1,9 +1,9 @@
 """Tables and plots of the arena: `python bench/arena/report.py` reads the cells and writes README.md beside them.
 
-Three measures of a method against uniform draws, on the same seeds: the accuracy at the end; the mean accuracy while
-training (area under the curve over rollouts); and the share of uniform's rollouts after which the seeds' mean curve
-reaches uniform's final accuracy. Each also as a share of what the oracle gains, which draws only questions that had
-both outcomes before training.
+A method is compared with uniform draws on the same seeds, at three costs: rollouts, generated tokens and seconds of
+computing, with everything that it needs beside training (references, scores, features, discarded and screening
+rollouts). Curves are means over seeds, made monotone (isotonic regression); the intervals are 95 %, by the jackknife
+over seeds, which are paired.
 """
 
 from __future__ import annotations
@@ -11,190 +11,280 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from scipy import stats
+from scipy.optimize import isotonic_regression
 
 RESULTS = Path(__file__).parents[1] / "results" / "arena"
-RESAMPLES = 4000
+COSTS = ("rollouts", "tokens", "seconds")
 INTRODUCTION = """# The arena: which prompts to roll out
 
-Cells by `python bench/arena/run.py`, this page by `python bench/arena/report.py`. GRPO of the demo model on a pool in
+Cells by `python bench/arena/run.py`, this page by `python bench/arena/report.py`. GRPO of a small model on a pool in
 which a question is met once or never; T = 1, learning rate 7e-5, float32, vision tower frozen; accuracy at T = 0.7 on
-the first 400 of `demo:test`, six rollouts each. Intervals are 95 %: t over seeds for differences, bootstrap over seeds
-for shares (few seeds: read them as rough).
+400 test questions, six rollouts each, every ten steps. Compared are costs: *rollouts*, generated *tokens*, and
+*seconds* that one thread computed; all include what a method needs beside training: scores, references, screening and
+discarded rollouts, and features.
 
-- *oracle*: draws only questions that had both right and wrong answers in 8 rollouts before training, which are not
-  counted: the bound of what choosing can win.
-- *rollouts to uniform's end*: share of the rollouts after which the mean curve reaches uniform's final accuracy (linear
-  between measurements); *saving, of the oracle's*: (1 − that) over (1 − the oracle's).
-- *besides training*: what a method needs before training (a prefill costs about as much as one rollout's first token).
+- *cost to uniform's end*: at which share of what uniform draws cost in all the method has the accuracy that these end
+  with; above 100 % it is dearer. In brackets 95 % by the jackknife over paired seeds; with few seeds read it as rough.
+- *of the oracle's saving*: (1 − that) over (1 − the oracle's). The *oracle* draws only questions that had both right
+  and wrong answers in 8 rollouts before training, which are not counted: the bound of choosing once.
+- *at equal cost*: accuracy at the rollouts that uniform draws took in all, minus uniform's, in points.
+- *trained on*: share of the groups that reached the optimiser with zero variance.
+- *p*: that rollouts to uniform's end are not below uniform's, corrected for the number of methods (Holm).
 """.splitlines()
+MOST = 1.5
+"""What a method counts that does not reach uniform's end, if it did not cost more than that anyway."""
 Cells = dict[int, dict]
 """Seed → cell."""
 
 
-def read(folder: Path) -> dict[str, dict[str, Cells]]:
-    """Return the cells by environment, method and seed."""
-    cells: dict[str, dict[str, Cells]] = defaultdict(lambda: defaultdict(dict))
+def read(folder: Path) -> dict[tuple[str, int], dict[str, Cells]]:
+    """Return the cells by environment and group size, method and seed."""
+    cells: dict[tuple[str, int], dict[str, Cells]] = defaultdict(lambda: defaultdict(dict))
     for path in sorted(folder.glob("*-seed*.json")):
         cell = json.loads(path.read_text())
-        cells[cell["environment"]][cell["method"]][cell["seed"]] = cell
+        cells[cell["environment"], cell.get("generations", 8)][cell["method"]][cell["seed"]] = cell
     return cells
 
 
-def curves(cells: Cells, seeds: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return rollouts (points,) and accuracies (seeds, points)."""
-    rollouts = np.array([row["rollouts"] for row in cells[seeds[0]]["rows"]], dtype=float)
-    return rollouts, np.array([[row["accuracy"] for row in cells[seed]["rows"]] for seed in seeds])
+def costs_of(cell: dict, cost: str) -> np.ndarray:
+    """Return what a training had cost at each measurement, what it needs beforehand included."""
+    if cost == "tokens":
+        if "tokens" not in cell["rows"][0]:  # nothing was discarded then
+            made = np.concatenate([[0.0], np.cumsum(cell["mean_length"]) * 64])
+            spent = np.array([made[row["step"]] for row in cell["rows"]])
+        else:
+            spent = np.array([row["tokens"] for row in cell["rows"]], dtype=float)
+        return spent + cell["extra"]["rollouts"] * spent[-1] / max(cell["rows"][-1]["rollouts"], 1)
+    return np.array([row[cost] for row in cell["rows"]], dtype=float) + cell["extra"].get(cost, 0)
 
 
-def area(rollouts: np.ndarray, accuracy: np.ndarray) -> np.ndarray:
-    """Return the mean accuracy while training."""
-    return np.trapezoid(accuracy, rollouts, axis=-1) / (rollouts[-1] - rollouts[0])
+@dataclass(frozen=True)
+class Curve:
+    """Mean accuracy over mean cost."""
+
+    cost: np.ndarray
+    accuracy: np.ndarray
+
+    @classmethod
+    def of(cls, cells: Cells, seeds: list[int], cost: str) -> Curve:
+        """Average over seeds, and make monotone."""
+        spent = np.mean([costs_of(cells[seed], cost) for seed in seeds], axis=0)
+        accuracy = np.mean([[row["accuracy"] for row in cells[seed]["rows"]] for seed in seeds], axis=0)
+        return cls(spent, isotonic_regression(accuracy).x)
+
+    def reached(self, target: float) -> float:
+        """Return the cost at which a target is first reached, linear between points; inf if it is not."""
+        above = np.flatnonzero(self.accuracy >= target - 1e-9)
+        if not len(above):
+            return float("inf")
+        last = above[0]
+        if last == 0:
+            return float(self.cost[0])
+        low, high = self.accuracy[last - 1], self.accuracy[last]
+        share = (target - low) / (high - low)
+        return float(self.cost[last - 1] + share * (self.cost[last] - self.cost[last - 1]))
+
+    def at(self, cost: float) -> float:
+        """Return the accuracy at a cost."""
+        return float(np.interp(cost, self.cost, self.accuracy))
 
 
-def reached(rollouts: np.ndarray, accuracy: np.ndarray, target: float) -> float:
-    """Return the rollouts at which a curve first reaches the target, linear between points; inf if it does not."""
-    for index in range(1, len(rollouts)):
-        if accuracy[index] >= target:
-            low, high = accuracy[index - 1], accuracy[index]
-            share = 1.0 if high <= low else np.clip((target - low) / (high - low), 0, 1)
-            return float(rollouts[index - 1] + share * (rollouts[index] - rollouts[index - 1]))
-    return float("inf")
+def share_of_cost(method: Cells, uniform: Cells, seeds: list[int], cost: str) -> float:
+    """Return the cost at which a method has uniform's final accuracy, as a share of uniform's."""
+    mine, base = Curve.of(method, seeds, cost), Curve.of(uniform, seeds, cost)
+    ratio = mine.reached(base.accuracy[-1]) / base.reached(base.accuracy[-1])
+    return ratio if np.isfinite(ratio) else max(MOST, mine.cost[-1] / base.cost[-1])
 
 
-def half_width(values: np.ndarray) -> float:
-    """Return half of the 95 % t interval of the mean."""
-    if len(values) < 2:
-        return float("nan")
-    return float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+def jackknife(of: Callable[[list[int]], float], seeds: list[int]) -> tuple[float, float, float]:
+    """Return a statistic of seeds, its standard error and half of its 95 % interval."""
+    whole, size = of(seeds), len(seeds)
+    if size < 3:
+        return whole, float("nan"), float("nan")
+    parts = np.array([of([other for other in seeds if other != seed]) for seed in seeds])
+    error = float(np.sqrt((size - 1) / size * np.sum((parts - parts.mean()) ** 2)))
+    return whole, error, float(stats.t.ppf(0.975, size - 1) * error)
+
+
+def holm(values: dict[str, float]) -> dict[str, float]:
+    """Return p-values corrected for their number."""
+    worst, corrected = 0.0, {}
+    known = sorted((value, name) for name, value in values.items() if np.isfinite(value))
+    for rank, (value, name) in enumerate(known):
+        worst = max(worst, min(1.0, value * (len(known) - rank)))
+        corrected[name] = worst
+    return corrected
 
 
 def compare(method: Cells, uniform: Cells, oracle: Cells | None) -> dict:
-    """Return what a method gains over uniform, on the seeds that both have."""
+    """Return what a method costs and gains, on the seeds that it shares with uniform draws and the oracle."""
     seeds = sorted(set(method) & set(uniform) & (set(oracle) if oracle else set(method)))
-    points, mine = curves(method, seeds)
-    _, base = curves(uniform, seeds)
-    best = curves(oracle, seeds)[1] if oracle else None
-    gains = area(points, mine) - area(points, base)
-    ends = mine[:, -1] - base[:, -1]
-    rng, shares, saved = np.random.default_rng(0), [], []
-    for draw in (np.arange(len(seeds)), *rng.integers(0, len(seeds), (RESAMPLES, len(seeds)))):
-        target = base[draw, -1].mean()
-        share = min(reached(points, mine[draw].mean(0), target) / points[-1], 1.5)
-        shares.append(share)
-        if best is not None:
-            most = 1 - min(reached(points, best[draw].mean(0), target) / points[-1], 1.5)
-            saved.append((1 - share) / most if most > 0.02 else np.nan)
-    result = {
-        "seeds": seeds,
-        "end": float(ends.mean()),
-        "end_half": half_width(ends),
-        "area": float(gains.mean()),
-        "area_half": half_width(gains),
-        "share": shares[0],
-        "share_interval": np.quantile(shares[1:], [0.025, 0.975]).tolist(),
-        "zero_std": float(np.mean([np.mean(method[seed]["frac_zero_std"]) for seed in seeds])),
-        "seconds": float(np.mean([method[seed]["rows"][-1]["seconds"] for seed in seeds])),
-        "extra": method[seeds[0]]["extra"],
-        "met": float(np.mean([method[seed]["samples_met"] for seed in seeds])),
-        "final": float(mine[:, -1].mean()),
+    result: dict = {"seeds": seeds}
+    for cost in COSTS:
+        share, error, half = jackknife(lambda part, cost=cost: share_of_cost(method, uniform, part, cost), seeds)
+        result[cost] = {"share": share, "half": half}
+        if cost == "rollouts":
+            freedom = len(seeds) - 1
+            result["p"] = float(stats.t.cdf((share - 1) / error, freedom)) if error and error > 0 else float("nan")
+        if oracle:
+            best = share_of_cost(oracle, uniform, seeds, cost)
+            result[cost]["of_oracle"] = (1 - share) / (1 - best) if best < 0.98 else float("nan")
+
+    def ends(cell: dict) -> float:
+        return cell["rows"][-1]["accuracy"]
+
+    def equal_cost(part: list[int]) -> float:
+        base = Curve.of(uniform, part, "rollouts")
+        return 100 * (Curve.of(method, part, "rollouts").at(base.cost[-1]) - base.accuracy[-1])
+
+    gain, _, half = jackknife(equal_cost, seeds)
+    end, _, end_half = jackknife(
+        lambda part: (
+            100 * float(np.mean([method[s]["rows"][-1]["accuracy"] - uniform[s]["rows"][-1]["accuracy"] for s in part]))
+        ),
+        seeds,
+    )
+    cells = [method[seed] for seed in seeds]
+    return result | {
+        "equal": gain,
+        "equal_half": half,
+        "end": end,
+        "end_half": end_half,
+        "final": float(np.mean([cell["rows"][-1]["accuracy"] for cell in cells])),
+        "rolled_out": float(np.mean([np.mean(cell["frac_zero_std"]) for cell in cells])),
+        "trained_on": float(
+            np.mean([np.mean(cell.get("frac_zero_std_trained", cell["frac_zero_std"])) for cell in cells])
+        ),
+        "total": {cost: float(np.mean([costs_of(cell, cost)[-1] for cell in cells])) for cost in COSTS},
+        "extra": cells[0]["extra"],
     }
-    if best is not None:
-        oracle_gain = (area(points, best) - area(points, base)).mean()
-        result["area_of_oracle"] = float(gains.mean() / oracle_gain) if abs(oracle_gain) > 1e-4 else None
-        result["saved_of_oracle"] = saved[0] if np.isfinite(saved[0]) else None
-        kept = [value for value in saved[1:] if np.isfinite(value)]
-        result["saved_interval"] = np.quantile(kept, [0.025, 0.975]).tolist() if kept else None
-    return result
 
 
-def table(environment: str, methods: dict[str, Cells]) -> tuple[list[str], dict]:
+def percent(value: float, half: float = float("nan")) -> str:
+    """Return a share as text, with its interval where there is one."""
+    if not np.isfinite(value):
+        return "–"
+    return f"{value:.0%}" + (f" ± {100 * half:.0f}" if np.isfinite(half) else "")
+
+
+def table(key: tuple[str, int], methods: dict[str, Cells]) -> tuple[list[str], dict]:
     """Return the lines of an environment's section, and its numbers."""
     uniform, oracle = methods["uniform"], methods.get("oracle")
     numbers = {name: compare(cells, uniform, oracle) for name, cells in methods.items()}
-    steps = len(next(iter(uniform.values()))["frac_zero_std"])
+    corrected = holm({name: row["p"] for name, row in numbers.items() if name not in ("uniform", "oracle")})
+    steps = next(iter(uniform.values()))["steps"]
     lines = [
-        f"## demo:{environment}",
+        f"## demo:{key[0]}, groups of {key[1]}",
         "",
-        f"{steps} steps of 8 prompts × 8 completions; seeds {', '.join(map(str, numbers['uniform']['seeds']))}.",
+        f"{steps} steps of {64 // key[1]} prompts × {key[1]} completions that reach the optimiser.",
         "",
-        "| method | final accuracy | final − uniform | mean while training − uniform | of the oracle's | rollouts to "
-        "uniform's end | saving, of the oracle's | groups without signal | samples met | besides training |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| method | seeds | rollouts to uniform's end | seconds | tokens | of the oracle's saving: rollouts | "
+        "seconds | p | at equal cost | final accuracy | zero variance: rolled out | trained on |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in numbers.items():
-        low, high = row["share_interval"]
-        besides = [f"{count:,} {kind}" for kind, count in row["extra"].items() if count]
+        reference = name in ("uniform", "oracle")
         cells = [
             name,
-            f"{row['final']:.1%}",
-            f"{100 * row['end']:+.1f} ± {100 * row['end_half']:.1f}",
-            f"{100 * row['area']:+.1f} ± {100 * row['area_half']:.1f}",
-            "–" if row.get("area_of_oracle") is None or name == "uniform" else f"{row['area_of_oracle']:.0%}",
-            f"{row['share']:.0%} [{low:.0%}, {high:.0%}]",
-            "–"
-            if row.get("saved_of_oracle") is None or name == "uniform"
-            else f"{row['saved_of_oracle']:.0%} [{row['saved_interval'][0]:.0%}, {row['saved_interval'][1]:.0%}]",
-            f"{row['zero_std']:.0%}",
-            f"{row['met']:.0f}",
-            ", ".join(besides) or "–",
+            str(len(row["seeds"])),
+            *(percent(row[cost]["share"], row[cost]["half"]) for cost in ("rollouts", "seconds", "tokens")),
+            *(
+                "–" if name == "uniform" else percent(row[cost].get("of_oracle", float("nan")))
+                for cost in ("rollouts", "seconds")
+            ),
+            "–" if reference or name not in corrected else f"{corrected[name]:.3f}",
+            f"{row['equal']:+.1f} ± {row['equal_half']:.1f}",
+            f"{row['final']:.1%} ({row['end']:+.1f} ± {row['end_half']:.1f})",
+            percent(row["rolled_out"]),
+            percent(row["trained_on"]),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return [*lines, ""], numbers
 
 
-def plot(environment: str, methods: dict[str, Cells], path: Path) -> None:
-    """Plot accuracy and groups without signal over rollouts."""
+def plot(key: tuple[str, int], methods: dict[str, Cells], path: Path) -> None:
+    """Plot accuracy over each cost."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    figure, axes = plt.subplots(1, len(COSTS), figsize=(13, 3.8), layout="constrained", sharey=True)
+    colors = plt.get_cmap("tab20")
     for index, (name, cells) in enumerate(methods.items()):
         seeds = sorted(set(cells) & set(methods["uniform"]))
-        rollouts, accuracy = curves(cells, seeds)
-        color = "black" if name == "uniform" else "grey" if name == "oracle" else f"C{index}"
+        color = "black" if name == "uniform" else "grey" if name == "oracle" else colors(index % 20)
         style = "--" if name in ("uniform", "oracle") else "-"
-        error = [half_width(column) for column in accuracy.T]
-        left.errorbar(
-            rollouts, 100 * accuracy.mean(0), 100 * np.array(error), color=color, ls=style, label=name, capsize=2
-        )
-        idle = np.mean([cells[seed]["frac_zero_std"] for seed in seeds], axis=0)
-        smooth = np.convolve(idle, np.ones(5) / 5, mode="valid")
-        right.plot(np.arange(len(smooth)) + 3, 100 * smooth, color=color, ls=style)
-    left.set(xlabel="rollouts of training", ylabel="held-out accuracy, %", title=f"demo:{environment}")
-    right.set(xlabel="step", ylabel="groups without signal, % (mean of 5 steps)", ylim=(0, 100))
-    left.legend(fontsize=8)
-    figure.savefig(path, dpi=130)
+        for axis, cost in zip(axes, COSTS, strict=True):
+            spent = np.mean([costs_of(cells[seed], cost) for seed in seeds], axis=0)
+            accuracy = np.mean([[row["accuracy"] for row in cells[seed]["rows"]] for seed in seeds], axis=0)
+            axis.plot(spent, 100 * accuracy, color=color, ls=style, marker=".", lw=1.2, label=name)
+    most = {cost: Curve.of(methods["uniform"], sorted(methods["uniform"]), cost).cost[-1] for cost in COSTS}
+    for axis, cost in zip(axes, COSTS, strict=True):
+        axis.set(xlabel=cost, xlim=(0, 1.5 * most[cost]))
+    axes[0].set(ylabel="held-out accuracy, %", title=f"demo:{key[0]}, groups of {key[1]}")
+    axes[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def harm(everything: dict[str, dict]) -> list[str]:
+    """Return the lines of the worst difference from uniform of each method."""
+    worst: dict[str, list[tuple[float, float, str]]] = defaultdict(list)
+    for key, numbers in everything.items():
+        for name, row in numbers.items():
+            if name not in ("uniform", "oracle"):
+                worst[name].append((row["equal"], row["equal_half"], key))
+    lines = [
+        "## The worst difference from uniform",
+        "",
+        "In points at equal rollouts, over the environments and group sizes above.",
+        "",
+        "| method | worst | where | environments |",
+        "|---|---|---|---|",
+    ]
+    for name, found in sorted(worst.items(), key=lambda item: -min(item[1])[0]):
+        value, half, key = min(found)
+        lines.append(f"| {name} | {value:+.1f} ± {half:.1f} | {key} | {len(found)} |")
+    return [*lines, ""]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5, 10)))
+    parser.add_argument("--name", default="README", help="of the page, beside the cells")
     arguments = parser.parse_args()
     lines, everything = [], {}
-    for environment, methods in read(arguments.results).items():
+    for key, methods in sorted(read(arguments.results).items()):
         kept = {
             name: {seed: cell for seed, cell in cells.items() if seed in arguments.seeds}
             for name, cells in methods.items()
         }
+        shared = set(kept.get("uniform", {})) & set(kept.get("oracle", kept.get("uniform", {})))
         order = sorted(
-            (name for name in kept if kept[name]), key=lambda name: (name != "uniform", name != "oracle", name)
+            (name for name in kept if set(kept[name]) & shared),
+            key=lambda name: (name != "uniform", name != "oracle", name),
         )
-        kept = {name: kept[name] for name in order}
-        if "uniform" not in kept:
+        if not shared:
             continue
-        section, everything[environment] = table(environment, kept)
-        plot(environment, kept, arguments.results / f"{environment}.png")
-        lines += [*section, f"![{environment}]({environment}.png)", ""]
-    (arguments.results / "arena.json").write_text(json.dumps(everything, indent=1) + "\n")
-    (arguments.results / "README.md").write_text("\n".join([*INTRODUCTION, *lines]))
+        label = f"{key[0]}-g{key[1]}"
+        kept = {name: kept[name] for name in order}
+        section, everything[label] = table(key, kept)
+        picture = f"{arguments.name.lower()}-{label}.png".removeprefix("readme-")
+        plot(key, kept, arguments.results / picture)
+        lines += [*section, f"![{label}]({picture})", ""]
+    lines += harm(everything)
+    (arguments.results / f"{arguments.name}.json".replace("README", "arena")).write_text(
+        json.dumps(everything, indent=1) + "\n"
+    )
+    (arguments.results / f"{arguments.name}.md").write_text("\n".join([*INTRODUCTION, *lines]))
     print("\n".join(lines))
 
 

@@ -75,6 +75,7 @@ class Measure(TrainerCallback):
         row = {
             "step": step,
             "rollouts": self.trainer.difficulty.rollouts,
+            "tokens": counters.get("generated_tokens", 0),
             "prefills": counters["prefills"],
             "seconds": round(stopped - self.began - self.paused, 1),
             "accuracy": round(accuracy, 5),
@@ -92,13 +93,13 @@ def train(environment: str, name: str, seed: int, steps: int, generations: int =
     """Train one cell and return its measurements."""
     entry, method = ENVIRONMENTS[environment], METHODS[name]
     data, options = questions(environment), dict(method.options)
-    extra = {"rollouts": 0, "prefills": 0}
+    extra = {"rollouts": 0, "prefills": 0, "seconds": 0.0}
     if method.oracle:
         wins = base_rates(environment).sum(1)
         data = data.select(np.flatnonzero((wins > 0) & (wins < 8)))
     if method.features:
-        options["features"] = features(environment)
-        extra["prefills"] += len(data)
+        options["features"], extra["seconds"] = features(environment, method.features)
+        extra["prefills"] += len(data) if method.features == "prefill" else 0
     model = load_model(entry.model, "cpu", "float32")
     model.model.vision_tower.requires_grad_(False)
     remember_images(model)

@@ -22,7 +22,10 @@ def features(
     data: Annotated[str | None, typer.Option(help=f"{DATA_HELP} (default: what was scored)")] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="Folder, hub id or `demo`; for a server, its name there (default: what was scored)"),
+        typer.Option(
+            help="Folder, hub id or `demo`; for a server, its name there; `none`: text and images alone, without "
+            "a prefill (default: what was scored)"
+        ),
     ] = None,
     *,
     config: FeaturesConfig,
@@ -31,7 +34,8 @@ def features(
 
     `hardsample score` keeps them as it goes; this adds those that a scored folder lacks. With `--data` and `--model` it
     fills a new folder, for data that nobody scored. A server sends the first token's distribution but no hidden
-    states; `--encoder FOLDER` takes the features of a model on this machine.
+    states; `--encoder FOLDER` takes the features of a model on this machine. `--model none` needs no model: sizes,
+    lengths and image statistics only, a first look at the cost of decoding the images.
 
     Try it: `hardsample features out`. Stop it whenever you like: the same command resumes.
     """

@@ -3,6 +3,7 @@
 >>> from hardsample.scoring.features import add_features, read_features
 >>> add_features("runs/mine")                                            # a scored folder
 >>> add_features("runs/new", "data.jsonl", "Qwen/Qwen2.5-VL-3B-Instruct")  # data that nobody scored
+>>> add_features("runs/quick", "data.jsonl", "none")                       # text and images only, no prefill
 >>> ids, matrix = read_features("runs/new")
 
 `hardsample.engines.features` says what they are.
@@ -30,6 +31,7 @@ from hardsample.data.loading import Data, NoRecordsError, Rejection, load
 from hardsample.engines.features import BYTES, VERSION, WIDTH, Features, encoder_name
 from hardsample.engines.protocol import Engine, can_show_features, engine_class
 from hardsample.engines.results import EngineError, Failure
+from hardsample.engines.statistics import NO_MODEL, StatisticsEngine
 from hardsample.errors import ConfigError, NothingToScoreError
 from hardsample.files import FEATURES_FILE, FEATURES_RUN_FILE, FEATURES_STORE, ROLLOUTS_FILE, SCORES_FILE
 from hardsample.scoring.config import FeaturesConfig, ScoringConfig
@@ -155,7 +157,8 @@ def add_features(
     Args:
         folder: of a finished scoring; or a new one, which then holds features only.
         data: the records; default where the scoring read them.
-        model: folder or hub id, or its name on a server; default the one that was scored.
+        model: folder or hub id, or its name on a server; `none` for the numbers of text and images alone; default the
+            one that was scored.
         config: settings; or give them one by one as `settings`.
         progress: show a bar with rate and time left.
         settings: fields of `FeaturesConfig`.
@@ -294,6 +297,8 @@ def _new_records(data: Data, engine: Engine, folder: Path, config: FeaturesConfi
 
 def _engine(name: str, config: ScoringConfig) -> Engine:
     """Make the engine of a model; its weights are not loaded yet."""
+    if name == NO_MODEL:
+        return StatisticsEngine.from_config(name, config)
     engine = engine_class(config.engine).from_config(name, config, tqdm.write)
     if not can_show_features(engine):
         raise ConfigError(f"engine is {config.engine!r}, which shows no features: give --encoder MODEL, to load here")

@@ -346,3 +346,32 @@ def test_a_model_that_fails_on_everything_ends_the_job(tmp_path, monkeypatch):
     monkeypatch.setattr(TransformersEngine, "_generated", broken)
     with pytest.raises(EngineError, match=r"the model fails on its first 4 records: .*no kernel for this device"):
         add_features(tmp_path, "demo", "demo", limit=4, **HERE)
+
+
+def test_features_without_a_model_are_the_numbers_of_text_and_images_that_a_prefill_has_too(tmp_path):
+    data = load_split("demo", limit=10)
+    run = add_features(tmp_path / "quick", data, "none", progress=False)
+    add_features(tmp_path / "whole", data, "demo", **HERE)
+    assert (run.samples, run.before, run.about["fingerprint"]) == (10, 0, "none")
+    matrix, with_prefill = read_features(tmp_path / "quick")[1], read_features(tmp_path / "whole")[1]
+    known = np.isfinite(matrix.astype(float)).any(0)
+    names = {"images", "characters", "options", "pixels", "aspect", "brightness", "contrast", "saturation", "edges"}
+    assert {NUMBERS[place] for place in np.flatnonzero(known)} == names
+    close(matrix[:, known], with_prefill[:, known])
+    assert add_features(tmp_path / "quick", data, "none", progress=False).before == 10
+    with pytest.raises(StoreError):  # other samples
+        add_features(tmp_path / "quick", load_split("demo", limit=4), "none", progress=False)
+
+
+def test_a_broken_image_is_set_aside_without_a_model_too(tmp_path):
+    records = [dict(record) for record in load_split("demo", limit=4)]
+    records[2]["images"] = [{"bytes": records[2]["images"][0]["bytes"][:-60], "path": None}]
+    run = add_features(tmp_path, records, "none", progress=False)
+    assert (run.samples, list(run.failed)) == (3, [records[2]["id"]])
+    assert "cannot be decoded" in (tmp_path / "rejected.jsonl").read_text()
+
+
+def test_a_scored_folder_needs_to_be_told_that_features_without_its_model_are_wanted(copied):
+    with pytest.raises(ConfigError, match="--encoder none"):
+        add_features(copied, model="none", progress=False)
+    assert add_features(copied, encoder="none", progress=False).about["model"] == "none"
