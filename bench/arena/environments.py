@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,8 +19,12 @@ from datasets import Dataset, Image, List
 from hardsample.data.loading import load
 from hardsample.demo import model_path
 from hardsample.engines.transformers import load_processor
+from hardsample.files import SCORES_FILE
 from hardsample.grading.grader import Grader
+from hardsample.scoring.config import ScoringConfig
 from hardsample.scoring.features import add_features
+from hardsample.scoring.output import Scores
+from hardsample.scoring.score import score
 
 ROOT = Path(__file__).parents[2] / "runs" / "arena"
 BASE_RATES = Path(__file__).parents[1] / "results" / "arena"
@@ -35,6 +40,8 @@ class Environment:
     model: str
     test_size: int = 400
     test_rollouts: int = 6
+    limit: int | None = None
+    """Questions of the pool, the first ones; None: all."""
 
 
 ENVIRONMENTS = {
@@ -43,10 +50,15 @@ ENVIRONMENTS = {
 }
 
 
+def whole(name: str) -> Dataset:
+    """Return the pool of an environment with all columns."""
+    return load(ENVIRONMENTS[name].pool, limit=ENVIRONMENTS[name].limit).dataset
+
+
 @lru_cache(maxsize=2)
 def questions(name: str) -> Dataset:
     """Return the pool of an environment, as the trainer takes it."""
-    data = load(ENVIRONMENTS[name].pool).dataset
+    data = whole(name)
     kept = [column for column in ("id", "prompt", "images", "solution", "ability", "grader") if column in data.features]
     return data.select_columns(kept).cast_column("images", List(Image()))
 
@@ -56,8 +68,8 @@ def truth(name: str) -> tuple[np.ndarray, list[str]]:
     ability."""
     entry = ENVIRONMENTS[name]
     path = BASE_RATES / f"base-{name}.npz"
-    whole = measure(load(entry.pool).dataset if not path.exists() else None, entry.model, path)
-    return whole["grades"], whole["ability"].tolist()
+    known = measure(whole(name) if not path.exists() else None, entry.model, path)
+    return known["grades"], known["ability"].tolist()
 
 
 def base_rates(name: str) -> np.ndarray:
@@ -73,16 +85,32 @@ def features(name: str, kind: str = "prefill") -> tuple[str, float]:
         name: of the environment.
         kind: `prefill`, or `statistics` of text and image alone.
     """
-    entry, folder = ENVIRONMENTS[name], ROOT / f"features-{name}{'' if kind == 'prefill' else '-' + kind}"
+    folder = ROOT / f"features-{name}{'' if kind == 'prefill' else '-' + kind}"
+    model = ENVIRONMENTS[name].model if kind == "prefill" else "none"
+    make = lambda: add_features(folder, whole(name), model, progress=False)  # noqa: E731
+    return str(folder), _seconds(f"{name} {kind}", folder / "features.parquet", make)
+
+
+def scores(name: str) -> tuple[str, int, float]:
+    """Return the folder of the PISM and CMAB scores of an environment's pool, made if it is not there, the rollouts and
+    the seconds of computing that they took."""
+    folder = ROOT / f"scores-{name}"
+    config = ScoringConfig(metric="pism,cmab", batch_size=256)
+    make = lambda: score(whole(name), ENVIRONMENTS[name].model, folder, config, progress=False)  # noqa: E731
+    seconds = _seconds(f"{name} scores", folder / SCORES_FILE, make)
+    return str(folder), sum(Scores(folder).table["rollouts"]), seconds
+
+
+def _seconds(what: str, made: Path, make: Callable[[], object]) -> float:
+    """Return the seconds of computing that something took when it was first made; make it if its file is not there."""
     times = BASE_RATES / "features.json"
-    if not (folder / "features.parquet").exists():
+    known = json.loads(times.read_text()) if times.exists() else {}
+    if not made.exists():
         began = time.process_time()
-        add_features(folder, entry.pool, entry.model if kind == "prefill" else "none", progress=False)
-        known = json.loads(times.read_text()) if times.exists() else {}
-        if f"{name} {kind}" not in known:
-            known[f"{name} {kind}"] = round(time.process_time() - began, 1)
-            times.write_text(json.dumps(known, indent=1) + "\n")
-    return str(folder), json.loads(times.read_text()).get(f"{name} {kind}", float("nan"))
+        make()
+        known.setdefault(what, round(time.process_time() - began, 1))
+        times.write_text(json.dumps(known, indent=1) + "\n")
+    return known.get(what, float("nan"))
 
 
 class HeldOut:

@@ -26,7 +26,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from cells import DEMO_TRAINING, claim
-from environments import ENVIRONMENTS, ROOT, HeldOut, base_rates, features, held_out, questions
+from environments import ENVIRONMENTS, ROOT, HeldOut, base_rates, features, held_out, questions, scores
 from methods import METHODS
 
 from hardsample.engines.transformers import load_model, load_processor
@@ -100,6 +100,9 @@ def train(environment: str, name: str, seed: int, steps: int, generations: int =
     if method.features:
         options["features"], extra["seconds"] = features(environment, method.features)
         extra["prefills"] += len(data) if method.features == "prefill" else 0
+    if method.strata:
+        options["scores"], rollouts, seconds = scores(environment)
+        extra["rollouts"], extra["seconds"] = extra["rollouts"] + rollouts, extra["seconds"] + seconds
     model = load_model(entry.model, "cpu", "float32")
     model.model.vision_tower.requires_grad_(False)
     remember_images(model)
