@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Integer
 
-from hardsample.metrics.beta import spread_probability
 from hardsample.trainer.config import DifficultyOptions
+from hardsample.trainer.selection import figures
 from hardsample.trainer.selection.evidence import Evidence, Outcomes
 from hardsample.trainer.selection.levels import Rows
 from hardsample.trainer.selection.policies import Context, PolicyConfig, weigh
-from hardsample.trainer.selection.prior import LEAST_COUNT, FeaturePrior
+from hardsample.trainer.selection.prior import FeaturePrior
 from hardsample.trainer.selection.sampler import POOL, Batch, draw_uniform, generator
 from hardsample.trainer.selection.states import StateDict, StateError
-from hardsample.trainer.selection.strata import NAMES, UNSCORED, Strata
+from hardsample.trainer.selection.strata import NAMES, Strata
 from hardsample.trainer.selection.stream import PromptStream
 
 STREAM_MONITOR, STREAM_PROBES, STREAM_ESTIMATE, STREAM_FEATURES = 2, 3, 4, 5
@@ -33,7 +33,6 @@ whose features are read anew."""
 WEIGHED_EVERY_DRAW = 100_000
 """Most samples that are weighed anew at every draw where features give the prior."""
 STATE_VERSION = 3
-_COUNTERS = ("rollouts", "probes", "monitor_rollouts", "effective_rollouts", "groups", "zero_std_groups", "prefills")
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class Difficulty:
         last: the batch that was drawn last; None before the first.
         note: what had to be widened at the last draw; None if nothing.
         new_note: the same, unless the draw before widened the same strata; so it is worth a warning.
-        counters: rollouts and groups so far, by name.
+        counters: rollouts and groups so far, by name, see `figures.COUNTERS`.
     """
 
     def __init__(
@@ -87,7 +86,7 @@ class Difficulty:
         self.note: str | None = None
         self.new_note: str | None = None
         self._topic = ""
-        self.counters = dict.fromkeys(_COUNTERS, 0)
+        self.counters = figures.new_counters()
         size = len(evidence)
         rng = generator(shape.seed, 0, STREAM_MONITOR)
         none = np.empty(0, dtype=np.int64)
@@ -100,14 +99,16 @@ class Difficulty:
         self._moves = np.zeros((len(NAMES), len(NAMES)), dtype=np.int64)
         self._weights_note: str | None = None
         self._touched: Rows = np.empty(0, dtype=np.int64)
-        self._drawn = np.empty(0, dtype=np.int8)
+        self._drawn: list[tuple[np.ndarray, np.ndarray]] = []  # strata, and which were explored, of each draw
 
-    def next_prompts(self, step: int, total_steps: int) -> Batch:
-        """Draw the next generation batch by all evidence so far.
+    def next_prompts(self, step: int, total_steps: int, prompts: int | None = None, taken: Rows | None = None) -> Batch:
+        """Draw the next generation batch, or more prompts for it, by all evidence so far.
 
         Args:
             step: optimizer steps done.
             total_steps: of the training.
+            prompts: how many; None: those of a generation batch.
+            taken: rows that the generation has drawn before, see `PromptStream.next_batch`; None begins one.
         """
         context = self._context(step, total_steps)
         if not self.policy.stock_order and not self.policy.pooled:
@@ -124,8 +125,11 @@ class Difficulty:
         score = None
         if self.policy.pooled:
             score = lambda rows, rng: weigh(self.evidence, self.strata, replace(context, rng=rng), rows).values  # noqa: E731
-        self.last = self.stream.next_batch(self.shape.prompts, score)
-        self._drawn = self.strata.codes[self.last.rows]
+        self.last = self.stream.next_batch(prompts or self.shape.prompts, score, taken=taken)
+        self._drawn = [] if taken is None else self._drawn
+        self._drawn.append((self.strata.codes[self.last.rows], self.last.explored))
+        if taken is not None:
+            return self.last
         notes = [note for note in (self._weights_note, self.last.note) if note]
         self.note = "; ".join(notes) or None
         topic = re.sub(r"\d+", "", self.note or "")  # counts change at every step, what was widened does not
@@ -144,14 +148,22 @@ class Difficulty:
             The outcomes of the groups.
         """
         assert self.last is not None, "next_prompts comes first"
-        outcomes = self.evidence.observe(self.last.rows, rewards, step)
+        outcomes = self.learn(self.last.rows, rewards, step)
+        everything = np.ones(len(rewards), dtype=bool)
+        figures.count_groups(self.counters, outcomes.spread, everything, rewards.size, rewards.shape[1])
+        return outcomes
+
+    def learn(self, rows: Rows, rewards: Float[np.ndarray, "rows completions"], step: int) -> Outcomes:
+        """Add rewards to the evidence without counting them.
+
+        Args:
+            rows: samples, which may be repeated.
+            rewards: (rows, completions), NaN where a completion has none.
+            step: optimizer steps done.
+        """
+        outcomes = self.evidence.observe(rows, rewards, step)
         self._refit(step)
-        self._touch(self.last.rows, step)
-        size = rewards.size
-        self.counters["rollouts"] += size
-        self.counters["effective_rollouts"] += int(outcomes.spread.sum()) * rewards.shape[1]
-        self.counters["groups"] += len(outcomes.spread)
-        self.counters["zero_std_groups"] += int((~outcomes.spread).sum())
+        self._touch(rows, step)
         return outcomes
 
     @property
@@ -243,32 +255,28 @@ class Difficulty:
         return self.counters["rollouts"] + self.counters["probes"] + self.counters["monitor_rollouts"]
 
     def summary(self) -> str:
-        """Return in three lines what the rollouts went to."""
-        counters, groups = self.counters, max(self.counters["groups"], 1)
+        """Return in a few lines what the rollouts went to."""
+        counters, effective = self.counters, "\n".join(figures.say_rollouts(self.counters, self.options.resamples))
         prefills = f", {counters['prefills']:,} prefills" if counters["prefills"] else ""
         strata = ", ".join(f"{count:,} {name}" for name, count in self.counts().items())
         return (
             f"Policy {self.policy.policy}: {self.rollouts:,} rollouts ({counters['rollouts']:,} for training, "
             f"{counters['probes']:,} probes, {counters['monitor_rollouts']:,} on the monitoring set){prefills}.\n"
-            f"  effective       {counters['effective_rollouts']:,} rollouts; {counters['zero_std_groups']:,} of "
-            f"{counters['groups']:,} groups ({counters['zero_std_groups'] / groups:.0%}) had zero variance\n"
+            f"{effective}\n"
             f"  strata now      {strata}; {int(self.strata.moves.sum()):,} moves during training"
         )
 
     def metrics(self, outcomes: Outcomes, step: int) -> dict[str, float]:
-        """Return what the logs say of the last batch and the data.
+        """Return what the logs say of the last generation and the data.
 
         Args:
-            outcomes: of the last batch.
+            outcomes: of all groups of the generation.
             step: optimizer steps done.
         """
-        assert self.last is not None, "next_prompts comes first"
-        drawn = np.bincount(self._drawn, minlength=len(NAMES)) / len(self._drawn)
-        metrics = {"frac_zero_std": float((~outcomes.spread).mean()), "explored": float(self.last.explored.mean())}
-        for name, share, held in zip(NAMES, drawn, self.strata.counts / len(self.evidence), strict=True):
-            if name == NAMES[UNSCORED] and not share and not held:
-                continue
-            metrics[f"draws/{name}"], metrics[f"data/{name}"] = float(share), float(held)
+        assert self._drawn, "next_prompts comes first"
+        codes, explored = (np.concatenate(parts) for parts in zip(*self._drawn, strict=True))
+        metrics = {"frac_zero_std": float((~outcomes.spread).mean()), "explored": float(explored.mean())}
+        metrics |= figures.draw_shares(codes, self.strata.counts)
         expected = self.expected_frac_zero_std(step)
         if expected is not None:
             metrics["frac_zero_std_uniform"] = expected
@@ -285,16 +293,9 @@ class Difficulty:
             step: optimizer steps done.
 
         Returns:
-            The mean of E[p^G] + E[(1−p)^G] over the samples with evidence among a fixed random 4,096; None if none has.
+            The mean over the samples with evidence among a fixed random 4,096; None if none has.
         """
-        alpha, beta = self.evidence.posterior(self._estimate_rows, step)
-        rows = self._estimate_rows
-        known = self.evidence.successes[rows] + self.evidence.failures[rows] > LEAST_COUNT
-        if self.evidence.prior is not None and known.any():
-            known[:] = True  # what features say of the others is evidence, too
-        if not known.any():
-            return None
-        return float(1 - spread_probability(alpha[known], beta[known], self.shape.num_generations).mean())
+        return figures.expected_zero_std(self.evidence, self._estimate_rows, step, self.shape.num_generations)
 
     def state_dict(self) -> StateDict:
         """Return the state of each part, the counters, and when things were last done."""
@@ -343,7 +344,7 @@ class Difficulty:
             )
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
-        self.counters = {name: int(state["counters"].get(name, 0)) for name in _COUNTERS}
+        self.counters = figures.saved_counters(state["counters"])
         self._refreshed, self._monitored = state["refreshed"], state["monitored"]
         self._weights_note = state["weights_note"]
         self._fitted, self._features_step = state["fitted"], state["features_step"]
@@ -360,9 +361,13 @@ class Difficulty:
 
     def agree(self, rows: Rows) -> Batch:
         """Take the rows that rank 0 drew as the last batch; all ranks then learn from the same groups."""
+        self._drawn[-1] = self.strata.codes[rows], self._drawn[-1][1]
+        return self.settle(rows)
+
+    def settle(self, rows: Rows) -> Batch:
+        """Take the rows that reach the optimiser as the last batch."""
         assert self.last is not None, "next_prompts comes first"
         self.last = replace(self.last, rows=np.asarray(rows, dtype=np.int64))
-        self._drawn = self.strata.codes[self.last.rows]
         return self.last
 
     def features_due(self, step: int) -> bool:
