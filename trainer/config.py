@@ -71,11 +71,45 @@ class DifficultyOptions:
         default=False,
         metadata={"help": "whether to read the attention balance ρ̄ of right completions inline in the loss forward"},
     )
+    dynamic_sampling: bool = field(
+        default=False,
+        metadata={
+            "help": "whether groups with zero variance are replaced by further prompts before the optimiser sees the "
+            "generation batch (DAPO's dynamic sampling)"
+        },
+    )
+    max_resample_rounds: int = field(
+        default=3,
+        metadata={
+            "help": "dynamic_sampling: most rounds of further prompts for a generation batch, at least 1; what is "
+            "then missing is filled with zero-variance groups"
+        },
+    )
+    screen_generations: int = field(
+        default=0,
+        metadata={
+            "help": "completions by which candidates are screened, 1 to num_generations - 1; the others are generated "
+            "only for the most promising candidates, 0: no screening"
+        },
+    )
+    screen_candidates: float = field(
+        default=2.0,
+        metadata={
+            "help": "screen_generations: candidates for each prompt of a generation batch, at least 1; fewer where "
+            "screening would generate more completions at a time than a generation batch holds"
+        },
+    )
+
+    @property
+    def resamples(self) -> bool:
+        """Whether a generation makes rollouts that do not reach the optimiser."""
+        return self.dynamic_sampling or self.screen_generations > 0
 
     @property
     def switched_on(self) -> bool:
         """Whether any option here does more than watch."""
-        return bool(self.scores or self.features or self.probe_fraction or self.monitor_size or self.attention_balance)
+        reads = self.scores or self.features or self.probe_fraction or self.monitor_size or self.attention_balance
+        return bool(reads or self.resamples)
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -89,6 +123,20 @@ class DifficultyOptions:
             )
         if not 0 <= self.probe_fraction <= 1:
             raise ConfigError(f"probe_fraction is {self.probe_fraction}, must lie in 0 to 1: choose one, such as 0.1")
+        if self.max_resample_rounds < 1:
+            raise ConfigError(
+                f"max_resample_rounds is {self.max_resample_rounds}, must be at least 1 round: choose one, such as 3, "
+                "or set dynamic_sampling=False"
+            )
+        if self.screen_generations < 0:
+            raise ConfigError(
+                f"screen_generations is {self.screen_generations}, must be 0 or above: choose one, such as "
+                "num_generations / 4"
+            )
+        if not 1 <= self.screen_candidates < float("inf"):
+            raise ConfigError(
+                f"screen_candidates is {self.screen_candidates}, must be at least 1 and finite: choose one, such as 2"
+            )
         if self.monitor_size < 0:
             raise ConfigError(f"monitor_size is {self.monitor_size}, must be 0 or above: choose one, such as 64")
         if self.probe_fraction and not self.scores:

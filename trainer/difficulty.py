@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Integer
 
-from hardsample.metrics.beta import spread_probability
 from hardsample.trainer.config import DifficultyOptions
+from hardsample.trainer.selection import figures
 from hardsample.trainer.selection.balance_strata import BalanceStrata
 from hardsample.trainer.selection.evidence import Evidence, Outcomes
 from hardsample.trainer.selection.labels import Labels, Restratified, counts_of
 from hardsample.trainer.selection.levels import Rows, check_rows
 from hardsample.trainer.selection.policies import Context, PolicyConfig, Weights, weigh
-from hardsample.trainer.selection.prior import LEAST_COUNT, FeaturePrior
+from hardsample.trainer.selection.prior import FeaturePrior
 from hardsample.trainer.selection.sampler import POOL, Batch, draw_uniform, generator
 from hardsample.trainer.selection.stateful import StatefulPolicy
 from hardsample.trainer.selection.states import StateDict, check_state
@@ -37,7 +37,6 @@ WEIGHED_EVERY_DRAW = 100_000
 """Most samples that are weighed anew at every draw where features give the prior, or the policy has a state."""
 STATE_VERSION = 3
 _ROLLOUTS = ("rollouts", "probes", "monitor_rollouts", "reference_rollouts")
-_COUNTERS = (*_ROLLOUTS, "effective_rollouts", "groups", "zero_std_groups", "prefills")
 _Part = Evidence | Strata | PromptStream | FeaturePrior | StatefulPolicy
 
 
@@ -68,7 +67,7 @@ class Difficulty:
         last: the batch that was drawn last; None before the first.
         note: what had to be widened at the last draw; None if nothing.
         new_note: the same, unless the draw before widened the same strata; so it is worth a warning.
-        counters: rollouts and groups so far, by name.
+        counters: rollouts and groups so far, by name, see `figures.COUNTERS`.
     """
 
     def __init__(
@@ -95,7 +94,7 @@ class Difficulty:
         self.note: str | None = None
         self.new_note: str | None = None
         self._topic = ""
-        self.counters = dict.fromkeys(_COUNTERS, 0)
+        self.counters = figures.new_counters()
         size = len(evidence)
         rng = generator(shape.seed, 0, STREAM_MONITOR)
         none = np.empty(0, dtype=np.int64)
@@ -107,13 +106,16 @@ class Difficulty:
         self._monitored: int | None = None
         self._weights_note: str | None = None
         self._touched: Rows = np.empty(0, dtype=np.int64)
+        self._explored: list[np.ndarray] = []  # which of each draw of the generation were drawn uniformly
 
-    def next_prompts(self, step: int, total_steps: int) -> Batch:
-        """Draw the next generation batch by all evidence so far.
+    def next_prompts(self, step: int, total_steps: int, prompts: int | None = None, taken: Rows | None = None) -> Batch:
+        """Draw the next generation batch, or more prompts for it, by all evidence so far.
 
         Args:
             step: optimizer steps done.
             total_steps: of the training.
+            prompts: how many; None: those of a generation batch.
+            taken: rows that the generation has drawn before, see `PromptStream.next_batch`; None begins one.
         """
         context = self._context(step, total_steps)
         if not self.policy.stock_order and not self._pooled:
@@ -131,8 +133,11 @@ class Difficulty:
         if self._pooled:
             score = lambda rows, rng: self._weights(replace(context, rng=rng), rows).values  # noqa: E731
         pool = POOL if self.own is None else self.own.pool_size
-        self.last = self.stream.next_batch(self.shape.prompts, score, pool)
-        self.labels.draw(self.last.rows)
+        self.last = self.stream.next_batch(prompts or self.shape.prompts, score, pool, taken)
+        self.labels.draw(self.last.rows, further=taken is not None)
+        self._explored = [*(self._explored if taken is not None else []), self.last.explored]
+        if taken is not None:
+            return self.last
         notes = [note for note in (self._weights_note, self.last.note) if note]
         self.note = "; ".join(notes) or None
         topic = re.sub(r"\d+", "", self.note or "")  # counts change at every step, what was widened does not
@@ -151,16 +156,24 @@ class Difficulty:
             The outcomes of the groups.
         """
         assert self.last is not None, "next_prompts comes first"
-        outcomes = self.evidence.observe(self.last.rows, rewards, step)
+        outcomes = self.learn(self.last.rows, rewards, step)
+        everything = np.ones(len(rewards), dtype=bool)
+        figures.count_groups(self.counters, outcomes.spread, everything, rewards.size, rewards.shape[1])
+        return outcomes
+
+    def learn(self, rows: Rows, rewards: Float[np.ndarray, "rows completions"], step: int) -> Outcomes:
+        """Add rewards to the evidence without counting them.
+
+        Args:
+            rows: samples, which may be repeated.
+            rewards: (rows, completions), NaN where a completion has none.
+            step: optimizer steps done.
+        """
+        outcomes = self.evidence.observe(rows, rewards, step)
         if self.own is not None:
-            self.own.observe(self.last.rows, rewards, outcomes, step)
+            self.own.observe(rows, rewards, outcomes, step)
         self._refit(step)
-        self._touch(self.last.rows, step)
-        size = rewards.size
-        self.counters["rollouts"] += size
-        self.counters["effective_rollouts"] += int(outcomes.spread.sum()) * rewards.shape[1]
-        self.counters["groups"] += len(outcomes.spread)
-        self.counters["zero_std_groups"] += int((~outcomes.spread).sum())
+        self._touch(rows, step)
         return outcomes
 
     def references(self, step: int, total_steps: int) -> Rows:
@@ -282,27 +295,27 @@ class Difficulty:
 
     def summary(self) -> str:
         """Return in a few lines what the rollouts went to."""
-        counters, groups = self.counters, max(self.counters["groups"], 1)
+        counters, effective = self.counters, "\n".join(figures.say_rollouts(self.counters, self.options.resamples))
         prefills = f", {counters['prefills']:,} prefills" if counters["prefills"] else ""
         references = f", {counters['reference_rollouts']:,} references" if counters["reference_rollouts"] else ""
         return (
             f"Policy {self.policy.policy}: {self.rollouts:,} rollouts ({counters['rollouts']:,} for training, "
             f"{counters['probes']:,} probes, {counters['monitor_rollouts']:,} on the monitoring set{references})"
             f"{prefills}.\n"
-            f"  effective       {counters['effective_rollouts']:,} rollouts; {counters['zero_std_groups']:,} of "
-            f"{counters['groups']:,} groups ({counters['zero_std_groups'] / groups:.0%}) had zero variance\n"
+            f"{effective}\n"
             f"{self.labels.summary()}"
         )
 
     def metrics(self, outcomes: Outcomes, step: int) -> dict[str, float]:
-        """Return what the logs say of the last batch and the data.
+        """Return what the logs say of the last generation and the data.
 
         Args:
-            outcomes: of the last batch.
+            outcomes: of all groups of the generation.
             step: optimizer steps done.
         """
-        assert self.last is not None, "next_prompts comes first"
-        metrics = {"frac_zero_std": float((~outcomes.spread).mean()), "explored": float(self.last.explored.mean())}
+        assert self._explored, "next_prompts comes first"
+        explored = np.concatenate(self._explored)
+        metrics = {"frac_zero_std": float((~outcomes.spread).mean()), "explored": float(explored.mean())}
         metrics |= self.labels.metrics()
         expected = self.expected_frac_zero_std(step)
         if expected is not None:
@@ -320,16 +333,9 @@ class Difficulty:
             step: optimizer steps done.
 
         Returns:
-            The mean of E[p^G] + E[(1−p)^G] over the samples with evidence among a fixed random 4,096; None if none has.
+            The mean over the samples with evidence among a fixed random 4,096; None if none has.
         """
-        alpha, beta = self.evidence.posterior(self._estimate_rows, step)
-        rows = self._estimate_rows
-        known = self.evidence.successes[rows] + self.evidence.failures[rows] > LEAST_COUNT
-        if self.evidence.prior is not None and known.any():
-            known[:] = True  # what features say of the others is evidence, too
-        if not known.any():
-            return None
-        return float(1 - spread_probability(alpha[known], beta[known], self.shape.num_generations).mean())
+        return figures.expected_zero_std(self.evidence, self._estimate_rows, step, self.shape.num_generations)
 
     def state_dict(self) -> StateDict:
         """Return the state of each part, the counters, and when things were last done."""
@@ -360,7 +366,7 @@ class Difficulty:
         check_state(state, self.state_dict())
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
-        self.counters = {name: int(state["counters"].get(name, 0)) for name in _COUNTERS}
+        self.counters = figures.saved_counters(state["counters"])
         self._refreshed, self._monitored = state["refreshed"], state["monitored"]
         self._weights_note = state["weights_note"]
         self._fitted, self._features_step = state["fitted"], state["features_step"]
@@ -380,9 +386,13 @@ class Difficulty:
 
     def agree(self, rows: Rows) -> Batch:
         """Take the rows that rank 0 drew as the last batch; all ranks then learn from the same groups."""
+        self.labels.redraw(np.asarray(rows, dtype=np.int64))
+        return self.settle(rows)
+
+    def settle(self, rows: Rows) -> Batch:
+        """Take the rows that reach the optimiser as the last batch."""
         assert self.last is not None, "next_prompts comes first"
         self.last = replace(self.last, rows=np.asarray(rows, dtype=np.int64))
-        self.labels.draw(self.last.rows)
         return self.last
 
     def features_due(self, step: int) -> bool:

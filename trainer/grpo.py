@@ -17,6 +17,7 @@ import torch
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from jaxtyping import Float
 from torch import Tensor
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -35,7 +36,9 @@ from hardsample.trainer.data.rows import with_images
 from hardsample.trainer.data.scored import as_scored
 from hardsample.trainer.difficulty import Difficulty
 from hardsample.trainer.probing import Probing, total_rewards
+from hardsample.trainer.rollouts.resampling import Resampling, check_resampling
 from hardsample.trainer.selection.sampler import prompt_order
+from hardsample.trainer.selection.sumtree import Rows
 from hardsample.trainer.setup import set_up
 from hardsample.trainer.watch import Watch
 from hardsample.trainer.weights import load_renamed
@@ -74,6 +77,7 @@ class DifficultyAwareGRPOTrainer(RowBatches):
 
     _balances: Balances | None = None
     _probing: Probing | None = None
+    _resampling: Resampling | None = None
     _watch: Watch | None = None
     _generating = False
     _right_rows: Tensor | None = None
@@ -124,6 +128,9 @@ class DifficultyAwareGRPOTrainer(RowBatches):
         if self._setup is not None:
             self.difficulty = self._setup.make()
             self._probing = Probing(self, self._setup, super()._calculate_rewards)
+            if self._setup.options.resamples:
+                check_resampling(self, self._setup)
+                self._resampling = Resampling(self, self._setup, super()._calculate_rewards, self._draw)
             if self._setup.options.attention_balance:
                 self._balances = Balances(self._setup.cmab, set(self.eos_token_ids))
 
@@ -174,14 +181,14 @@ class DifficultyAwareGRPOTrainer(RowBatches):
     def _choose(self) -> None:
         """Choose the rows of the next generation by all evidence so far."""
         assert self.difficulty is not None and self._setup is not None, "rows are chosen where there are some"
-        difficulty, step, total = self.difficulty, self.state.global_step, self.state.max_steps
+        difficulty, step = self.difficulty, self.state.global_step
         if self._balances is not None:
             self._observe_balances(difficulty, self._balances)
         if difficulty.own is not None and self._probing is not None:
-            rows = broadcast_object_list([difficulty.references(step, total)])[0]
+            rows = broadcast_object_list([difficulty.references(step, self.state.max_steps)])[0]
             if len(rows):
                 difficulty.observe_references(rows, self._probing.references(rows, difficulty.stream.batch), step)
-        restratified = difficulty.restratify(step, total)
+        restratified = difficulty.restratify(step, self.state.max_steps)
         if restratified is not None:
             numbers = {"moves": float(sum(restratified.moves.values()))}
             if difficulty.cmab is not None:
@@ -195,18 +202,38 @@ class DifficultyAwareGRPOTrainer(RowBatches):
         if difficulty.features_due(step):
             rows = difficulty.choose_features(step)
             difficulty.replace_features(rows, prefill_rows(self, rows), step)
-        batch = difficulty.next_prompts(step, total)
-        if difficulty.evidence.prior is not None or difficulty.own is not None:
-            # sums of floats may differ between machines, rows may not
-            batch = difficulty.agree(broadcast_object_list([batch.rows])[0])
+        rows, expected = self._draw(), self._setup.shape.prompts
         if difficulty.new_note is not None:
             logger.warning("Step %d: %s.", step, difficulty.new_note)
-        expected = self._setup.shape.prompts
-        if len(batch.rows) != expected:
-            raise RuntimeError(f"a generation batch has {len(batch.rows)} prompts, must have {expected}")
-        self._chosen, self._rows, self._read_samples = True, batch.rows, None
+        if len(rows) != expected:
+            raise RuntimeError(f"a generation batch has {len(rows)} prompts, must have {expected}")
+        self._chosen, self._rows, self._read_samples = True, rows, None
+
+    def _draw(self, *further: Any) -> Rows:
+        """Draw the prompts of a generation, or further ones for it (their number, and the rows drawn before)."""
+        assert self.difficulty is not None, "rows are drawn where there are some"
+        batch = self.difficulty.next_prompts(self.state.global_step, self.state.max_steps, *further)
+        if self.difficulty.evidence.prior is not None or self.difficulty.own is not None:
+            # sums of floats may differ between machines, rows may not
+            batch = self.difficulty.agree(broadcast_object_list([batch.rows])[0])
+        return batch.rows
+
+    def _generate(self, prompts: list) -> Any:
+        if self._resampling is not None and self._resampling.replaying:
+            return self._resampling.replay(prompts)
+        output = super()._generate(prompts)
+        if self._generating and self.difficulty is not None:
+            _, completion_ids, tool_mask, *_ = output
+            tokens = sum(map(len, completion_ids) if tool_mask is None else map(sum, tool_mask))
+            counted = self.accelerator.gather(torch.tensor([tokens], device=self.accelerator.device))
+            self.difficulty.counters["generated_tokens"] += int(counted.sum())
+        return output
 
     def _calculate_rewards(self, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        if self._resampling is not None and self._resampling.replaying:
+            rewards_per_func = self._resampling.rewards()
+            self._find_right_rows(total_rewards(rewards_per_func, self.reward_weights), len(inputs))
+            return rewards_per_func
         rewards_per_func = super()._calculate_rewards(inputs, *args, **kwargs)
         if not self._generating or self.difficulty is None or self._rows is None:
             return rewards_per_func
@@ -223,11 +250,7 @@ class DifficultyAwareGRPOTrainer(RowBatches):
         rewards = total_rewards(rewards_per_func, self.reward_weights)
         outcomes = self.difficulty.observe(rewards.reshape(-1, self.num_generations), step)
         self._log_numbers(self.difficulty, self.difficulty.metrics(outcomes, step))
-        if self._balances is not None:
-            right = rewards >= self.difficulty.evidence.config.success_threshold
-            rows = np.where(right, prompt_order(self._rows, self.num_generations), -1)
-            share = len(inputs)
-            self._right_rows = torch.from_numpy(rows[self.accelerator.process_index * share :][:share])
+        self._find_right_rows(rewards, len(inputs))
         return rewards_per_func
 
     def _tokenize_prompts(self, prompts: list) -> Any:
@@ -236,8 +259,26 @@ class DifficultyAwareGRPOTrainer(RowBatches):
 
     # --- attention balance, inline in the loss forward
 
+    def _find_right_rows(self, rewards: Float[np.ndarray, "rollouts"], share: int) -> None:
+        """Find the rows of this rank's right completions.
+
+        Args:
+            rewards: of all ranks.
+            share: completions of this rank.
+        """
+        if self._balances is None or self.difficulty is None or self._rows is None:
+            return
+        right = rewards >= self.difficulty.evidence.config.success_threshold
+        rows = np.where(right, prompt_order(self._rows, self.num_generations), -1)
+        self._right_rows = torch.from_numpy(rows[self.accelerator.process_index * share :][:share])
+
     def _generate_and_score_completions(self, inputs: Any) -> Any:
-        output = super()._generate_and_score_completions(inputs)
+        if not self._generating or self._resampling is None or self.difficulty is None:
+            output = super()._generate_and_score_completions(inputs)
+        else:
+            with self._resampling.generation(self.difficulty) as (samples, numbers):
+                self._log_numbers(self.difficulty, numbers)
+                output = super()._generate_and_score_completions(samples)
         if self._generating and self._right_rows is not None:
             output[ROWS], self._right_rows = self._right_rows, None
         return output

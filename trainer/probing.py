@@ -14,12 +14,11 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from trl.data_utils import prepare_multimodal_messages
 
 from hardsample.engines.masking import MaskDraw, mask_model_inputs
 from hardsample.errors import ConfigError
 from hardsample.trainer.data.batches import RowBatches
-from hardsample.trainer.data.rows import images_of, with_masks
+from hardsample.trainer.data.rows import prompts_of, with_masks
 from hardsample.trainer.difficulty import Difficulty
 from hardsample.trainer.selection.sumtree import Rows
 from hardsample.trainer.setup import Setup
@@ -155,12 +154,7 @@ class Probing:
             masks = setup.masks(samples, ratios, batch)
             if setup.mask_space == "source":
                 samples = with_masks(samples, masks, setup.mask_kind)
-        prompts = [sample["prompt"] for sample in samples]
-        if any(images_of(sample) for sample in samples):
-            prompts = [
-                prepare_multimodal_messages(prompt, images=images_of(sample))
-                for prompt, sample in zip(prompts, samples, strict=True)
-            ]
+        prompts = prompts_of(samples)
         self._model_masks = masks if masks and setup.mask_space == "model" else None
         try:
             _, completion_ids, _, completions, *_ = self.trainer._generate(prompts)

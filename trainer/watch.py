@@ -50,7 +50,8 @@ class Watch:
         """Check one log entry of a training step.
 
         Args:
-            logs: as TRL logs it; `frac_reward_zero_std`, `reward`, `loss`, `grad_norm` and `kl` are looked at.
+            logs: as TRL logs it; `frac_reward_zero_std` (or ours), `reward`, `loss`, `grad_norm` and `kl` are looked
+                at.
 
         Returns:
             New alarms.
@@ -62,7 +63,8 @@ class Watch:
         return new
 
     def _on_zero_variance(self, logs: Mapping[str, object]) -> list[Alarm]:
-        value = _number(logs, "difficulty/frac_zero_std", _number(logs, "frac_reward_zero_std"))
+        ours = _number(logs, "difficulty/frac_zero_std", _number(logs, "frac_reward_zero_std"))
+        value = _number(logs, "difficulty/frac_zero_std_trained", ours)  # what reaches the optimiser
         if value is None:
             return []
         self._zero_variance.append(value)

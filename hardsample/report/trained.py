@@ -26,6 +26,7 @@ NAMES = {
     "reward": "reward on the training samples",
     "difficulty/monitor_reward": "reward on the monitoring set",
     "difficulty/frac_zero_std": "zero-variance groups",
+    "difficulty/frac_zero_std_trained": "of those trained on",
     "frac_reward_zero_std": "zero-variance groups",
     "difficulty/frac_zero_std_uniform": "expected with uniform draws",
     "difficulty/rollouts": "all rollouts",
@@ -122,7 +123,7 @@ def learning(logs: Logs) -> Section:
     caption = f"Mean reward; faint: as logged, strong: moving mean over {SMOOTH} entries."
     parts: list[Part] = [Chart(to_svg(figure, "reward", "Reward over the steps"), caption)]
     key = "difficulty/frac_zero_std" if series(logs, "difficulty/frac_zero_std")[0] else "frac_reward_zero_std"
-    shares = _several(logs, (key, "difficulty/frac_zero_std_uniform"))
+    shares = _several(logs, (key, "difficulty/frac_zero_std_trained", "difficulty/frac_zero_std_uniform"))
     if shares:
         percent = {name: (steps, [100 * share for share in values]) for name, (steps, values) in shares.items()}
         figure = charts.time_series(percent, "groups, %", smooth=SMOOTH, top=100)
@@ -219,6 +220,9 @@ def _lead(logs: Logs, where: str) -> list[str]:
     zero_variance = series(logs, "difficulty/frac_zero_std")[1] or series(logs, "frac_reward_zero_std")[1]
     if zero_variance:
         sentences.append(f"{100 * sum(zero_variance) / len(zero_variance):.0f} % of the groups had zero variance.")
+    trained = series(logs, "difficulty/frac_zero_std_trained")[1]
+    if trained:
+        sentences.append(f"Of those that were trained on, {100 * sum(trained) / len(trained):.0f} % had.")
     if where != THE_END:
         sentences.append(f"The logs end with {where}; later steps are not included.")
     return sentences

@@ -227,6 +227,15 @@ def test_a_training_shows_its_last_complete_checkpoint(tmp_path, hostile):
     assert len(page.named("script")) == 1
 
 
+def test_a_training_with_dynamic_sampling_shows_what_was_trained_on(tmp_path):
+    entries = [entry | {"difficulty/frac_zero_std_trained": 0.05} for entry in logs(10)[:-1]]
+    checkpoint(tmp_path, 10, entries)
+    page = Parsed(made(tmp_path, tmp_path / "out.html"))
+    assert "25 % of the groups had zero variance" in page.text
+    assert "Of those that were trained on, 5 % had" in page.text
+    assert "of those trained on" in page.text
+
+
 def test_a_training_that_came_to_its_end_is_shown_to_its_end(tmp_path):
     checkpoint(tmp_path, 10, logs(10))
     (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": logs(15)}))

@@ -275,6 +275,12 @@ def test_counters():
         "effective_rollouts": 8,
         "groups": 4,
         "zero_std_groups": 3,
+        "trained_groups": 4,
+        "trained_zero_std_groups": 3,
+        "discarded_rollouts": 0,
+        "screening_rollouts": 0,
+        "resample_rounds": 0,
+        "generated_tokens": 0,
         "prefills": 0,
         "reference_rollouts": 0,
     }

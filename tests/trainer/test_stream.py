@@ -88,6 +88,16 @@ def test_a_stock_batch_is_numbered_and_explores_nothing():
     assert not any(batch.explored.any() or batch.note for batch in batches)
 
 
+@given(st.integers(1, 30), st.data(), st.booleans())
+def test_stock_order_is_the_same_taken_in_parts_of_any_size(size, data, shuffle):
+    prompts = data.draw(st.integers(1, size))
+    order, expected, taken = StockOrder(size, prompts, shuffle, 7), StockOrder(size, prompts, shuffle, 7), []
+    for number in data.draw(st.lists(st.integers(1, 2 * prompts), max_size=8)):
+        taken += order.take(len(taken), number).tolist()
+    batches = -(-len(taken) // prompts)
+    assert taken == [row for batch in range(batches) for row in expected.rows(batch).tolist()][: len(taken)]
+
+
 # --- kinds
 
 
@@ -272,3 +282,43 @@ def test_skipping_uses_no_random_numbers_again_of_either_kind():
     assert stream.batch == 100
     assert batches != [tuple(fresh.next_batch(3).rows) for _ in range(50)]
     assert min(sampler.step for sampler in stream.samplers) >= 50
+
+
+# --- further prompts of a generation
+
+
+def test_a_stock_stream_continues_amid_a_batch_and_without_a_saved_position():
+    order = StockOrder(23, 5, True, 3)
+    whole, expected = PromptStream(23, 3, 0.1, stock=order), StockOrder(23, 5, True, 3)
+    drawn = whole.next_batch(5).rows.tolist() + whole.next_batch(3, taken=np.arange(5)).rows.tolist()
+    state = saved(whole)
+    copy = PromptStream(23, 3, 0.1, stock=StockOrder(23, 5, True, 3))
+    copy.load_state_dict(state)
+    drawn += copy.next_batch(5).rows.tolist()
+    assert drawn == [row for batch in range(3) for row in expected.rows(batch).tolist()][:13]
+    del state["position"]  # of an older version, which drew whole batches only
+    copy.load_state_dict(state)
+    assert copy.next_batch(5).rows.tolist() == expected.rows(2).tolist()
+
+
+@pytest.mark.parametrize("thompson", [False, True])
+@given(st.integers(0, 99), st.integers(1, 4), st.floats(0, 1))
+def test_further_prompts_are_others_of_the_same_kind(thompson, seed, rounds, exploration):
+    kinds = np.arange(40) % 2 == 0
+    stream = PromptStream(40, seed, exploration, kinds)
+    stream.set_weights(np.random.default_rng(seed).random(40))
+    before = [sampler.tree.weights.copy() for sampler in stream.samplers]
+    score = (lambda rows, rng: rng.random(len(rows))) if thompson else None
+    taken = stream.next_batch(4, score).rows
+    for _ in range(rounds):
+        taken = np.concatenate([taken, stream.next_batch(4, score, taken=taken).rows])
+    assert len(set(taken.tolist())) == len(taken) == 4 * (rounds + 1) and len(set(kinds[taken])) == 1
+    for sampler, weights in zip(stream.samplers, before, strict=True):
+        np.testing.assert_array_equal(sampler.tree.weights, weights)
+
+
+def test_further_prompts_are_repeated_where_no_others_are_left():
+    stream = PromptStream(6, 0, 0.0)
+    taken = stream.next_batch(4).rows
+    assert sorted(stream.next_batch(2, taken=taken).rows.tolist() + taken.tolist()) == list(range(6))
+    assert len(set(stream.next_batch(3, taken=taken).rows.tolist())) == 3

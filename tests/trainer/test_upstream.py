@@ -271,6 +271,15 @@ def test_what_cannot_be_generated_separately_is_refused(tmp_path, images, what, 
             run(DifficultyAwareGRPOTrainer, tmp_path, images, monitor_size=4, **options)
 
 
+@pytest.mark.parametrize("what", ["tools", "environment"])
+@pytest.mark.parametrize("option", ["dynamic_sampling=True", "screen_generations=2"])
+def test_what_cannot_be_generated_in_rounds_is_refused(tmp_path, texts, what, option):
+    name, _, value = option.partition("=")
+    options = {name: True if value == "True" else int(value), "processing_class": tool_tokenizer(), **OTHERS[what]}
+    with pytest.raises(ValueError, match=f"{name} is {value}, but rollouts of tools or environments cannot be"):
+        run(DifficultyAwareGRPOTrainer, tmp_path, texts, **options)
+
+
 def test_probes_need_the_ids_of_the_masks(tmp_path, images, scores_folder):
     with pytest.raises(ValueError, match="remove_unused_columns takes away the ids"):
         run(

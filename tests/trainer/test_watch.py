@@ -44,6 +44,12 @@ def test_our_own_count_of_zero_std_groups_is_preferred():
     assert raised([ours | {"difficulty/frac_zero_std": NAN}] * 20) == ["zero_variance"], "TRL's where ours is no number"
 
 
+def test_zero_variance_is_looked_for_among_the_groups_that_are_trained_on():
+    refilled = {"difficulty/frac_zero_std": 1.0, "difficulty/frac_zero_std_trained": 0.1, "frac_reward_zero_std": 1.0}
+    assert raised([refilled] * 20) == []
+    assert raised([refilled | {"difficulty/frac_zero_std_trained": 1.0}] * 20) == ["zero_variance"]
+
+
 @pytest.mark.parametrize("name", ["loss", "grad_norm"])
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 def test_what_is_not_finite_is_divergence_at_once(name, value):

@@ -17,6 +17,7 @@ from datasets import Image as ImageFeature
 from jaxtyping import Bool
 from PIL import Image
 from torch.utils.data import Sampler
+from trl.data_utils import prepare_multimodal_messages
 
 from hardsample.data.images import to_rgb
 from hardsample.engines.masking import MaskDraw, mask_images
@@ -209,6 +210,30 @@ def images_of(record: Mapping[str, Any]) -> list[Any]:
     if "images" in record:
         return list(record["images"] or [])
     return [record["image"]] if record.get("image") is not None else []
+
+
+def prompts_of(records: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Return the prompts of some records as TRL generates from them: with their images, if one of them has any."""
+    prompts = [record["prompt"] for record in records]
+    images = [images_of(record) for record in records]
+    if not any(images):
+        return prompts
+    return [prepare_multimodal_messages(prompt, images=own) for prompt, own in zip(prompts, images, strict=True)]
+
+
+def images_in(prompts: Sequence[Any]) -> list[list[Any] | None] | None:
+    """Return the images that the messages of each prompt hold, None where there are none; None if no prompt has any."""
+    images = [
+        [
+            part["image"]
+            for message in ([] if isinstance(prompt, str) else prompt)
+            for part in (message["content"] if isinstance(message["content"], list) else ())
+            if part["type"] == "image"
+        ]
+        or None
+        for prompt in prompts
+    ]
+    return images if any(images) else None
 
 
 def with_masks(records: Sequence[dict[str, Any]], masks: Sequence[MaskDraw], mask_kind: str) -> list[dict[str, Any]]:

@@ -31,7 +31,7 @@ class Restratified:
 
 
 class Labels:
-    """Keeps the strata of both metrics, the moves since all samples were last reweighted, and the last batch's strata.
+    """Keeps the strata of both metrics, the moves since all samples were last reweighted, and the strata drawn last.
 
     Args:
         pism: strata.
@@ -46,7 +46,7 @@ class Labels:
         self.pism, self.cmab = pism, cmab
         self.of: dict[str, Strata] = {"": pism} if cmab is None else {"": pism, CMAB: cmab}
         self.moves = {suffix: np.zeros_like(strata.moves) for suffix, strata in self.of.items()}
-        self._drawn: dict[str, np.ndarray] = {}
+        self._drawn: list[dict[str, np.ndarray]] = []
 
     def refresh(self, step: int, rows: Rows | None = None) -> None:
         """Recompute the strata of some samples, see `Strata.refresh`."""
@@ -68,15 +68,21 @@ class Labels:
         codes = self.pism.codes * np.int8(len(NAMES)) + self.cmab.codes
         return np.bincount(codes, minlength=len(NAMES) ** 2).reshape(len(NAMES), len(NAMES))
 
-    def draw(self, rows: Rows) -> None:
-        """Remember the strata of a batch, before it moves them."""
-        self._drawn = {suffix: strata.codes[rows] for suffix, strata in self.of.items()}
+    def draw(self, rows: Rows, further: bool = False) -> None:
+        """Remember the strata of a batch, or of further draws of the same generation, before it moves them."""
+        drawn = {suffix: strata.codes[rows] for suffix, strata in self.of.items()}
+        self._drawn = [*(self._drawn if further else []), drawn]
+
+    def redraw(self, rows: Rows) -> None:
+        """Remember the strata of other rows in place of those of the last draw."""
+        self._drawn.pop()
+        self.draw(rows, further=True)
 
     def metrics(self) -> dict[str, float]:
-        """Return for the logs which shares of the last batch and of the data each stratum holds."""
+        """Return for the logs which shares of the last generation's draws and of the data each stratum holds."""
         metrics = {}
         for suffix, strata in self.of.items():
-            codes = self._drawn[suffix]
+            codes = np.concatenate([drawn[suffix] for drawn in self._drawn])
             drawn = np.bincount(codes, minlength=len(NAMES)) / len(codes)
             for name, share, held in zip(NAMES, drawn, strata.counts / len(strata.codes), strict=True):
                 if name == NAMES[UNSCORED] and not share and not held:

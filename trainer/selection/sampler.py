@@ -131,7 +131,7 @@ class PromptSampler:
             raise ValueError("a weight is negative or not finite, must be 0 or above: fix the policy")
         self.tree.set(weights, rows)
 
-    def next_batch(self, size: int, score: Score | None = None, pool: int = POOL) -> Batch:
+    def next_batch(self, size: int, score: Score | None = None, pool: int = POOL, taken: Rows | None = None) -> Batch:
         """Draw the next batch.
 
         Args:
@@ -139,6 +139,7 @@ class PromptSampler:
             score: for Thompson sampling: gives a drawn score, 0 or above, to each of a uniform pool of candidates, of
                 whom the best are taken; weights play no part.
             pool: most candidates (more only if the batch is larger).
+            taken: rows that are not drawn, unless fewer than `size` others are left.
 
         Returns:
             The batch. It is always full: where too few samples have weight the rest is drawn uniformly, and where the
@@ -146,13 +147,16 @@ class PromptSampler:
         """
         rng = generator(self.seed, self.step)
         notes: list[str] = []
+        taken = np.empty(0, dtype=np.int64) if taken is None else np.unique(taken)
+        if self.size - len(taken) < size:
+            taken = taken[:0]
         passes, part = (size - 1) // self.size, (size - 1) % self.size + 1
         if passes:
             notes.append(f"the dataset holds {self.size} samples, the batch {size} prompts: samples repeat in it")
         whole = [rng.permutation(self.size) for _ in range(passes)]
         explored = rng.random(part) < self.exploration
         wanted = part - int(explored.sum())
-        chosen = self.tree.draw(wanted, rng) if score is None else self._best(wanted, score, pool, rng)
+        chosen = self._by_weight(wanted, taken, rng) if score is None else self._best(wanted, score, pool, taken, rng)
         if len(chosen) < wanted:
             notes.append(
                 f"{wanted} draws of the batch go by weight, {len(chosen) or 'no'} samples have any: the other draws "
@@ -161,7 +165,7 @@ class PromptSampler:
             explored[np.flatnonzero(~explored)[len(chosen) :]] = True
         rows = np.empty(part, dtype=np.int64)
         rows[~explored] = chosen
-        rows[explored] = draw_uniform(part - len(chosen), self.size, chosen, rng)
+        rows[explored] = draw_uniform(part - len(chosen), self.size, np.concatenate([taken, chosen]), rng)
         explored = np.concatenate([np.ones(size - part, dtype=bool), explored])
         return self._count(np.concatenate([*whole, rows]), explored, "; ".join(notes) or None)
 
@@ -198,12 +202,20 @@ class PromptSampler:
         identity = {"version": STATE_VERSION, "size": self.size, "fingerprint": self.fingerprint}
         return identity | {"weights": self.tree.weights}
 
-    def _best(self, size: int, score: Score, pool: int, rng: np.random.Generator) -> Rows:
+    def _by_weight(self, size: int, taken: Rows, rng: np.random.Generator) -> Rows:
+        """Draw in proportion to the weights, which those of `taken` lose meanwhile."""
+        held = self.tree.weights[taken]
+        self.tree.set(np.zeros(len(taken), dtype=np.float32), taken)
+        try:
+            return self.tree.draw(size, rng)
+        finally:
+            self.tree.set(held, taken)
+
+    def _best(self, size: int, score: Score, pool: int, taken: Rows, rng: np.random.Generator) -> Rows:
         """Return the candidates of the highest scores above 0, best first."""
-        none = np.empty(0, dtype=np.int64)
         if not size:
-            return none
-        candidates = draw_uniform(min(self.size, max(pool, size)), self.size, none, rng)
+            return np.empty(0, dtype=np.int64)
+        candidates = draw_uniform(min(self.size - len(taken), max(pool, size)), self.size, taken, rng)
         scores = score(candidates, rng)
         if not (scores.min() >= 0 and scores.max() < np.inf):
             raise ValueError("a score is negative or not finite, must be 0 or above: fix the policy")

@@ -48,6 +48,17 @@ class StockOrder:
             self._epoch = epoch
         return self._order[chunk * self.prompts : (chunk + 1) * self.prompts].numpy()
 
+    def take(self, position: int, size: int) -> Rows:
+        """Return some prompts in a row, from wherever a draw before ended.
+
+        Args:
+            position: prompts that came before, all batches laid end to end.
+            size: how many, at least 1.
+        """
+        first, last = position // self.prompts, (position + size - 1) // self.prompts
+        start = position % self.prompts
+        return np.concatenate([self.rows(batch) for batch in range(first, last + 1)])[start : start + size]
+
 
 class PromptStream:
     """Draws the generation batches of a training.
@@ -61,7 +72,8 @@ class PromptStream:
         fingerprint: of the dataset, for the saved state.
 
     Attributes:
-        batch: number of the next generation batch.
+        batch: number of the next draw: of the next generation batch, where a generation draws once.
+        position: prompts drawn so far in TRL's own order.
     """
 
     def __init__(
@@ -73,7 +85,7 @@ class PromptStream:
         stock: StockOrder | None = None,
         fingerprint: str = "",
     ) -> None:
-        self.stock, self.seed, self.batch = stock, seed, 0
+        self.stock, self.seed, self.batch, self.position = stock, seed, 0, 0
         split = [] if kinds is None else [np.flatnonzero(kinds), np.flatnonzero(~kinds)]
         self._rows: list[Rows | None] = [part for part in split if len(part)] if len(split) > 1 else [None]
         if len(self._rows) == 1:
@@ -98,7 +110,7 @@ class PromptStream:
                 mine = self._kind[rows] == kind
                 sampler.set_weights(weights[mine], self._place[rows[mine]])
 
-    def next_batch(self, size: int, score: Score | None = None, pool: int = POOL) -> Batch:
+    def next_batch(self, size: int, score: Score | None = None, pool: int = POOL, taken: Rows | None = None) -> Batch:
         """Draw the next batch, all of one kind: a kind is as likely as its share of single draws would be, of those by
         weight and of the uniform ones, so that a kind without weight is explored too.
 
@@ -106,16 +118,21 @@ class PromptStream:
             size: prompts of a generation batch.
             score: for Thompson sampling, see `PromptSampler.next_batch`.
             pool: most candidates that are scored, likewise.
+            taken: rows of the same generation, whose kind is kept, and which are not drawn again while there are
+                others; TRL's own order continues whatever they are.
         """
         if self.stock is not None:
-            batch = self.samplers[0].replay(self.stock.rows(self.batch))
+            batch = self.samplers[0].replay(self.stock.take(self.position, size))
+            self.position += size
         else:
-            kind = self._next_kind()
+            several = len(self.samplers) > 1
+            kind = int(self._kind[taken[0]]) if several and taken is not None else self._next_kind()
             sampler, part = self.samplers[kind], self._rows[kind]
+            held = self._place[taken] if several and taken is not None else taken
             of_rows = score
             if score is not None and part is not None:
                 of_rows = lambda places, rng: score(part[places], rng)  # noqa: E731
-            drawn = sampler.next_batch(size, of_rows, pool)
+            drawn = sampler.next_batch(size, of_rows, pool, held)
             rows = drawn.rows if part is None else part[drawn.rows]
             batch = Batch(self.batch, rows, drawn.explored, drawn.note)
         self.batch += 1
@@ -123,13 +140,14 @@ class PromptStream:
 
     def skip(self, batches: int) -> None:
         """Continue as if this many batches had been drawn, for a checkpoint without a saved state."""
-        self.batch = batches
+        self.batch, self.position = batches, batches * (self.stock.prompts if self.stock is not None else 0)
         for sampler in self.samplers:
             sampler.step = batches
 
     def state_dict(self) -> StateDict:
-        """Return the number of the next batch, and the state of the sampler of each kind of rows."""
-        return {"batch": self.batch, "samplers": [sampler.state_dict() for sampler in self.samplers]}
+        """Return the number of the next batch, the position, and the state of the sampler of each kind of rows."""
+        samplers = [sampler.state_dict() for sampler in self.samplers]
+        return {"batch": self.batch, "position": self.position, "samplers": samplers}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned.
@@ -146,6 +164,8 @@ class PromptStream:
         for sampler, sampler_state in zip(self.samplers, saved, strict=True):
             sampler.load_state_dict(sampler_state)
         self.batch = state["batch"]
+        before_positions = self.batch * (self.stock.prompts if self.stock is not None else 0)
+        self.position = state.get("position", before_positions)
 
     def _next_kind(self) -> int:
         if len(self.samplers) == 1:
