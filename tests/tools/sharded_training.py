@@ -3,7 +3,8 @@
     python -m torch.distributed.run --standalone --nproc_per_node 2 tests/tools/sharded_training.py SETTINGS.json
 
 SETTINGS.json has `output`, the folder of the checkpoints, `result`, the path of a JSON file of each rank without rank
-and suffix, `resume`, a checkpoint or null, `sharding`, one of `SHARDINGS`, and `options` of the trainer.
+and suffix, `resume`, a checkpoint or null, `sharding`, one of `SHARDINGS`, `questions`, their number, `prefill_batch`,
+how many are prefilled together, and `options` of the trainer.
 """
 
 import hashlib
@@ -19,6 +20,7 @@ from datasets import Image, List, concatenate_datasets
 from hardsample.demo import load_split, model_path
 from hardsample.engines.transformers import load_model, load_processor
 from hardsample.trainer import DifficultyAwareGRPOConfig, DifficultyAwareGRPOTrainer
+from hardsample.trainer.data import prefills
 from hardsample.trainer.selection.states import split_arrays
 
 OPTIONS = {
@@ -54,15 +56,16 @@ TYPES = {"fsdp2": DistributedType.MULTI_GPU, "zero2": DistributedType.DEEPSPEED,
 LOGGED = ("loss", "grad_norm", "reward", "entropy", "difficulty/attention_balance", "difficulty/monitor_reward")
 
 
-def questions():
-    """Return 24 questions of the demo; the last eight have no image."""
+def questions(number):
+    """Return up to 24 questions of the demo; those after the 16th have no image."""
     columns = ["id", "prompt", "images", "solution", "ability", "grader"]
     shown = load_split("demo", 24).select_columns(columns).cast_column("images", List(Image()))
 
     def without_image(record):
         return {"images": [], "prompt": [{"role": "user", "content": record["prompt"][0]["content"][-1:]}]}
 
-    return concatenate_datasets([shown.select(range(16)), shown.select(range(16, 24)).map(without_image)])
+    blind = shown.select(range(16, number)).map(without_image)
+    return concatenate_datasets([shown.select(range(16)), blind])
 
 
 def reward(completions, id, trainer_state, **_):
@@ -97,9 +100,9 @@ def digests(trainer):
 
 def main(settings):
     """Train, and write what this rank has seen."""
-    args = DifficultyAwareGRPOConfig(
-        output_dir=settings["output"], **OPTIONS, **SHARDINGS[settings["sharding"]], **settings["options"]
-    )
+    prefills.BATCH = settings["prefill_batch"]
+    options = OPTIONS | SHARDINGS[settings["sharding"]] | settings["options"]
+    args = DifficultyAwareGRPOConfig(output_dir=settings["output"], **options)
     shard_on_cpu(settings["sharding"])
     model = load_model(str(model_path()), "cpu")
     # LLaVA does not use it: without a gradient it has no optimizer state, and torch then refuses to load FSDP2's
@@ -108,7 +111,7 @@ def main(settings):
         model=model,
         args=args,
         reward_funcs=reward,
-        train_dataset=questions(),
+        train_dataset=questions(settings["questions"]),
         processing_class=load_processor(str(model_path())),
     )
     drawn, choose = [], trainer.difficulty.next_prompts

@@ -7,9 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import sharded_training
 import torch.distributed
+
+from hardsample.scoring.config import FeaturesConfig
+from hardsample.scoring.features import features_of_data, read_features
 
 pytestmark = [
     pytest.mark.slow,
@@ -22,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 OPTIONS = {
     "policy": "signal",
     "max_steps": 6,
+    "per_device_train_batch_size": 8,
     "save_strategy": "steps",
     "save_steps": 3,  # the second of four micro-steps of the second generation is done
     "gradient_accumulation_steps": 2,
@@ -35,20 +40,22 @@ OPTIONS = {
 NEEDS_DEEPSPEED = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
 
 
-def settings_of(folder, sharding, resume, completions):
+def settings_of(folder, sharding="none", resume=None, questions=24, prefill_batch=64, **options):
     return {
         "output": str(folder),
         "result": f"{folder}-seen",
         "resume": resume,
         "sharding": sharding,
-        "options": OPTIONS | {"per_device_train_batch_size": completions},
+        "questions": questions,
+        "prefill_batch": prefill_batch,
+        "options": OPTIONS | options,
     }
 
 
-def train(folder, sharding, resume=None):
+def train(folder, sharding, **settings):
     """Trains in two processes; what each of the ranks has seen."""
     path = folder.with_suffix(".json")
-    path.write_text(json.dumps(settings_of(folder, sharding, resume, completions=8)))
+    path.write_text(json.dumps(settings_of(folder, sharding, **settings)))
     paths = [str(ROOT), str(ROOT / "tests/tools"), os.environ.get("PYTHONPATH", "")]
     # without ACCELERATE_USE_CPU, which would keep accelerate from DeepSpeed
     inherited = {name: value for name, value in os.environ.items() if name != "ACCELERATE_USE_CPU"}
@@ -61,14 +68,16 @@ def train(folder, sharding, resume=None):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-6000:]
-    return [json.loads(Path(f"{folder}-seen-{rank}.json").read_text()) for rank in (0, 1)]
+    ranks = [json.loads(Path(f"{folder}-seen-{rank}.json").read_text()) for rank in (0, 1)]
+    assert ranks[0] == ranks[1], "ranks disagree"
+    return ranks[0]
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """What one process sees that trains with the same global batch."""
     folder = tmp_path_factory.mktemp("alone") / "run"
-    sharded_training.main(settings_of(folder, "none", None, completions=16))
+    sharded_training.main(settings_of(folder, per_device_train_batch_size=16))
     return json.loads(Path(f"{folder}-seen-0.json").read_text())
 
 
@@ -77,18 +86,28 @@ def alone(tmp_path_factory):
 )
 def test_a_sharded_training_draws_as_one_process_and_resumes_exactly(tmp_path, alone, sharding):
     whole = train(tmp_path / "whole", sharding)
-    assert whole[0]["type"] == ("FSDP" if sharding == "fsdp2" else "DEEPSPEED")
-    assert whole[0]["sharded"] == (0 if sharding == "zero2" else whole[0]["parameters"])
-    assert whole[0] == whole[1], "ranks disagree"
+    assert whole["type"] == ("FSDP" if sharding == "fsdp2" else "DEEPSPEED")
+    assert whole["sharded"] == (0 if sharding == "zero2" else whole["parameters"])
     # The draws: generations of images only and of texts only.
-    assert whole[0]["drawn"] == alone["drawn"] and len(alone["drawn"]) == 3
+    assert whole["drawn"] == alone["drawn"] and len(alone["drawn"]) == 3
     assert {row < 16 for rows in alone["drawn"] for row in rows} == {True, False}
-    assert whole[0]["header"] == alone["header"]
-    balances, others = whole[0]["arrays"].pop("evidence.balance"), alone["arrays"]
-    assert whole[0]["arrays"] == {name: values for name, values in others.items() if name != "evidence.balance"}
-    assert sum(value == value for value in balances) > 3  # not NaN; they depend on the completions
     rest = train(tmp_path / "rest", sharding, resume=str(tmp_path / "whole/checkpoint-3"))
-    assert rest[0] == rest[1], "ranks disagree"
-    assert rest[0].pop("drawn") == whole[0].pop("drawn")[2:]
-    whole[0]["arrays"]["evidence.balance"] = balances
-    assert rest[0] == whole[0], "the resumed training is not the uninterrupted one"
+    assert rest.pop("drawn") == whole.pop("drawn")[2:]
+    assert rest == whole, "the resumed training is not the uninterrupted one"
+    assert whole["header"] == alone["header"]
+    balances = whole["arrays"].pop("evidence.balance")  # of the completions, which depend on the number of processes
+    assert whole["arrays"] == {name: alone["arrays"][name] for name in whole["arrays"]}
+    assert np.isfinite(balances).sum() > 3
+
+
+def test_features_are_read_from_sharded_weights_in_unequal_shares(tmp_path):
+    """Of 16 questions with images and 7 without: each rank would have its own number of batches of 11."""
+    data = sharded_training.questions(23)
+    features_of_data(tmp_path / "features", data, "demo", FeaturesConfig(device="cpu"), progress=False)
+    ids, stored = read_features(tmp_path / "features")
+    assert ids == data["id"]
+    options = {"features": str(tmp_path / "features"), "refresh_features_every": 1, "learning_rate": 0.0}
+    options |= {"max_steps": 2, "steps_per_generation": 1, "num_iterations": 1, "gradient_accumulation_steps": 1}
+    seen = train(tmp_path / "run", "fsdp2", questions=23, prefill_batch=11, save_strategy="no", **options)
+    assert seen["header"]["counters"]["prefills"] == 23
+    assert np.allclose(np.array(seen["arrays"]["prior.features"])[:, :256], stored, atol=2e-3, equal_nan=True)
