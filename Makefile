@@ -9,12 +9,13 @@ READY := $(VENV)/.ready
 TYPES := $(VENV)/types
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test style bench
+.PHONY: help setup demo test test-trl style bench
 
 help:
 	@echo "make setup   an environment in $(VENV) with hardsample, editable, and all that the other targets need"
 	@echo "make demo    score the bundled questions with the demo model, predict others, then train it on medium+hard and a control"
 	@echo "make test    all tests, on all cores"
+	@echo "make test-trl TRL=1.16.0   the trainer's tests against another version of TRL"
 	@echo "make style   linter, formatter (check only) and type checker"
 	@echo "make bench   the kernels' benchmarks; python bench/run.py prints their ratios to the baselines"
 
@@ -34,6 +35,13 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -q -n auto --dist worksteal --durations=15 $(ARGS)
+
+# That version lies beside the environment's own, which stays as it is.
+test-trl: $(READY)
+	@test -n "$(TRL)" || { echo "Name a version of TRL: make test-trl TRL=1.16.0" >&2; exit 1; }
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --upgrade \
+	    --target $(VENV)/trl-$(TRL) trl==$(TRL)
+	PYTHONPATH=$(CURDIR)/$(VENV)/trl-$(TRL) $(BIN)/python -m pytest -q -n auto --dist worksteal tests/trainer $(ARGS)
 
 # mypy cannot be told that kernels/ and trainer/ are parts of hardsample, so it is shown a folder where they are.
 style: $(READY)

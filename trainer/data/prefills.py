@@ -32,9 +32,14 @@ def prefill_rows(trainer: Any, rows: Rows) -> Float16[np.ndarray, "rows 256"]:
     Returns:
         (rows, WIDTH) float16 on all ranks; NaN where a row could not be read.
     """
-    accelerator = trainer.accelerator
-    mine = rows[accelerator.process_index :: accelerator.num_processes]
-    found = np.full((len(mine), WIDTH), np.nan, dtype=np.float16)
+    accelerator, kinds = trainer.accelerator, trainer._setup.kinds
+    # Sharded weights are gathered in every forward, so all ranks run the same modules equally often.
+    kind_of = np.zeros(len(rows), dtype=bool) if kinds is None else kinds[rows]
+    parts = [part for part in (np.flatnonzero(kind_of), np.flatnonzero(~kind_of)) if len(part)]
+    world, rank = accelerator.num_processes, accelerator.process_index
+    shares = [np.resize(part, -(-len(part) // world) * world)[rank::world] for part in parts]
+    chunks = [share[start : start + BATCH] for share in shares for start in range(0, len(share), BATCH)]
+    mine: dict[int, np.ndarray] = {}
     cuda = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
     gathers = trainer.args.ds3_gather_for_generation
     unwrapped = unwrap_model_for_generation(trainer.model_wrapped, accelerator, gather_deepspeed3_params=gathers)
@@ -43,17 +48,21 @@ def prefill_rows(trainer: Any, rows: Rows) -> Float16[np.ndarray, "rows 256"]:
         model.eval()
         try:
             engine = TransformersEngine(model, trainer.processing_class, ScoringConfig(batch_size=BATCH))
-            for start in range(0, len(mine), BATCH):
-                samples = trainer._read(mine[start : start + BATCH].tolist())
-                for index, features in enumerate(prefill_features(engine, [_record(sample) for sample in samples])):
-                    if isinstance(features, np.ndarray):
-                        found[start + index] = features
+            for chunk in chunks:
+                samples = trainer._read(rows[chunk].tolist())
+                results = prefill_features(engine, [_record(sample) for sample in samples])
+                mine |= {
+                    index: features
+                    for index, features in zip(chunk.tolist(), results, strict=True)
+                    if isinstance(features, np.ndarray)
+                }
         finally:
             model.generation_config = settings
             model.train(training)
-    gathered = np.empty((len(rows), WIDTH), dtype=np.float16)
-    for rank, part in enumerate(gather_object([found])):
-        gathered[rank :: accelerator.num_processes] = part
+    gathered = np.full((len(rows), WIDTH), np.nan, dtype=np.float16)
+    for of_rank in gather_object([mine]):
+        for index, features in of_rank.items():
+            gathered[index] = features
     return gathered
 
 
