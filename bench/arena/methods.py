@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
-
-from hardsample.trainer import DifficultyAwareGRPOConfig
 
 
 @dataclass(frozen=True)
@@ -23,11 +21,19 @@ class Method:
     oracle: bool = False
     """Whether it draws only questions that had both outcomes in 8 rollouts before training, which are not counted."""
 
+    @property
+    def discards(self) -> bool:
+        """Whether a step rolls out more than it trains on, so that fewer steps cost as much."""
+        return bool(self.options.get("dynamic_sampling") or self.options.get("screen_generations"))
+
 
 SHARP = {"policy": "signal", "signal_estimate": "mean", "signal_sharpness": 8.0}
 """The policy `signal` as it is with features by default."""
 REFILL = {"dynamic_sampling": True}
 """Groups with zero variance are replaced before the optimiser sees them."""
+
+SCREEN = REFILL | {"screen_generations": 2}
+"""And a quarter of the completions of more candidates come first."""
 
 
 def rival(policy: str, **options: Any) -> dict[str, Any]:
@@ -40,7 +46,7 @@ def strata(by: str | None = None) -> dict[str, Any]:
     return {"policy": "strata", "features": "none"} | ({} if by is None else {"stratify_by": by})
 
 
-ALL = {
+METHODS = {
     "uniform": Method(),
     "oracle": Method(oracle=True),
     # ours
@@ -54,6 +60,8 @@ ALL = {
     "predictor-sharp": Method(SHARP, features="prefill"),
     "predictor-sharp-refill": Method(SHARP | REFILL, features="prefill"),
     "statistics-sharp": Method(SHARP, features="statistics"),
+    "statistics-sharp-refill": Method(SHARP | REFILL, features="statistics"),
+    "statistics-sharp-screen": Method(SHARP | SCREEN, features="statistics"),
     "strata-pism": Method(strata()),
     "strata-pism-scores": Method(strata(), strata=True),
     "strata-cmab": Method(strata("cmab")),
@@ -64,7 +72,7 @@ ALL = {
     "dapo": Method(REFILL),
     # SPEED-RL: Zhang et al. 2025, arXiv 2506.09016; in runs of the authors 4 of 24 completions screen; 1 of 8
     # cannot differ, so 2 do
-    "speed": Method(REFILL | {"screen_generations": 2}),
+    "speed": Method(SCREEN),
     # each with its reference in its file
     "greso": Method(rival("greso:GRESO", **REFILL)),
     "greso-alone": Method(rival("greso:GRESO")),
@@ -77,9 +85,3 @@ ALL = {
     "dots-64": Method(rival("dots:DOTS64"), features="prefill"),
 }
 """Every method by its name."""
-METHODS = {
-    name: method
-    for name, method in ALL.items()
-    if method.options.keys() <= {option.name for option in fields(DifficultyAwareGRPOConfig)}
-}
-"""Those whose options this version of the trainer has."""

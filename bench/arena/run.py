@@ -36,7 +36,10 @@ from hardsample.trainer import DifficultyAwareGRPOConfig, DifficultyAwareGRPOTra
 RESULTS = Path(__file__).parents[1] / "results" / "arena"
 SEEN: dict[int, torch.Tensor] = {}
 """What the vision tower returned, by the bytes of the image: about 50 KB each."""
-STEPS, COMPLETIONS, GENERATIONS, LEARNING_RATE, MEASURED_EVERY = 60, 64, 8, 7e-5, 10
+COMPLETIONS, GENERATIONS, LEARNING_RATE = 64, 8, 7e-5
+STEPS, MEASURED_EVERY = 60, 10
+DISCARDING_STEPS, DISCARDING_EVERY = 40, 5
+"""Of methods whose steps roll out more than they train on: as many seconds as the others' or more."""
 
 
 def remember_images(model: Any) -> None:
@@ -62,8 +65,8 @@ def remember_images(model: Any) -> None:
 class Measure(TrainerCallback):
     """Accuracy on the test questions, and what it took so far."""
 
-    def __init__(self, held_out: HeldOut) -> None:
-        self.held_out, self.rows, self.trainer = held_out, [], None
+    def __init__(self, held_out: HeldOut, every: int) -> None:
+        self.held_out, self.every, self.rows, self.trainer = held_out, every, [], None
         self.began, self.paused = time.process_time(), 0.0
 
     def measure(self, step: int, model: Any) -> None:
@@ -85,7 +88,7 @@ class Measure(TrainerCallback):
         print(row, flush=True)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        if state.global_step % MEASURED_EVERY == 0:
+        if state.global_step % self.every == 0:
             self.measure(state.global_step, model)
 
 
@@ -119,7 +122,8 @@ def train(environment: str, name: str, seed: int, steps: int, generations: int =
             **DEMO_TRAINING,
             **options,
         )
-        measure = Measure(held_out(environment))
+        every = DISCARDING_EVERY if method.discards else MEASURED_EVERY
+        measure = Measure(held_out(environment), every)
         trainer = DifficultyAwareGRPOTrainer(
             model=model,
             args=config,
@@ -157,6 +161,9 @@ def train(environment: str, name: str, seed: int, steps: int, generations: int =
         "extra": extra,
         "rows": measure.rows,
         "frac_zero_std": [round(entry["difficulty/frac_zero_std"], 4) for entry in logs],
+        "frac_zero_std_trained": [
+            round(entry.get("difficulty/frac_zero_std_trained", entry["difficulty/frac_zero_std"]), 4) for entry in logs
+        ],
         "mean_length": [round(entry["completions/mean_length"], 4) for entry in logs],
         "predictor": skills,
         "samples_met": int((trainer.difficulty.evidence.last_step >= 0).sum()),
@@ -169,7 +176,7 @@ def main() -> None:
     parser.add_argument("--environments", nargs="+", default=list(ENVIRONMENTS), choices=list(ENVIRONMENTS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5, 10)))
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--steps", type=int, help=f"(default: {STEPS}, or {DISCARDING_STEPS} with refill)")
     parser.add_argument("--generations", type=int, default=GENERATIONS, help="completions of a group")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -185,7 +192,8 @@ def main() -> None:
                 if not claim(path):
                     continue
                 print(path.stem, flush=True)
-                cell = train(environment, name, seed, arguments.steps, arguments.generations)
+                steps = arguments.steps or (DISCARDING_STEPS if METHODS[name].discards else STEPS)
+                cell = train(environment, name, seed, steps, arguments.generations)
                 path.with_suffix(".new").write_text(json.dumps(cell, indent=1) + "\n")
                 os.replace(path.with_suffix(".new"), path)
                 path.with_suffix(".lock").unlink(missing_ok=True)

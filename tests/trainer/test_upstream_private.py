@@ -80,13 +80,13 @@ PRIVATE = {
     "_load_optimizer_and_scheduler": Method(
         "(self, checkpoint)", "DifficultyAwareGRPOTrainer loads the folder difficulty/ after it"
     ),
-    # --- methods that are called or looked up
     "_generate": Method(
         "(self, prompts)",
-        "Probing generates the completions of probes and of the monitoring set by it",
-        overridden=False,
+        "DifficultyAwareGRPOTrainer counts its tokens and hands TRL the completions that were kept; Probing and "
+        "Resampling generate by it",
         returns="prompt_ids, completion_ids, tool_mask, completions, ...",
     ),
+    # --- methods that are called or looked up
     "_get_dataloader": Method(
         "(self, dataset, description, batch_size, sampler_fn=None, ...)",
         "RowBatches looks whether a subclass overrides it",
