@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.logging import get_logger
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from jaxtyping import Float, Integer
 from torch import Tensor
 
@@ -84,6 +84,7 @@ class Resampling:
         Yields:
             (samples, numbers for the logs): this rank's share of the samples that reach the optimiser.
         """
+        self._calls = []
         with self._one_metric_each():
             groups = self._rounds(difficulty)
         shape = self.setup.shape
@@ -191,6 +192,8 @@ class Resampling:
             least = refill.worth_completing(int(result.spread.sum()), len(new), screened, groups.num_generations)
         chances = refill.completion_chance(alpha, beta, rates, rest)
         chosen = refill.promising(result.spread, rates, chances, min(missing, len(new)), self._unit, least)
+        if difficulty.evidence.prior is not None:  # sums of floats may differ between machines, candidates may not
+            chosen = broadcast_object_list([chosen])[0]
         if len(chosen):
             self._complete(difficulty, groups, new[chosen], rest)
 
