@@ -496,19 +496,26 @@ import sys
 
 sys.path[:0] = [TESTS]
 import torch
-from datasets import Dataset
+from datasets import Dataset, Image, List
 from transformers import LlamaForCausalLM
 
-from hardsample.demo import model_path
-from hardsample.engines.transformers import load_processor
+from hardsample.demo import load_split, model_path
+from hardsample.engines.transformers import load_model, load_processor
 from hardsample.trainer import DifficultyAwareGRPOConfig, DifficultyAwareGRPOTrainer
 from hardsample.trainer.selection.states import split_arrays
 
 torch.set_num_threads(1)
 folder, out, resume, model_folder, screen = sys.argv[1:6]
-data = Dataset.from_list(
-    [{"id": f"t{i}", "prompt": [{"role": "user", "content": f"what is {i}"}]} for i in range(48)]
-)
+processor = load_processor(str(model_path()))
+if int(screen):
+    data = load_split("demo", 48).select_columns(["prompt", "images"]).cast_column("images", List(Image()))
+    data = data.add_column("id", [f"t{i}" for i in range(48)])
+    model = load_model(str(model_path()), "cpu")
+else:
+    data = Dataset.from_list(
+        [{"id": f"t{i}", "prompt": [{"role": "user", "content": f"what is {i}"}]} for i in range(48)]
+    )
+    model, processor = LlamaForCausalLM.from_pretrained(model_folder), processor.tokenizer
 seen = []
 
 
@@ -518,14 +525,13 @@ def by_tokens(completions, id, completion_ids, **_):
 
 
 args = DifficultyAwareGRPOConfig(
-    output_dir=folder, use_cpu=True, bf16=False, seed=3, learning_rate=1e-3, per_device_train_batch_size=6,
+    output_dir=folder, use_cpu=True, bf16=False, seed=3, learning_rate=1e-4, per_device_train_batch_size=6,
     num_generations=4, max_completion_length=4, gradient_checkpointing=False, save_strategy="steps", save_steps=3,
     logging_steps=1, report_to="none", disable_tqdm=True, max_steps=6, policy="signal", steps_per_generation=2,
     num_iterations=2, dynamic_sampling=True, screen_generations=int(screen), max_resample_rounds=4,
 )
 trainer = DifficultyAwareGRPOTrainer(
-    model=LlamaForCausalLM.from_pretrained(model_folder), args=args, reward_funcs=by_tokens, train_dataset=data,
-    processing_class=load_processor(str(model_path())).tokenizer,
+    model=model, args=args, reward_funcs=by_tokens, train_dataset=data, processing_class=processor
 )
 kept = []
 generate = trainer._generate_and_score_completions
@@ -551,7 +557,7 @@ with open(f"{out}-{trainer.accelerator.process_index}.json", "w") as file:
 """
 
 
-@pytest.mark.parametrize("screen", [0, 1], ids=["dynamic", "both"])
+@pytest.mark.parametrize("screen", [0, 1], ids=["text, dynamic", "images, both"])
 def test_two_processes_make_the_same_rounds_and_resume_exactly(tmp_path, screen):
     script = tmp_path / "two.py"
     script.write_text(f"TESTS = {str(ROOT / 'tests')!r}\n{TWO}")

@@ -192,7 +192,8 @@ class Resampling:
             least = refill.worth_completing(int(result.spread.sum()), len(new), screened, groups.num_generations)
         chances = refill.completion_chance(alpha, beta, rates, rest)
         chosen = refill.promising(result.spread, rates, chances, min(missing, len(new)), self._unit, least)
-        if difficulty.evidence.prior is not None:  # sums of floats may differ between machines, candidates may not
+        if difficulty.evidence.prior is not None or difficulty.own is not None:
+            # sums of floats may differ between machines, candidates may not
             chosen = broadcast_object_list([chosen])[0]
         if len(chosen):
             self._complete(difficulty, groups, new[chosen], rest)
