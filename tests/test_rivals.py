@@ -13,9 +13,9 @@ import pytest
 from hardsample.errors import ConfigError
 from hardsample.trainer.config import DifficultyOptions
 from hardsample.trainer.difficulty import Difficulty, Shape
+from hardsample.trainer.plugins.stateful import PolicyInfo, make_policy
 from hardsample.trainer.selection.evidence import Evidence, outcomes
 from hardsample.trainer.selection.policies import Context, PolicyConfig, View
-from hardsample.trainer.selection.stateful import PolicyInfo, make_policy
 from hardsample.trainer.selection.states import join_arrays, split_arrays
 from hardsample.trainer.selection.stream import PromptStream
 

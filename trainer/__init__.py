@@ -6,9 +6,9 @@ if TYPE_CHECKING:
     from hardsample.trainer.callbacks import DifficultyCallback
     from hardsample.trainer.config import DifficultyAwareGRPOConfig
     from hardsample.trainer.grpo import DifficultyAwareGRPOTrainer
+    from hardsample.trainer.plugins.registry import register_policy
+    from hardsample.trainer.plugins.stateful import PolicyInfo, StatefulPolicy
     from hardsample.trainer.selection.policies import Context, View, Weights
-    from hardsample.trainer.selection.registry import register_policy
-    from hardsample.trainer.selection.stateful import PolicyInfo, StatefulPolicy
 
 __all__ = [
     "Context",
@@ -29,9 +29,9 @@ _HOMES = {
     "Context": "selection.policies",
     "View": "selection.policies",
     "Weights": "selection.policies",
-    "register_policy": "selection.registry",
-    "PolicyInfo": "selection.stateful",
-    "StatefulPolicy": "selection.stateful",
+    "register_policy": "plugins.registry",
+    "PolicyInfo": "plugins.stateful",
+    "StatefulPolicy": "plugins.stateful",
 }
 
 

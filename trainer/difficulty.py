@@ -17,17 +17,16 @@ import numpy as np
 from jaxtyping import Float, Integer
 
 from hardsample.trainer.config import DifficultyOptions
+from hardsample.trainer.plugins.stateful import StatefulPolicy
 from hardsample.trainer.selection import figures
 from hardsample.trainer.selection.balance_strata import BalanceStrata
 from hardsample.trainer.selection.evidence import Evidence, Outcomes
-from hardsample.trainer.selection.labels import Labels, Restratified, counts_of
 from hardsample.trainer.selection.levels import Rows, check_rows
 from hardsample.trainer.selection.policies import Context, PolicyConfig, Weights, weigh
 from hardsample.trainer.selection.prior import FeaturePrior
 from hardsample.trainer.selection.sampler import POOL, Batch, draw_uniform, generator
-from hardsample.trainer.selection.stateful import StatefulPolicy
 from hardsample.trainer.selection.states import StateDict, check_state
-from hardsample.trainer.selection.strata import Strata
+from hardsample.trainer.selection.strata import Labels, Restratified, Strata, counts_of
 from hardsample.trainer.selection.stream import PromptStream
 
 STREAM_MONITOR, STREAM_PROBES, STREAM_ESTIMATE, STREAM_FEATURES, STREAM_POLICY, STREAM_REFERENCES = range(2, 8)

@@ -21,11 +21,11 @@ from hardsample.trainer.config import DifficultyOptions, part_of
 from hardsample.trainer.data.features import SampleFeatures, features_of
 from hardsample.trainer.data.rows import fingerprint, has_images, masks_of, rows_of_scores
 from hardsample.trainer.difficulty import Difficulty, Shape
+from hardsample.trainer.plugins.stateful import PolicyInfo, make_policy
 from hardsample.trainer.selection.balance_strata import BalanceStrata, unsolved_by_scores
 from hardsample.trainer.selection.evidence import Evidence, EvidenceConfig
 from hardsample.trainer.selection.policies import PolicyConfig
 from hardsample.trainer.selection.prior import FeaturePrior
-from hardsample.trainer.selection.stateful import PolicyInfo, make_policy
 from hardsample.trainer.selection.stream import PromptStream, StockOrder
 from hardsample.trainer.selection.sumtree import Rows
 

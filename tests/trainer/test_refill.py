@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hardsample.trainer.selection.refill import (
+from hardsample.trainer.rollouts.refill import (
     candidates,
     completion_chance,
     further_prompts,

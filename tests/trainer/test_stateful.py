@@ -27,11 +27,11 @@ from hardsample.trainer import (
 )
 from hardsample.trainer.config import DifficultyOptions
 from hardsample.trainer.difficulty import Difficulty, Shape
-from hardsample.trainer.selection import registry
+from hardsample.trainer.plugins import registry
+from hardsample.trainer.plugins.registry import find_policy
+from hardsample.trainer.plugins.stateful import PolicyInfo, make_policy
 from hardsample.trainer.selection.evidence import Evidence
 from hardsample.trainer.selection.policies import PolicyConfig
-from hardsample.trainer.selection.registry import find_policy
-from hardsample.trainer.selection.stateful import PolicyInfo, make_policy
 from hardsample.trainer.selection.states import StateError, join_arrays, split_arrays
 from hardsample.trainer.selection.stream import PromptStream
 from hardsample.trainer.training import parse

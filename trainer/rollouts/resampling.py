@@ -21,8 +21,8 @@ from hardsample.trainer.data.batches import RowBatches
 from hardsample.trainer.data.rows import images_in, prompts_of, read_rows
 from hardsample.trainer.difficulty import Difficulty
 from hardsample.trainer.probing import total_rewards
+from hardsample.trainer.rollouts import refill
 from hardsample.trainer.rollouts.groups import Call, Groups, Rollout
-from hardsample.trainer.selection import refill
 from hardsample.trainer.selection.evidence import outcomes
 from hardsample.trainer.selection.figures import count_groups
 from hardsample.trainer.selection.sampler import prompt_order

@@ -1,8 +1,8 @@
 """Policies: from the evidence of some samples to the weights by which their prompts are drawn.
 
 A policy is a pure function of a view of the samples and of the state of training, or an object with a state of its own
-(stateful.py). One that is not built in is named by its import path or by `register_policy`. Samples of weight 0 are
-still drawn by the exploration share of every batch.
+(plugins/stateful.py). One that is not built in is named by its import path or by `register_policy`. Samples of weight 0
+are still drawn by the exploration share of every batch.
 """
 
 from collections.abc import Callable
@@ -14,9 +14,9 @@ from jaxtyping import Bool, Float, Integer
 from hardsample.errors import ConfigError
 from hardsample.metrics.beta import spread_probability
 from hardsample.settings import check_types
+from hardsample.trainer.plugins.registry import POLICIES, find_policy
 from hardsample.trainer.selection.evidence import Evidence
 from hardsample.trainer.selection.levels import Rows
-from hardsample.trainer.selection.registry import POLICIES, find_policy
 from hardsample.trainer.selection.strata import EASY, HARD, NAMES, Strata, chunks
 from hardsample.trainer.selection.widening import STRATIFY_BY, label_weights
 

@@ -16,10 +16,10 @@ import numpy as np
 from jaxtyping import Float, Float16
 
 from hardsample.errors import ConfigError
+from hardsample.trainer.plugins.registry import find_policy, is_stateful
 from hardsample.trainer.selection.evidence import EvidenceConfig, Outcomes
 from hardsample.trainer.selection.levels import Rows
 from hardsample.trainer.selection.policies import Context, PolicyConfig, View, Weights
-from hardsample.trainer.selection.registry import find_policy, is_stateful
 from hardsample.trainer.selection.sampler import POOL
 from hardsample.trainer.selection.states import StateDict, StateError
 
