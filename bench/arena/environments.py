@@ -23,6 +23,7 @@ from hardsample.files import SCORES_FILE
 from hardsample.grading.grader import Grader
 from hardsample.scoring.config import ScoringConfig
 from hardsample.scoring.features import add_features
+from hardsample.scoring.store import StoreError
 from hardsample.scoring.output import Scores
 from hardsample.scoring.score import score
 
