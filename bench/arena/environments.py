@@ -23,9 +23,9 @@ from hardsample.files import SCORES_FILE
 from hardsample.grading.grader import Grader
 from hardsample.scoring.config import ScoringConfig
 from hardsample.scoring.features import add_features
-from hardsample.scoring.store import StoreError
 from hardsample.scoring.output import Scores
 from hardsample.scoring.score import score
+from hardsample.scoring.store import StoreError
 
 ROOT = Path(__file__).parents[2] / "runs" / "arena"
 BASE_RATES = Path(__file__).parents[1] / "results" / "arena"
@@ -105,13 +105,21 @@ def scores(name: str) -> tuple[str, int, float]:
 def _seconds(what: str, made: Path, make: Callable[[], object]) -> float:
     """Return the seconds of computing that something took when it was first made; make it if its file is not there."""
     times = BASE_RATES / "features.json"
-    known = json.loads(times.read_text()) if times.exists() else {}
-    if not made.exists():
+    while not made.exists():
         began = time.process_time()
-        make()
+        try:
+            make()
+        except StoreError:  # another process of the arena is at it
+            time.sleep(5)
+            continue
+        known = _known(times)
         known.setdefault(what, round(time.process_time() - began, 1))
         times.write_text(json.dumps(known, indent=1) + "\n")
-    return known.get(what, float("nan"))
+    return _known(times).get(what, float("nan"))
+
+
+def _known(times: Path) -> dict[str, float]:
+    return json.loads(times.read_text()) if times.exists() else {}
 
 
 class HeldOut:
