@@ -106,6 +106,11 @@ class DifficultyOptions:
         return self.dynamic_sampling or self.screen_generations > 0
 
     @property
+    def informed(self) -> bool:
+        """Whether scores or features tell samples apart before training."""
+        return bool(self.scores or self.features not in (None, "none"))
+
+    @property
     def switched_on(self) -> bool:
         """Whether any option here does more than watch."""
         reads = self.scores or self.features or self.probe_fraction or self.monitor_size or self.attention_balance

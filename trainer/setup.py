@@ -143,7 +143,8 @@ def set_up(trainer: Any, samples: Sequence[str | None] | None = None) -> Setup |
         ConfigError: an option does not fit the data or the model.
     """
     args, data = trainer.args, trainer.train_dataset
-    options, policy = part_of(args, DifficultyOptions), part_of(args, PolicyConfig)
+    options = part_of(args, DifficultyOptions)
+    policy = part_of(args, PolicyConfig).named(options.informed)
     if policy.stratify_by != "pism":
         options = replace(options, attention_balance=True)
     if not hasattr(data, "__getitem__") or not hasattr(data, "__len__") or not len(data) or _is_placeholder(trainer):

@@ -28,12 +28,13 @@ from hardsample.scoring.config import RolloutConfig, ScoringConfig
 from hardsample.scoring.output import OutputError, write_rejected
 from hardsample.scoring.score import score
 from hardsample.settings import declared, read_settings
-from hardsample.trainer.config import DifficultyAwareGRPOConfig
+from hardsample.trainer.config import DifficultyAwareGRPOConfig, part_of
 from hardsample.trainer.data.decoding import samples_named
 from hardsample.trainer.data.prompts import keep_short
 from hardsample.trainer.data.rows import with_images
 from hardsample.trainer.data.scored import as_scored
 from hardsample.trainer.grpo import DifficultyAwareGRPOTrainer
+from hardsample.trainer.selection.policies import PolicyConfig
 
 logger = logging.getLogger(__name__)
 
@@ -347,7 +348,7 @@ def _check_run(options: Options, output: Path, resumes: bool) -> None:
         "dataset_name": training.dataset_name,
         "model_name_or_path": options.model.model_name_or_path,
         "reward_funcs": training.reward_funcs,
-        "policy": args.policy,
+        "policy": part_of(args, PolicyConfig).named(args.informed).policy,
         "seed": args.seed,
         "learning_rate": args.learning_rate,
     }

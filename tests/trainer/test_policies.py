@@ -287,3 +287,19 @@ def test_settings_need_a_stratum_and_have_help():
     taken = {field.name for field in dataclasses.fields(GRPOConfig)}
     assert not taken & {field.name for field in own}, "the trainer's config inherits both"
     assert module.POLICIES is POLICIES
+
+
+@pytest.mark.parametrize(
+    ("given", "informed", "chosen"),
+    [
+        ({}, False, "uniform"),
+        ({}, True, "signal"),
+        ({"stratify_by": "cmab"}, True, "strata"),
+        ({"stratify_by": "both"}, False, "strata"),
+        ({"policy": "uniform"}, True, "uniform"),
+        ({"policy": "target", "stratify_by": "cmab"}, True, "target"),
+    ],
+)
+def test_the_default_policy_follows_what_is_known_before_training(given, informed, chosen):
+    assert PolicyConfig(**given).named(informed).policy == chosen
+    assert PolicyConfig(**given).stock_order == (PolicyConfig(**given).named(False).policy == "uniform")

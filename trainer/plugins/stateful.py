@@ -134,7 +134,7 @@ def make_policy(info: PolicyInfo) -> StatefulPolicy | None:
     Raises:
         ConfigError: what is made is no `StatefulPolicy`, or has a state that a checkpoint cannot hold.
     """
-    make = find_policy(info.config.policy)
+    make = find_policy(info.config.policy or "uniform")
     if not is_stateful(make):
         return None
     policy = make(info)

@@ -33,12 +33,12 @@ CURRICULUM_WIDTH = 0.5
 class PolicyConfig:
     """Which samples are drawn."""
 
-    policy: str = field(
-        default="uniform",
+    policy: str | None = field(
+        default=None,
         metadata={
             "help": "uniform (as TRL), strata (a weight a stratum), signal (chance that a group's rewards differ), "
             "target (success rate near a moving target), curriculum (easy to hard), or the import path of your own, "
-            "my_module:MyPolicy"
+            "my_module:MyPolicy (default: signal with scores or features, strata with stratify_by, else uniform)"
         },
     )
     stratify_by: str = field(
@@ -91,7 +91,8 @@ class PolicyConfig:
     def __post_init__(self) -> None:
         """Check every field."""
         check_types(self, PolicyConfig)
-        find_policy(self.policy)
+        if self.policy is not None:
+            find_policy(self.policy)
         if self.stratify_by not in STRATIFY_BY:
             raise ConfigError(f"stratify_by is {self.stratify_by!r}, must be one of {', '.join(STRATIFY_BY)}")
         if self.signal_estimate not in (None, *ESTIMATES):
@@ -117,12 +118,23 @@ class PolicyConfig:
     @property
     def stock_order(self) -> bool:
         """Whether TRL's own sampler gives the order (`PromptSampler.replay` follows it)."""
-        return self.policy == "uniform"
+        return self.policy == "uniform" or (self.policy is None and self.stratify_by == "pism")
 
     @property
     def pooled(self) -> bool:
         """Whether batches are the best of a pool (`PromptSampler.next_batch`'s score) instead of drawn by weight."""
         return self.policy == "signal" and self.signal_estimate in (None, "thompson")
+
+    def named(self, informed: bool) -> "PolicyConfig":
+        """Return this config with the default policy filled in, by what was measured (docs/arena.md).
+
+        Args:
+            informed: whether scores or features tell samples apart before training.
+        """
+        if self.policy is not None:
+            return self
+        usual = "strata" if self.stratify_by != "pism" else "signal" if informed else "uniform"
+        return replace(self, policy=usual)
 
     def resolved(self, features: bool) -> "PolicyConfig":
         """Return this config with the defaults of the policy `signal` filled in.
@@ -135,7 +147,8 @@ class PolicyConfig:
         """
         estimate = self.signal_estimate or ("mean" if features else "thompson")
         usual = FEATURES_SHARPNESS if features and estimate == "mean" else 1.0
-        return replace(self, signal_estimate=estimate, signal_sharpness=self.signal_sharpness or usual)
+        sharpness = self.signal_sharpness or usual
+        return replace(self.named(features), signal_estimate=estimate, signal_sharpness=sharpness)
 
 
 @dataclass(frozen=True)
@@ -320,7 +333,7 @@ def weigh(
     Returns:
         Weights in float32, for `PromptSampler.set_weights`.
     """
-    policy = policy or find_policy(context.config.policy)
+    policy = policy or find_policy(context.config.policy or "uniform")
     if rows is not None:
         weights = policy(view(evidence, strata, rows, context.step, cmab), context)
         return Weights(weights.values.astype(np.float32), weights.note)
