@@ -45,15 +45,29 @@ class Environment:
     """Questions of the pool, the first ones; None: all."""
 
 
+SECOND = ROOT.parent / "second"
+"""Questions of the second generator, written when they are missing."""
 ENVIRONMENTS = {
     "pool": Environment("demo:pool", "demo:test", str(model_path())),
     "wide": Environment("demo:wide", "demo:test", str(model_path())),
+    "second": Environment(
+        str(SECOND / "pool.parquet"), str(SECOND / "test.parquet"), str(BASE_RATES / "second-model"), limit=5_000
+    ),
 }
+
+
+def written(path: str) -> str:
+    """Return a path of questions, after writing those of the second generator if they are missing."""
+    if Path(path).parent == SECOND and not Path(path).exists():
+        import second_generator
+
+        second_generator.main(["write", str(SECOND)])
+    return path
 
 
 def whole(name: str) -> Dataset:
     """Return the pool of an environment with all columns."""
-    return load(ENVIRONMENTS[name].pool, limit=ENVIRONMENTS[name].limit).dataset
+    return load(written(ENVIRONMENTS[name].pool), limit=ENVIRONMENTS[name].limit).dataset
 
 
 @lru_cache(maxsize=2)
@@ -127,7 +141,7 @@ class HeldOut:
 
     def __init__(self, name: str, processor: Any) -> None:
         entry = ENVIRONMENTS[name]
-        data = load(entry.test, limit=entry.test_size).dataset.cast_column("images", List(Image()))
+        data = load(written(entry.test), limit=entry.test_size).dataset.cast_column("images", List(Image()))
         self.records, self.processor, self.rollouts = list(data), processor, entry.test_rollouts
 
         self.untrained: float | None = None

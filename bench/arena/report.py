@@ -180,7 +180,7 @@ def table(key: tuple[str, int], methods: dict[str, Cells]) -> tuple[list[str], d
     corrected = holm({name: row["p"] for name, row in numbers.items() if name not in ("uniform", "oracle")})
     steps = next(iter(uniform.values()))["steps"]
     lines = [
-        f"## demo:{key[0]}, groups of {key[1]}",
+        f"## {key[0]}, groups of {key[1]}",
         "",
         f"{steps} steps of {64 // key[1]} prompts × {key[1]} completions that reach the optimiser.",
         "",
@@ -228,7 +228,7 @@ def plot(key: tuple[str, int], methods: dict[str, Cells], path: Path) -> None:
     most = {cost: Curve.of(methods["uniform"], sorted(methods["uniform"]), cost).cost[-1] for cost in COSTS}
     for axis, cost in zip(axes, COSTS, strict=True):
         axis.set(xlabel=cost, xlim=(0, 1.5 * most[cost]))
-    axes[0].set(ylabel="held-out accuracy, %", title=f"demo:{key[0]}, groups of {key[1]}")
+    axes[0].set(ylabel="held-out accuracy, %", title=f"{key[0]}, groups of {key[1]}")
     axes[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.savefig(path, dpi=120)
     plt.close(figure)
