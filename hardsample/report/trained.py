@@ -73,7 +73,8 @@ def trained_page(directory: Path) -> Page:
 def _alarms(logs: Logs) -> list[str]:
     """Return the alarms of a training, as sentences."""
     watch = Watch()
-    return [alarm.text for entry in logs for alarm in watch.update(entry)]
+    alarms = [alarm for entry in logs for alarm in watch.update(entry)]
+    return [alarm.text for alarm in (*alarms, *watch.end())]
 
 
 def read_logs(directory: Path) -> tuple[Logs, str]:

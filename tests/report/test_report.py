@@ -408,6 +408,15 @@ def test_a_training_is_watched_by_the_command(tmp_path):
     assert [tag for tag in page.named("div") if tag.get("class") == "finding"]
 
 
+@pytest.mark.parametrize(("share", "found"), [(1.0, True), (0.9, False)])
+def test_a_short_training_is_judged_as_a_whole(tmp_path, share, found):
+    trained = {"difficulty/frac_zero_std_trained": share}
+    checkpoint(tmp_path, 3, [{"step": step, "reward": 0.0, "loss": 0.0, **trained} for step in range(1, 4)])
+    text = Parsed(made(tmp_path, tmp_path / "out.html")).text
+    assert ("100% of the groups had zero variance over all 3 logs" in text) == found
+    assert ("No failure signature was found" in text) != found
+
+
 def test_the_demo_ends_with_its_report(tmp_path, monkeypatch):
     monkeypatch.setattr("hardsample.cli.console.signal.signal", lambda *_: None)  # this process keeps its own
     done = CliRunner().invoke(app, ["demo", "--output", str(tmp_path), "--limit", "6"])
