@@ -185,7 +185,9 @@ def test_features_without_outcomes_are_refused_with_the_command_that_scores(tmp_
     content = {"data": data, "features": {"model": model}}
     (tmp_path / "features.json").write_text(json.dumps(content))
     command = "score demo:pool --model demo" if model == "demo" else "score DATA --model MODEL"
-    with pytest.raises(OutputError, match=f"learnt from outcomes: .*`hardsample {command} --limit 300 --output SCORED`"):
+    with pytest.raises(
+        OutputError, match=f"learnt from outcomes: .*`hardsample {command} --limit 300 --output SCORED`"
+    ):
         predict(tmp_path, "demo:pool", output=tmp_path / "new", **QUIET)
     assert not (tmp_path / "new").exists()
 
