@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,10 @@ DEMO_TRAINING: dict[str, Any] = {
     "disable_tqdm": True,
 }
 """Options of TRL that the benches' trainings of the demo model share."""
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Help with the default of each option, and the description as it is written."""
 
 
 def claim(path: Path) -> bool:

@@ -23,12 +23,13 @@ BENCH = Path(__file__).parents[1] / "bench"
 PATH = list(sys.path)
 sys.path[:0] = [str(BENCH / "arena"), str(BENCH)]
 import environments  # noqa: E402
+import report as arena_report  # noqa: E402
 import run as arena  # noqa: E402
 from methods import METHODS  # noqa: E402
 from rivals import dots, greso, kgps, mopps, prime_pools, vade, vcrl  # noqa: E402
 
 sys.path[:] = PATH
-del sys.modules["run"]  # bench/ has another one
+del sys.modules["run"], sys.modules["report"]  # bench/ has another run
 
 SIZE, G, PROMPTS = 40, 4, 4
 RIVALS = sorted(
@@ -282,7 +283,33 @@ def test_methods_train(name, small_arena):
     cell = arena.train(small_arena, name, seed=5, steps=2, generations=4)
     assert len(cell["frac_zero_std"]) == 2 and cell["counters"]["groups"] >= 4
     assert cell["counters"]["rollouts"] >= 16
+    assert cell["rows"][-1]["step"] == 2, "the end is measured, whenever else"
     if METHODS[name].features == "prefill":
         assert cell["extra"]["prefills"] == 24
     if "dots" in name:
         assert cell["counters"]["reference_rollouts"] == 24 * 4
+
+
+@pytest.mark.parametrize(
+    ("done", "reason"),
+    [
+        ({"oracle": [5]}, "run the method uniform too. Done: oracle: seeds 5"),
+        ({"uniform": [1], "dots": [5]}, "uniform has none of the seeds 5, 6: give --seeds. Done: dots: seeds 5; uni"),
+        ({"uniform": [5], "oracle": [6]}, "uniform and oracle share none of the seeds 5, 6"),
+    ],
+)
+def test_a_table_that_is_empty_says_why(tmp_path, monkeypatch, done, reason):
+    for method, seeds in done.items():
+        for seed in seeds:
+            cell = {"environment": "pool", "method": method, "seed": seed}
+            (tmp_path / f"pool-{method}-seed{seed}.json").write_text(json.dumps(cell))
+    monkeypatch.setattr(sys, "argv", ["report.py", "--results", str(tmp_path), "--seeds", "5", "6"])
+    arena_report.main()
+    assert reason in (tmp_path / "README.md").read_text()
+
+
+def test_a_report_of_no_cells_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["report.py", "--results", str(tmp_path)])
+    with pytest.raises(SystemExit, match="has no finished cell"):
+        arena_report.main()
+    assert not list(tmp_path.iterdir())

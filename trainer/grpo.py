@@ -37,6 +37,7 @@ from hardsample.trainer.data.scored import as_scored
 from hardsample.trainer.difficulty import Difficulty
 from hardsample.trainer.probing import Probing, total_rewards
 from hardsample.trainer.rollouts.resampling import Resampling, check_resampling
+from hardsample.trainer.selection.figures import LOGGED
 from hardsample.trainer.selection.sampler import prompt_order
 from hardsample.trainer.selection.sumtree import Rows
 from hardsample.trainer.setup import set_up
@@ -315,7 +316,8 @@ class DifficultyAwareGRPOTrainer(RowBatches):
         for name, value in numbers.items():
             metrics[f"difficulty/{name}"].append(value)
         metrics["difficulty/rollouts"] = [difficulty.rollouts]
-        metrics["difficulty/effective_rollouts"] = [difficulty.counters["effective_rollouts"]]
+        logged = ("effective_rollouts", *(LOGGED if difficulty.options.resamples else ()))
+        metrics |= {f"difficulty/{name}": [difficulty.counters[name]] for name in logged}
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         training = self.model.training

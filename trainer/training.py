@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from datasets import Dataset
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 from trl.rewards import accuracy_reward, get_soft_overlong_punishment, reasoning_accuracy_reward, think_format_reward
@@ -248,7 +247,7 @@ def train(options: Options) -> DifficultyAwareGRPOTrainer:
     _check_run(options, output, resumes=checkpoint is not None)
     loaded = _load(training, str(training.dataset_name), output)
     if args.scores and training.score_first and not _is_scored(Path(args.scores)):
-        _score_first(loaded.dataset, str(model.model_name_or_path), Path(args.scores), options)
+        _score_first(len(loaded.dataset), str(model.model_name_or_path), Path(args.scores), options)
     processor = load_processor(name, trust_remote_code=args.trust_remote_code)
     data = with_images(loaded.dataset)
     if training.max_prompt_length is not None:
@@ -389,21 +388,27 @@ def _is_scored(folder: Path) -> bool:
         raise OutputError(f"{folder} cannot be read ({error}): give another folder as scores") from error
 
 
-def _score_first(data: Dataset, model: str, folder: Path, options: Options) -> None:
-    """Score on the first process; the others wait for it, and find the scores done."""
-    args = options.grpo
+def _score_first(size: int, model: str, folder: Path, options: Options) -> None:
+    """Score on the first process; the others wait for it, and find the scores done.
+
+    The data is read once more by its name, so that run.json says where it is.
+    """
+    training, args = options.training, options.grpo
     with args.main_process_first(local=False, desc="scoring"):
         if _is_scored(folder):
             return
-        _say(args, f"scores     {folder} holds none yet: scoring {len(data):,} samples first")
+        _say(args, f"scores     {folder} holds none yet: scoring {size:,} samples first")
         config = ScoringConfig(
-            grader=options.training.grader,
+            image_root=training.image_root,
+            grader=training.grader,
+            options_template=training.options_template,
+            limit=training.dataset_limit,
             seed=args.seed,
             max_new_tokens=args.max_completion_length,
             trust_remote_code=args.trust_remote_code,
             device="cpu" if args.use_cpu else None,
         )
-        score(data, model, folder, config)
+        score(str(training.dataset_name), model, folder, config)
 
 
 def _say(args: DifficultyAwareGRPOConfig, text: str) -> None:

@@ -62,18 +62,35 @@ class Watch:
         self.raised += new
         return new
 
+    def end(self) -> list[Alarm]:
+        """Check what a training that ends before its logs fill a window shows as a whole.
+
+        Returns:
+            New alarms.
+        """
+        logs = len(self._zero_variance)
+        if not 0 < logs < WINDOW:
+            return []
+        new = self._zero_variance_alarms(f"all {logs} logs" if logs > 1 else "its only log")
+        self.raised += new
+        return new
+
     def _on_zero_variance(self, logs: Mapping[str, object]) -> list[Alarm]:
         ours = _number(logs, "difficulty/frac_zero_std", _number(logs, "frac_reward_zero_std"))
         value = _number(logs, "difficulty/frac_zero_std_trained", ours)  # what reaches the optimiser
         if value is None:
             return []
         self._zero_variance.append(value)
-        if len(self._zero_variance) < WINDOW or fmean(self._zero_variance) <= ZERO_VARIANCE:
+        return self._zero_variance_alarms(f"the last {WINDOW} logs") if len(self._zero_variance) == WINDOW else []
+
+    def _zero_variance_alarms(self, where: str) -> list[Alarm]:
+        share = fmean(self._zero_variance)
+        if share <= ZERO_VARIANCE:
             return []
         return [
             Alarm(
                 "zero_variance",
-                f"{fmean(self._zero_variance):.0%} of the groups had zero variance over the last {WINDOW} logs: "
+                f"{share:.0%} of the groups had zero variance over {where}: "
                 "nearly every rollout is wasted. Likely the samples drawn are all solved or all out of reach, or the "
                 "reward does not tell completions apart. Draw by policy='signal', add easier or harder data, or look "
                 "at the reward of a few completions",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 from scipy.optimize import isotonic_regression
+
+sys.path.append(str(Path(__file__).parents[1]))
+from cells import Help
 
 RESULTS = Path(__file__).parents[1] / "results" / "arena"
 COSTS = ("rollouts", "tokens", "seconds")
@@ -255,14 +259,29 @@ def harm(everything: dict[str, dict]) -> list[str]:
     return [*lines, ""]
 
 
+def without_table(methods: dict[str, Cells], seeds: list[int]) -> str:
+    """Return why an environment has no table: no seed of `seeds` has the cells that others are compared with."""
+    found = {name: sorted(cells) for name, cells in sorted(methods.items())}
+    done = "; ".join(f"{name}: seeds {', '.join(map(str, own))}" for name, own in found.items())
+    wanted = ", ".join(map(str, seeds))
+    if "uniform" not in found:
+        return f"nothing to compare with: run the method uniform too. Done: {done}"
+    if not set(found["uniform"]) & set(seeds):
+        return f"uniform has none of the seeds {wanted}: give --seeds. Done: {done}"
+    return f"uniform and oracle share none of the seeds {wanted}: run both on the same seeds. Done: {done}"
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5, 10)))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the cells")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5, 10)), help="those that count")
     parser.add_argument("--name", default="README", help="of the page, beside the cells")
     arguments = parser.parse_args()
     lines, everything = [], {}
-    for key, methods in sorted(read(arguments.results).items()):
+    cells = read(arguments.results)
+    if not cells:
+        sys.exit(f"{arguments.results} has no finished cell, *-seed*.json: run bench/arena/run.py, or give --results")
+    for key, methods in sorted(cells.items()):
         kept = {
             name: {seed: cell for seed, cell in cells.items() if seed in arguments.seeds}
             for name, cells in methods.items()
@@ -272,15 +291,22 @@ def main() -> None:
             (name for name in kept if set(kept[name]) & shared),
             key=lambda name: (name != "uniform", name != "oracle", name),
         )
-        if not shared:
-            continue
         label = f"{key[0]}-g{key[1]}"
+        if not shared:
+            lines += [
+                f"## demo:{key[0]}, groups of {key[1]}",
+                "",
+                f"No table: {without_table(methods, arguments.seeds)}.",
+                "",
+            ]
+            continue
         kept = {name: kept[name] for name in order}
         section, everything[label] = table(key, kept)
         picture = f"{arguments.name.lower()}-{label}.png".removeprefix("readme-")
         plot(key, kept, arguments.results / picture)
         lines += [*section, f"![{label}]({picture})", ""]
-    lines += harm(everything)
+    if everything:
+        lines += harm(everything)
     (arguments.results / f"{arguments.name}.json".replace("README", "arena")).write_text(
         json.dumps(everything, indent=1) + "\n"
     )

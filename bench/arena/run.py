@@ -25,7 +25,7 @@ from transformers import TrainerCallback
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from cells import DEMO_TRAINING, claim
+from cells import DEMO_TRAINING, Help, claim
 from environments import ENVIRONMENTS, ROOT, HeldOut, base_rates, features, held_out, questions, scores
 from methods import METHODS
 
@@ -88,7 +88,7 @@ class Measure(TrainerCallback):
         print(row, flush=True)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        if state.global_step % self.every == 0:
+        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
             self.measure(state.global_step, model)
 
 
@@ -172,14 +172,15 @@ def train(environment: str, name: str, seed: int, steps: int, generations: int =
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--environments", nargs="+", default=list(ENVIRONMENTS), choices=list(ENVIRONMENTS))
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5, 10)))
-    parser.add_argument("--steps", type=int, help=f"(default: {STEPS}, or {DISCARDING_STEPS} with refill)")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+    environments, methods = list(ENVIRONMENTS), list(METHODS)
+    parser.add_argument("--environments", nargs="+", default=environments, choices=environments, help="data and model")
+    parser.add_argument("--methods", nargs="+", default=methods, choices=methods, help="see methods.py")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5, 10)), help="one training each")
+    parser.add_argument("--steps", type=int, default=0, help=f"0: {STEPS}, or {DISCARDING_STEPS} with refill")
     parser.add_argument("--generations", type=int, default=GENERATIONS, help="completions of a group")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--threads", type=int, default=1, help="of torch, in this process")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the cells")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.results.mkdir(parents=True, exist_ok=True)

@@ -47,4 +47,7 @@ def features(
     if done.failed:
         sample, reason = next(iter(done.failed.items()))
         say(f"failed     {len(done.failed):,} samples, such as {sample!r}: {reason}")
-    say(f"next: in Python, hardsample.scoring.features.read_features({str(directory)!r}) returns ids and a matrix")
+    say(
+        f"next: hardsample train … --features {directory}, or in Python, "
+        f"hardsample.scoring.features.read_features({str(directory)!r}) returns ids and a matrix"
+    )

@@ -38,6 +38,16 @@ NAMES = {
     "entropy": "entropy",
     "completions/mean_length": "mean length",
 }
+COUNTED = {
+    "groups": "groups rolled out",
+    "zero_std_groups": "groups rolled out, with zero variance",
+    "trained_groups": "groups trained on",
+    "trained_zero_std_groups": "groups trained on, with zero variance",
+    "discarded_rollouts": "rollouts discarded",
+    "screening_rollouts": "rollouts for screening",
+    "resample_rounds": "rounds of refill",
+}
+"""Counters in the logs of dynamic sampling and screening, and their names on the page."""
 SMOOTH = 7
 """Log entries in a moving mean."""
 
@@ -73,7 +83,8 @@ def trained_page(directory: Path) -> Page:
 def _alarms(logs: Logs) -> list[str]:
     """Return the alarms of a training, as sentences."""
     watch = Watch()
-    return [alarm.text for entry in logs for alarm in watch.update(entry)]
+    alarms = [alarm for entry in logs for alarm in watch.update(entry)]
+    return [alarm.text for alarm in (*alarms, *watch.end())]
 
 
 def read_logs(directory: Path) -> tuple[Logs, str]:
@@ -198,6 +209,9 @@ def health(logs: Logs) -> Section:
                 "All rollouts, with those of probes and the monitoring set, and those in groups with nonzero variance.",
             )
         )
+    if counts := _counts(logs):
+        rows = [[what, f"{counts[key]:,}"] for key, what in COUNTED.items() if key in counts]
+        parts.append(Table("Where the rollouts went, to the last log", ["", "number"], rows))
     for key in ("loss", "kl", "entropy", "completions/mean_length"):
         curves = _several(logs, (key,))
         if curves:
@@ -212,17 +226,35 @@ def _several(logs: Logs, keys: Sequence[str]) -> dict[str, Series]:
     return {name: curve for name, curve in named.items() if curve[0]}
 
 
+def _counts(logs: Logs) -> dict[str, int]:
+    """Return the counters of dynamic sampling or screening at the last log entry that has them; none without."""
+    entry = next((entry for entry in reversed(logs) if "difficulty/trained_groups" in entry), {})
+    return {key: round(entry[f"difficulty/{key}"]) for key in COUNTED if f"difficulty/{key}" in entry}
+
+
+def _share(part: int, whole: int, what: str) -> str:
+    return f"{part:,} of {whole:,} {what} ({100 * part / max(whole, 1):.0f} %) had zero variance."
+
+
 def _lead(logs: Logs, where: str) -> list[str]:
     rewards = series(logs, "reward")[1]
     width = max(1, len(rewards) // 5)
     first, last = (sum(part) / len(part) for part in (rewards[:width], rewards[-width:]))
     sentences = [f"Mean reward went from {first:.3f} (first fifth of the log) to {last:.3f} (last fifth)."]
+    counts = _counts(logs)
     zero_variance = series(logs, "difficulty/frac_zero_std")[1] or series(logs, "frac_reward_zero_std")[1]
-    if zero_variance:
-        sentences.append(f"{100 * sum(zero_variance) / len(zero_variance):.0f} % of the groups had zero variance.")
     trained = series(logs, "difficulty/frac_zero_std_trained")[1]
-    if trained:
-        sentences.append(f"Of those that were trained on, {100 * sum(trained) / len(trained):.0f} % had.")
+    if counts:
+        sentences += [
+            _share(counts["zero_std_groups"], counts["groups"], "groups that were rolled out"),
+            _share(counts["trained_zero_std_groups"], counts["trained_groups"], "groups that were trained on"),
+            f"{counts['discarded_rollouts']:,} rollouts did not reach the optimiser.",
+        ]
+    elif zero_variance:
+        share = 100 * sum(zero_variance) / len(zero_variance)
+        sentences.append(f"{share:.0f} % of the groups had zero variance (mean over the log).")
+        if trained:
+            sentences.append(f"Of those that were trained on, {100 * sum(trained) / len(trained):.0f} % had.")
     if where != THE_END:
         sentences.append(f"The logs end with {where}; later steps are not included.")
     return sentences

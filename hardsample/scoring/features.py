@@ -66,6 +66,12 @@ class FeaturesRun:
     about: dict[str, Any]
 
 
+def features_command(folder: str | Path) -> str:
+    """How the features of a folder are made: a scored one knows its data and model."""
+    scored = (Path(folder) / SCORES_FILE).exists()
+    return f"hardsample features {folder}" + ("" if scored else " --data DATA --model MODEL")
+
+
 def read_features(folder: str | Path) -> tuple[list[str], Float16[np.ndarray, "sample 256"]]:
     """Return the features of a folder's samples: ids, and a row for each.
 
@@ -78,13 +84,13 @@ def read_features(folder: str | Path) -> tuple[list[str], Float16[np.ndarray, "s
         ids, versions = table["id"].to_pylist(), set(table["version"].to_pylist())
         matrix = table["features"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, WIDTH)
     except FileNotFoundError as error:
-        raise OutputError(f"{folder} has no {FEATURES_FILE}: run `hardsample features {folder}` first") from error
+        raise OutputError(f"{folder} has no {FEATURES_FILE}: run `{features_command(folder)}` first") from error
     except (pa.ArrowInvalid, KeyError, ValueError) as error:
-        raise OutputError(f"{path} cannot be read ({error}): run `hardsample features {folder}` again") from error
+        raise OutputError(f"{path} cannot be read ({error}): run `{features_command(folder)}` again") from error
     if versions - {VERSION}:
         raise OutputError(
             f"{path} has features of version {max(versions - {VERSION})}, must be {VERSION}: run "
-            f"`hardsample features {folder}` again"
+            f"`{features_command(folder)}` again"
         )
     return ids, matrix
 
@@ -99,9 +105,9 @@ def features_about(folder: str | Path) -> dict[str, Any]:
     try:
         about: dict[str, Any] = json.loads((pq.read_schema(path).metadata or {})[b"hardsample"])
     except FileNotFoundError as error:
-        raise OutputError(f"{folder} has no {FEATURES_FILE}: run `hardsample features {folder}` first") from error
+        raise OutputError(f"{folder} has no {FEATURES_FILE}: run `{features_command(folder)}` first") from error
     except (pa.ArrowInvalid, KeyError, json.JSONDecodeError) as error:
-        raise OutputError(f"{path} cannot be read ({error}): run `hardsample features {folder}` again") from error
+        raise OutputError(f"{path} cannot be read ({error}): run `{features_command(folder)}` again") from error
     return about
 
 

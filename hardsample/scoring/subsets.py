@@ -90,6 +90,12 @@ def run_records(scores: Scores, data: Data | None = None, image_root: str | None
         ChangedError: a record is not what was scored under its id.
     """
     ids = list(scores.table["id"])
+    if data is None and scores.run["data"] == IN_MEMORY:
+        raise OutputError(
+            f"the run in {scores.directory} scored a Dataset from memory: name its data, as in `hardsample score DATA "
+            f"--metric cmab --output {scores.directory}` or `hardsample features {scores.directory} --data DATA`, or "
+            "give the Dataset in Python"
+        )
     if data is None:
         return source_records(scores, ids, decode=False)
     settings = scores.run["settings"]

@@ -149,6 +149,7 @@ def test_features_are_added_and_say_where_they_are(scored, tmp_path):
     done = hardsample("features", tmp_path / "new", "--data", "demo", "--model", "demo", "--limit", "3")
     assert done.returncode == 0, done.stderr
     assert "(3 samples, 0 of them from before)" in done.stdout and "read_features(" in done.stdout
+    assert f"next: hardsample train … --features {tmp_path / 'new'}, or" in done.stdout
     assert "features: 100%, 3/3 prompts" in done.stderr
     done = hardsample("features", tmp_path / "none")
     assert done.returncode == 2 and "holds no scores: give --data" in done.stderr

@@ -236,6 +236,20 @@ def test_a_training_with_dynamic_sampling_shows_what_was_trained_on(tmp_path):
     assert "of those trained on" in page.text
 
 
+def test_a_training_with_dynamic_sampling_shows_where_its_rollouts_went(tmp_path):
+    counters = {"groups": 40, "zero_std_groups": 24, "trained_groups": 20, "trained_zero_std_groups": 3}
+    counters |= {"discarded_rollouts": 1160, "screening_rollouts": 0, "resample_rounds": 7}
+    now = {f"difficulty/{name}": float(number) for name, number in counters.items()}
+    before = {name: number // 2 for name, number in now.items()}
+    entries = [entry | before for entry in logs(10)[:-2]] + [logs(10)[-2] | now]
+    checkpoint(tmp_path, 10, entries)
+    page = Parsed(made(tmp_path, tmp_path / "out.html"))
+    assert "24 of 40 groups that were rolled out (60 %) had zero variance" in page.text
+    assert "3 of 20 groups that were trained on (15 %) had zero variance" in page.text
+    assert "1,160 rollouts did not reach the optimiser" in page.text
+    assert "Where the rollouts went" in page.text and "rounds of refill" in page.text
+
+
 def test_a_training_that_came_to_its_end_is_shown_to_its_end(tmp_path):
     checkpoint(tmp_path, 10, logs(10))
     (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": logs(15)}))
@@ -406,6 +420,15 @@ def test_a_training_is_watched_by_the_command(tmp_path):
     assert done.exit_code == 0, done.output
     page = Parsed((tmp_path / "report.html").read_text())
     assert [tag for tag in page.named("div") if tag.get("class") == "finding"]
+
+
+@pytest.mark.parametrize(("share", "found"), [(1.0, True), (0.9, False)])
+def test_a_short_training_is_judged_as_a_whole(tmp_path, share, found):
+    trained = {"difficulty/frac_zero_std_trained": share}
+    checkpoint(tmp_path, 3, [{"step": step, "reward": 0.0, "loss": 0.0, **trained} for step in range(1, 4)])
+    text = Parsed(made(tmp_path, tmp_path / "out.html")).text
+    assert ("100% of the groups had zero variance over all 3 logs" in text) == found
+    assert ("No failure signature was found" in text) != found
 
 
 def test_the_demo_ends_with_its_report(tmp_path, monkeypatch):

@@ -300,10 +300,12 @@ def test_cmab_is_added_to_a_finished_run(run, tmp_path):
 def test_cmab_of_records_from_memory_needs_them(tmp_path):
     data = load_split("demo", 3)
     score(data, "demo", tmp_path, num_masks=2, tau=0.5, ratios=(0.0, 0.5), progress=False)
-    with pytest.raises(OutputError, match="scored a Dataset from memory"):
+    with pytest.raises(OutputError, match="from memory: name its data, as in `hardsample score DATA --metric cmab"):
         score(output=tmp_path, metric="cmab", progress=False)
+    named = score("demo", output=tmp_path, metric="cmab", progress=False)
     scores = score(data, output=tmp_path, metric="cmab", progress=False)
-    assert scores.run["cmab"]["completions"] > 0
+    assert scores.run["cmab"]["completions"] == 0, "all were run through the model for the named data"
+    assert named.run["cmab"]["completions"] > 0 and scores.table.to_dict() == named.table.to_dict()
     changed = data.map(lambda record: {"solution": record["solution"] + "0"})
     with pytest.raises(ChangedError):
         score(changed, output=tmp_path, metric="cmab", progress=False)

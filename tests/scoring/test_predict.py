@@ -180,6 +180,18 @@ def test_unfinished_samples_are_no_references(scored):
         read_references(Scores(scored))
 
 
+@pytest.mark.parametrize(("data", "model"), [("demo:pool", "demo"), ("datasets.Dataset", "none")])
+def test_features_without_outcomes_are_refused_with_the_command_that_scores(tmp_path, data, model):
+    content = {"data": data, "features": {"model": model}}
+    (tmp_path / "features.json").write_text(json.dumps(content))
+    command = "score demo:pool --model demo" if model == "demo" else "score DATA --model MODEL"
+    with pytest.raises(
+        OutputError, match=f"learnt from outcomes: .*`hardsample {command} --limit 300 --output SCORED`"
+    ):
+        predict(tmp_path, "demo:pool", output=tmp_path / "new", **QUIET)
+    assert not (tmp_path / "new").exists()
+
+
 def test_features_that_do_not_fit_are_refused(scored, tmp_path):
     rewritten(scored / "features.parquet", version=[VERSION + 1] * SCORED)
     with pytest.raises(

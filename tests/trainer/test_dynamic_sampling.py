@@ -23,6 +23,7 @@ from hardsample.grading.grader import correctness_reward
 from hardsample.scoring.config import ScoringConfig
 from hardsample.scoring.score import score
 from hardsample.trainer import DifficultyAwareGRPOConfig, DifficultyAwareGRPOTrainer
+from hardsample.trainer.selection.figures import LOGGED
 from hardsample.trainer.selection.sampler import prompt_order
 from hardsample.trainer.selection.states import split_arrays
 
@@ -224,6 +225,7 @@ def test_only_groups_with_variance_are_trained_on_and_all_rollouts_are_evidence(
     assert entry["difficulty/rounds"] == 1 + counters["resample_rounds"]
     assert entry["difficulty/discarded"] == counters["discarded_rollouts"]
     assert entry["difficulty/rollouts"] == made.total()
+    assert {name: entry[f"difficulty/{name}"] for name in LOGGED} == {name: counters[name] for name in LOGGED}
 
 
 def test_prompts_are_not_repeated_in_a_generation_while_there_are_others(tmp_path, texts):

@@ -9,6 +9,7 @@ from datasets import Dataset
 from hardsample.engines.features import VERSION, WIDTH
 from hardsample.files import FEATURES_FILE
 from hardsample.scoring.features import FEATURES_SCHEMA
+from hardsample.scoring.output import OutputError
 from hardsample.trainer.config import DifficultyOptions
 from hardsample.trainer.data.features import features_of
 from hardsample.trainer.data.scored import ScoresError
@@ -54,6 +55,14 @@ def test_features_of_the_scores_are_taken_unless_told_otherwise(folder, tmp_path
 
 def test_the_stock_order_needs_no_features(folder):
     assert features_of(rows(), DifficultyOptions(features=folder), PolicyConfig()) is None
+
+
+def test_a_folder_without_features_is_told_the_command_that_makes_them(tmp_path):
+    with pytest.raises(OutputError, match=r"run `hardsample features \S+ --data DATA --model MODEL` first"):
+        features_of(rows(), DifficultyOptions(features=str(tmp_path / "bare")), SIGNAL)
+    (tmp_path / "scores.parquet").touch()  # a scored folder knows its data and model
+    with pytest.raises(OutputError, match=r"run `hardsample features [^\s`]+` first"):
+        features_of(rows(), DifficultyOptions(features=str(tmp_path)), SIGNAL)
 
 
 def test_features_of_other_data_and_data_without_ids_are_errors(folder):

@@ -17,9 +17,10 @@ from safetensors.numpy import load_file
 from hardsample.demo import load_split, model_path
 from hardsample.errors import ConfigError
 from hardsample.scoring.config import ScoringConfig
+from hardsample.scoring.output import Scores
 from hardsample.scoring.score import score
 from hardsample.trainer.data.prompts import keep_short
-from hardsample.trainer.training import TrainingError, _check_run, last_checkpoint, parse, reward
+from hardsample.trainer.training import TrainingError, _check_run, _score_first, last_checkpoint, parse, reward
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "train_demo.yaml"
@@ -188,6 +189,17 @@ def test_rewards_by_name_or_path(tmp_path, monkeypatch):
     assert reward("correctness").__name__ == "correctness_reward"
     with pytest.raises(TrainingError, match="cannot be imported"):
         reward("my_rewards.mean")
+
+
+def test_scores_that_a_training_made_first_name_their_data(tmp_path, scores):
+    options = parse([*SMALL.split(), "--config", str(EXAMPLE), "--output_dir", str(tmp_path / "out")])
+    options.training.dataset_limit = 3
+    _score_first(3, "demo", tmp_path / "scores", options)
+    made = Scores(tmp_path / "scores")
+    assert made.run["data"] == options.training.dataset_name and made.run["settings"]["limit"] == 3
+    assert made.table["digest"] == Scores(scores).table["digest"][:3], "the samples that `hardsample score` reads"
+    added = score(output=tmp_path / "scores", metric="cmab", progress=False)
+    assert added.run["cmab"]["completions"] > 0 and len(added) == 3
 
 
 def test_the_last_complete_checkpoint_is_taken(tmp_path, caplog):

@@ -32,6 +32,22 @@ def test_zero_variance_alarms_once_after_a_whole_window():
     assert watch.raised[0].text.startswith("100% of the groups had zero variance over the last 10 logs")
 
 
+@pytest.mark.parametrize(("logs", "where"), [(1, "its only log"), (3, "all 3 logs"), (WINDOW - 1, "all 9 logs")])
+def test_a_training_shorter_than_a_window_is_judged_at_its_end(logs, where):
+    watch = Watch()
+    assert names(watch, [{"frac_reward_zero_std": 1.0}] * logs) == [[]] * logs
+    assert [alarm.text.partition(":")[0] for alarm in watch.end()] == [
+        f"100% of the groups had zero variance over {where}"
+    ]
+
+
+@pytest.mark.parametrize("shares", [[], [1.0, 0.8, 1.0], [1.0] * WINDOW, [1.0] * (WINDOW + 1)])
+def test_the_end_raises_nothing_where_some_groups_teach_or_a_window_was_full(shares):
+    watch = Watch()
+    names(watch, [{"frac_reward_zero_std": share} for share in shares])
+    assert watch.end() == []
+
+
 def test_zero_variance_is_a_mean_above_its_limit():
     assert raised([{"frac_reward_zero_std": ZERO_VARIANCE}] * 50) == []
     assert raised([{"frac_reward_zero_std": value} for value in [1.0] * 9 + [0.4] + [1.0] * 8]) == []

@@ -30,6 +30,17 @@ COUNTERS = (
 """Names of all counters. `rollouts` are all that were generated for training; `effective_rollouts` those in groups with
 nonzero variance that reached the optimiser; `discarded_rollouts` those that did not reach it."""
 
+LOGGED = (
+    "groups",
+    "zero_std_groups",
+    "trained_groups",
+    "trained_zero_std_groups",
+    "discarded_rollouts",
+    "screening_rollouts",
+    "resample_rounds",
+)
+"""Counters that a training logs, so far, if some of its rollouts do not reach the optimiser."""
+
 
 def new_counters() -> dict[str, int]:
     """Return the counters of a training that has not begun."""

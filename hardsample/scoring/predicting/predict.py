@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Sequence
@@ -19,13 +20,14 @@ from datasets import Dataset
 
 from hardsample.data.digests import same
 from hardsample.data.loading import Data
+from hardsample.engines.statistics import NO_MODEL
 from hardsample.errors import ConfigError
-from hardsample.files import FEATURES_STORE, SCORES_FILE
+from hardsample.files import FEATURES_RUN_FILE, FEATURES_STORE, SCORES_FILE
 from hardsample.prediction.predictor import Prediction, Predictor, Skill
 from hardsample.scoring.config import FeaturesConfig
 from hardsample.scoring.features import FeaturesRun, features_about, features_of_data, read_features
 from hardsample.scoring.matching import check_finished, known_digests
-from hardsample.scoring.output import OutputError, Scores, data_name
+from hardsample.scoring.output import IN_MEMORY, OutputError, Scores, data_name
 from hardsample.scoring.predicting.config import PredictConfig
 from hardsample.scoring.predicting.predictions import (
     MEASURED,
@@ -93,7 +95,7 @@ def predict(
     folder = Path(output)
     if (folder / SCORES_FILE).exists():
         raise OutputError(f"{folder} holds a scoring: choose another --output for the predictions")
-    scores = scored if isinstance(scored, Scores) else Scores(scored)
+    scores = scored if isinstance(scored, Scores) else _scores(Path(scored))
     check_finished(scores)
     references = read_references(scores)
     done, records = _features(scores, data, model, folder, config, progress)
@@ -114,6 +116,27 @@ def predict(
     sources = [MEASURED if row >= 0 else PREDICTED for row in rows]
     write_predictions(folder, ids, abilities, prediction, sources, about)
     return Predictions(folder)
+
+
+def _scores(folder: Path) -> Scores:
+    """Return the scores of a folder.
+
+    Raises:
+        OutputError: it holds none; if it holds features alone, says how some samples are scored.
+    """
+    if (folder / SCORES_FILE).exists() or not (folder / FEATURES_RUN_FILE).exists():
+        return Scores(folder)
+    try:
+        about = json.loads((folder / FEATURES_RUN_FILE).read_text())
+        data, model = about["data"], about["features"]["model"]
+    except (ValueError, KeyError, TypeError):
+        data = model = None
+    data, model = data if data not in (None, IN_MEMORY) else "DATA", model if model not in (None, NO_MODEL) else "MODEL"
+    raise OutputError(
+        f"{folder} holds features of samples without outcomes, and predictions are learnt from outcomes: score some "
+        f"samples first, `hardsample score {data} --model {model} --limit 300 --output SCORED`, then give SCORED in "
+        f"place of {folder}"
+    )
 
 
 def _features(
