@@ -155,12 +155,14 @@ def main() -> None:
     parser.add_argument("--environments", nargs="+", default=list(ENVIRONMENTS), choices=list(ENVIRONMENTS))
     arguments = parser.parse_args()
     ROOT.mkdir(parents=True, exist_ok=True)
-    rows, about = [], {}
+    known = json.loads((RESULTS / "prediction.json").read_text()) if (RESULTS / "prediction.json").exists() else {}
+    about = {name: entry for name, entry in known.get("about", {}).items() if name not in arguments.environments}
+    rows = [row for row in known.get("rows", []) if row["environment"] in about]
     for name in arguments.environments:
         wins = truth(name)[0].sum(1)
         signal = (wins > 0) & (wins < GROUP)
         about[name] = {
-            "pool": ENVIRONMENTS[name].pool,
+            "pool": f"demo:{name}" if ENVIRONMENTS[name].pool == f"demo:{name}" else f"{name} generator",
             "questions": len(wins),
             "signal": float(signal.mean()),
             "ceiling": ceiling(wins),
