@@ -157,7 +157,7 @@ class Difficulty:
         assert self.last is not None, "next_prompts comes first"
         outcomes = self.learn(self.last.rows, rewards, step)
         everything = np.ones(len(rewards), dtype=bool)
-        figures.count_groups(self.counters, outcomes.spread, everything, rewards.size, rewards.shape[1])
+        figures.count_groups(self.counters, outcomes.spread, everything, everything, rewards.size, rewards.shape[1])
         return outcomes
 
     def learn(self, rows: Rows, rewards: Float[np.ndarray, "rows completions"], step: int) -> Outcomes:
@@ -292,7 +292,8 @@ class Difficulty:
 
     def summary(self) -> str:
         """Return in a few lines what the rollouts went to."""
-        counters, effective = self.counters, "\n".join(figures.say_rollouts(self.counters, self.options.resamples))
+        counters, options = self.counters, self.options
+        effective = "\n".join(figures.say_rollouts(counters, options.resamples, options.screen_generations))
         prefills = f", {counters['prefills']:,} prefills" if counters["prefills"] else ""
         references = f", {counters['reference_rollouts']:,} references" if counters["reference_rollouts"] else ""
         return (

@@ -313,7 +313,9 @@ def test_references_out_of_range_are_refused(modules):
 @pytest.mark.parametrize("given", [None, [0.5], [[1, 2]], 3])
 def test_references_that_are_no_rows_are_refused(modules, given):
     register_policy("unclear", type("Unclear", (Constant,), {"references": lambda self, context: given}))
-    with pytest.raises(ConfigError, match="references of policy 'unclear' gave .*, must be a list or an array of rows"):
+    with pytest.raises(
+        ConfigError, match=r"references of policy 'unclear' gave .*, must be a list or an array of rows"
+    ):
         make("unclear").references(0, TOTAL)
 
 

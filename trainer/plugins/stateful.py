@@ -132,7 +132,8 @@ def make_policy(info: PolicyInfo) -> StatefulPolicy | None:
         info: of the training; its config names the policy.
 
     Raises:
-        ConfigError: what is made is no `StatefulPolicy`, forgets its base's `__init__`, or has a state that a checkpoint cannot hold.
+        ConfigError: what is made is no `StatefulPolicy`, forgets its base's `__init__`, or has a state that a
+            checkpoint cannot hold.
     """
     make = find_policy(info.config.policy or "uniform")
     if not is_stateful(make):
