@@ -15,6 +15,8 @@ from hardsample.settings import check_types
 from hardsample.trainer.selection.evidence import EvidenceConfig
 from hardsample.trainer.selection.policies import PolicyConfig
 
+NONE = "none"
+"""Value of the options `scores` and `features` that does without."""
 _Part = TypeVar("_Part")
 
 
@@ -25,8 +27,8 @@ class DifficultyOptions:
     scores: str | None = field(
         default=None,
         metadata={
-            "help": "folder of a finished `hardsample score` run on this data, matched by the column id (default: "
-            "none, so that all evidence comes from training)"
+            "help": "folder of a finished `hardsample score` run on this data, matched by the column id; `none`: do "
+            "without, so that all evidence comes from training (default: none)"
         },
     )
     features: str | None = field(
@@ -88,8 +90,8 @@ class DifficultyOptions:
     screen_generations: int = field(
         default=0,
         metadata={
-            "help": "completions by which candidates are screened, 1 to num_generations - 1; the others are generated "
-            "only for the most promising candidates, 0: no screening"
+            "help": "completions by which candidates are screened, 1 to num_generations - 1, best 2 or more, since one "
+            "shows no variance; the others are generated only for the most promising candidates, 0: no screening"
         },
     )
     screen_candidates: float = field(
@@ -108,7 +110,7 @@ class DifficultyOptions:
     @property
     def informed(self) -> bool:
         """Whether scores or features tell samples apart before training."""
-        return bool(self.scores or self.features not in (None, "none"))
+        return bool(self.scores or self.features not in (None, NONE))
 
     @property
     def switched_on(self) -> bool:
@@ -119,6 +121,8 @@ class DifficultyOptions:
     def __post_init__(self) -> None:
         """Check every field."""
         check_types(self, DifficultyOptions)
+        if self.scores == NONE:
+            self.scores = None
         for name in ("restratify_steps", "monitor_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, must be at least 1 step: choose one, such as 10")
@@ -135,8 +139,8 @@ class DifficultyOptions:
             )
         if self.screen_generations < 0:
             raise ConfigError(
-                f"screen_generations is {self.screen_generations}, must be 0 or above: choose one, such as "
-                "num_generations / 4"
+                f"screen_generations is {self.screen_generations}, must be 0 or above: choose one, such as 2, "
+                "or 0 for no screening"
             )
         if not 1 <= self.screen_candidates < float("inf"):
             raise ConfigError(
@@ -160,6 +164,21 @@ class DifficultyAwareGRPOConfig(GRPOConfig, DifficultyOptions, PolicyConfig, Evi
         for part in (DifficultyOptions, PolicyConfig, EvidenceConfig):
             part.__post_init__(self)
         super().__post_init__()
+
+
+def idle_options(options: DifficultyOptions, policy: PolicyConfig, evidence: EvidenceConfig) -> list[str]:
+    """Return a sentence for each option that was set and does nothing without another."""
+    usual, sentences = DifficultyOptions(), []
+    idle = [
+        ("max_resample_rounds", options, usual, "dynamic_sampling=True", options.dynamic_sampling),
+        ("screen_candidates", options, usual, "screen_generations=2", options.screen_generations > 0),
+        ("cmab_bounds", evidence, EvidenceConfig(), "stratify_by=cmab or both", policy.stratify_by != "pism"),
+    ]
+    for name, part, default, other, works in idle:
+        value = getattr(part, name)
+        if value != getattr(default, name) and not works:
+            sentences.append(f"{name} is {value!r}, and does nothing without {other}: set that, too, or leave it out")
+    return sentences
 
 
 def part_of(args: Any, part: type[_Part]) -> _Part:

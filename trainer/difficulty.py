@@ -17,11 +17,11 @@ import numpy as np
 from jaxtyping import Float, Integer
 
 from hardsample.trainer.config import DifficultyOptions
-from hardsample.trainer.plugins.stateful import StatefulPolicy
+from hardsample.trainer.plugins.stateful import StatefulPolicy, reference_rows
 from hardsample.trainer.selection import figures
 from hardsample.trainer.selection.balance_strata import BalanceStrata
 from hardsample.trainer.selection.evidence import Evidence, Outcomes
-from hardsample.trainer.selection.levels import Rows, check_rows
+from hardsample.trainer.selection.levels import Rows
 from hardsample.trainer.selection.policies import Context, PolicyConfig, Weights, weigh
 from hardsample.trainer.selection.prior import FeaturePrior
 from hardsample.trainer.selection.sampler import POOL, Batch, draw_uniform, generator
@@ -157,7 +157,7 @@ class Difficulty:
         assert self.last is not None, "next_prompts comes first"
         outcomes = self.learn(self.last.rows, rewards, step)
         everything = np.ones(len(rewards), dtype=bool)
-        figures.count_groups(self.counters, outcomes.spread, everything, rewards.size, rewards.shape[1])
+        figures.count_groups(self.counters, outcomes.spread, everything, everything, rewards.size, rewards.shape[1])
         return outcomes
 
     def learn(self, rows: Rows, rewards: Float[np.ndarray, "rows completions"], step: int) -> Outcomes:
@@ -183,14 +183,12 @@ class Difficulty:
             total_steps: of the training.
 
         Raises:
-            ValueError: a row is out of range.
+            ConfigError: they are no rows, or one is out of range.
         """
         if self.own is None:
             return np.empty(0, dtype=np.int64)
         rng = generator(self.shape.seed, self.stream.batch, STREAM_REFERENCES)
-        rows = np.asarray(self.own.references(replace(self._context(step, total_steps), rng=rng)), dtype=np.int64)
-        check_rows(rows, len(self.evidence))
-        return rows
+        return reference_rows(self.own, replace(self._context(step, total_steps), rng=rng), len(self.evidence))
 
     def observe_references(self, rows: Rows, rewards: Float[np.ndarray, "groups G"], step: int) -> None:
         """Add the groups of `references` to the evidence, and show them to the policy.
@@ -294,7 +292,8 @@ class Difficulty:
 
     def summary(self) -> str:
         """Return in a few lines what the rollouts went to."""
-        counters, effective = self.counters, "\n".join(figures.say_rollouts(self.counters, self.options.resamples))
+        counters, options = self.counters, self.options
+        effective = "\n".join(figures.say_rollouts(counters, options.resamples, options.screen_generations))
         prefills = f", {counters['prefills']:,} prefills" if counters["prefills"] else ""
         references = f", {counters['reference_rollouts']:,} references" if counters["reference_rollouts"] else ""
         return (

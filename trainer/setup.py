@@ -15,14 +15,15 @@ from hardsample.engines.masking import MaskDraw
 from hardsample.errors import ConfigError
 from hardsample.metrics.cmab import CmabConfig
 from hardsample.metrics.pism import PismConfig
+from hardsample.scoring.add_cmab import cmab_command
 from hardsample.scoring.output import Scores
 from hardsample.trainer.balances import language_model
-from hardsample.trainer.config import DifficultyOptions, part_of
+from hardsample.trainer.config import DifficultyOptions, idle_options, part_of
 from hardsample.trainer.data.features import SampleFeatures, features_of
 from hardsample.trainer.data.rows import fingerprint, has_images, masks_of, rows_of_scores
 from hardsample.trainer.difficulty import Difficulty, Shape
 from hardsample.trainer.plugins.stateful import PolicyInfo, make_policy
-from hardsample.trainer.selection.balance_strata import BalanceStrata, unsolved_by_scores
+from hardsample.trainer.selection.balance_strata import BalanceStrata, has_balances, unsolved_by_scores
 from hardsample.trainer.selection.evidence import Evidence, EvidenceConfig
 from hardsample.trainer.selection.policies import PolicyConfig
 from hardsample.trainer.selection.prior import FeaturePrior
@@ -145,6 +146,8 @@ def set_up(trainer: Any, samples: Sequence[str | None] | None = None) -> Setup |
     args, data = trainer.args, trainer.train_dataset
     options = part_of(args, DifficultyOptions)
     policy = part_of(args, PolicyConfig).named(options.informed)
+    for sentence in idle_options(options, policy, part_of(args, EvidenceConfig)):
+        logger.warning("%s.", sentence)
     if policy.stratify_by != "pism":
         options = replace(options, attention_balance=True)
     if not hasattr(data, "__getitem__") or not hasattr(data, "__len__") or not len(data) or _is_placeholder(trainer):
@@ -155,6 +158,14 @@ def set_up(trainer: Any, samples: Sequence[str | None] | None = None) -> Setup |
             )
         return None
     scores = Scores(options.scores) if options.scores else None
+    if scores is not None and policy.stratify_by != "pism" and not has_balances(scores.table.data.table):
+        logger.warning(
+            "stratify_by is %r, but %s holds no attention balance, so that CMAB strata start empty and fill only as "
+            "samples are trained on: `%s` adds it.",
+            policy.stratify_by,
+            options.scores,
+            cmab_command(str(options.scores)),
+        )
     if options.attention_balance:
         model = language_model(trainer.accelerator.unwrap_model(trainer.model))
         reason = why_not_attention_mass(model)

@@ -16,6 +16,7 @@ return numbers.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -204,13 +205,16 @@ def parse_bounds(spec: str, balances: Sequence[float | None] = ()) -> BalanceBou
     name, _, numbers = spec.rpartition(":")
     try:
         values = [float(number) for number in numbers.split(",")]
-        if name not in ("", "quantile") or len(values) != 4 or (name and not all(0 <= value <= 1 for value in values)):
+        if name not in ("", "quantile") or len(values) != 4:
+            raise ValueError
+        ascends = all(low < high for low, high in pairwise(values))
+        if name and not (ascends and all(0 <= value <= 1 for value in values)):
             raise ValueError
         bounds = BalanceBounds(*values)
     except ValueError as error:
         raise StrataError(
             f"the bounds of the attention balance are {spec!r}, must be four ascending numbers from 0, such as "
-            "0.1,0.4,1.6,1.9, or shares of the samples from 0 to 1, such as quantile:0.1,0.3,0.7,0.9"
+            "0.1,0.4,1.6,1.9, or ascending shares of the samples from 0 to 1, such as quantile:0.1,0.3,0.7,0.9"
         ) from error
     return BalanceBounds(*balance_quantiles(balances, values)) if name else bounds
 

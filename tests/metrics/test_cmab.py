@@ -277,7 +277,16 @@ def test_bounds_are_read_or_taken_from_the_data():
     data = [None, *np.linspace(0, 10, 101)]
     assert parse_bounds("quantile:0.1,0.3,0.7,0.9", data) == BalanceBounds(*np.quantile(data[1:], [0.1, 0.3, 0.7, 0.9]))
     assert balance_quantiles(data, [0, 0.5, 1]) == [0, 5, 10]
-    for spec in ("0.1,0.4,1.6", "a,b,c,d", "quantile:1,2,3,4", "median:0.1,0.2,0.3,0.4", "0.4,0.1,1.6,1.9", ""):
+    for spec in (
+        "0.1,0.4,1.6",
+        "a,b,c,d",
+        "quantile:1,2,3,4",
+        "quantile:0.1,0.3,0.3,0.9",
+        "quantile:0.9,0.7,0.3,0.1",
+        "median:0.1,0.2,0.3,0.4",
+        "0.4,0.1,1.6,1.9",
+        "",
+    ):
         with pytest.raises(StrataError, match="four ascending numbers"):
             parse_bounds(spec, data)
     with pytest.raises(StrataError, match="no sample has an attention balance"):

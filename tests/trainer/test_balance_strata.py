@@ -27,7 +27,12 @@ from hardsample.scoring.score import score
 from hardsample.trainer import DifficultyAwareGRPOConfig, DifficultyAwareGRPOTrainer
 from hardsample.trainer.config import DifficultyOptions
 from hardsample.trainer.difficulty import Difficulty, Shape
-from hardsample.trainer.selection.balance_strata import BalanceStrata, stratify_balance, unsolved_by_scores
+from hardsample.trainer.selection.balance_strata import (
+    BalanceStrata,
+    has_balances,
+    stratify_balance,
+    unsolved_by_scores,
+)
 from hardsample.trainer.selection.evidence import Evidence, EvidenceConfig
 from hardsample.trainer.selection.policies import PolicyConfig
 from hardsample.trainer.selection.states import StateError, join_arrays, split_arrays
@@ -261,6 +266,12 @@ def test_logs_counts_and_moves_are_kept_apart():
     assert event.cmab_counts == {"easy": 3, "medium": 0, "hard": 5, "unsolved": 0, "unscored": 0}
     assert difficulty.restratify(2, TOTAL).cmab_moves == {}, "moves are told once"
     assert "by CMAB now     3 easy, 0 medium, 5 hard" in difficulty.summary()
+
+
+def test_scores_without_any_balance_are_told_from_those_with_some():
+    assert has_balances(pa.table({"attention_balance": pa.array([None, 1.5])}))
+    assert not has_balances(pa.table({"attention_balance": pa.array([None, None], pa.float64())}))
+    assert not has_balances(pa.table({"id": ["a"]}))
 
 
 def test_by_pism_nothing_is_known_of_cmab():

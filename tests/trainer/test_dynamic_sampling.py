@@ -23,7 +23,11 @@ from hardsample.grading.grader import correctness_reward
 from hardsample.scoring.config import ScoringConfig
 from hardsample.scoring.score import score
 from hardsample.trainer import DifficultyAwareGRPOConfig, DifficultyAwareGRPOTrainer
-from hardsample.trainer.selection.figures import LOGGED
+from hardsample.trainer.config import DifficultyOptions, idle_options, part_of
+from hardsample.trainer.rollouts import refill
+from hardsample.trainer.selection.evidence import EvidenceConfig
+from hardsample.trainer.selection.figures import LOGGED, count_groups, new_counters, say_rollouts
+from hardsample.trainer.selection.policies import PolicyConfig
 from hardsample.trainer.selection.sampler import prompt_order
 from hardsample.trainer.selection.states import split_arrays
 
@@ -471,13 +475,62 @@ def test_rollout_func(tmp_path, texts):
         ({"max_resample_rounds": 0}, "max_resample_rounds is 0, must be at least 1"),
         ({"screen_generations": -1}, "screen_generations is -1, must be 0 or above"),
         ({"screen_candidates": 0.5}, r"screen_candidates is 0\.5, must be at least 1"),
-        ({"screen_generations": 4}, "screen_generations is 4, must be below num_generations, 4"),
+        ({"screen_generations": 4}, "screen_generations is 4, must be below num_generations, 4: choose .* as 2"),
         ({"dynamic_sampling": True, "per_device_train_batch_size": 96}, "leaves none of the 24 samples"),
     ],
 )
 def test_options_that_do_not_fit(tmp_path, texts, options, message):
     with pytest.raises(ConfigError, match=message):
         run(tmp_path, texts, **options)
+
+
+@pytest.mark.parametrize(
+    ("policy", "rewards", "advice"),
+    [
+        ("signal", [[0.0, 0.0], [0.0, np.nan]], "All rewards are 0: look at the completions and their reward"),
+        ("uniform", [[1.0, 1.0]], "All rewards are 1: look at"),
+        ("signal", [[np.nan, np.nan]], "No completion has a reward"),
+        ("signal", [[0.0, 0.0], [1.0, 1.0]], "Allow more rounds, or add samples"),
+        ("uniform", [[0.0, 0.0], [1.0, 1.0]], "Draw by policy='signal', or allow more rounds"),
+    ],
+)
+def test_the_advice_for_a_batch_that_is_not_full_fits_the_training(policy, rewards, advice):
+    assert refill.advice(policy, np.array(rewards)).startswith(advice)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({}, None),
+        ({"max_resample_rounds": 5}, "max_resample_rounds is 5, and does nothing without dynamic_sampling=True"),
+        ({"max_resample_rounds": 5, "dynamic_sampling": True}, None),
+        ({"screen_candidates": 3.0}, r"screen_candidates is 3.0, and does nothing without screen_generations=2"),
+        ({"screen_candidates": 3.0, "screen_generations": 2}, None),
+        ({"cmab_bounds": "1,2,3,4"}, "cmab_bounds is '1,2,3,4', and does nothing without stratify_by=cmab or both"),
+        ({"cmab_bounds": "1,2,3,4", "stratify_by": "both"}, None),
+    ],
+)
+def test_options_that_do_nothing_are_named(tmp_path, options, sentence):
+    parts = DifficultyOptions, PolicyConfig, EvidenceConfig
+    args = DifficultyAwareGRPOConfig(output_dir=str(tmp_path), **SMALL, **options)
+    sentences = idle_options(*(part_of(args, part) for part in parts))
+    assert len(sentences) == (sentence is not None) and all(each.startswith(sentence) for each in sentences)
+
+
+def test_scores_none_are_no_scores(tmp_path):
+    args = DifficultyAwareGRPOConfig(output_dir=str(tmp_path), **SMALL, scores="none")
+    assert args.scores is None and not args.informed
+    with pytest.raises(ConfigError, match="there are no scores"):
+        DifficultyOptions(scores="none", probe_fraction=0.1)
+
+
+def test_the_summary_names_candidates_and_unused_groups():
+    counters = new_counters()
+    spread, trained = np.array([True, True, False, False]), np.array([True, False, False, False])
+    count_groups(counters, spread, trained, np.array([True, True, True, False]), 3 * 8 + 2, 8)
+    text = "\n".join(say_rollouts(counters, resampled=True, screened=2))
+    assert "2 of 4 groups (50%) had zero variance; 1 of all are candidates judged by 2 completions" in text
+    assert "18 rollouts discarded (1 groups with variance among them)" in text
 
 
 def test_few_groups_that_are_trained_on_have_zero_variance(tmp_path):

@@ -300,14 +300,55 @@ def test_weights_that_are_none_are_refused(modules, pooled, weight):
     register_policy("broken", functools.partial(Constant, share=weight))
     difficulty = make("broken")
     difficulty._pooled = pooled
-    with pytest.raises(ValueError, match="negative or not finite, must be 0 or above: fix the policy"):
+    with pytest.raises(ValueError, match=rf"policy 'broken' gave row \d+ the weight {weight}, must be finite and 0"):
         difficulty.next_prompts(0, TOTAL)
 
 
 def test_references_out_of_range_are_refused(modules):
     register_policy("outside", type("Outside", (Constant,), {"references": lambda self, context: [13]}))
-    with pytest.raises(ValueError, match="rows reach from 13 to 13, must be 0 to 12"):
+    with pytest.raises(ConfigError, match="references of policy 'outside' gave the row 13, must be 0 to 12"):
         make("outside").references(0, TOTAL)
+
+
+@pytest.mark.parametrize("given", [None, [0.5], [[1, 2]], 3])
+def test_references_that_are_no_rows_are_refused(modules, given):
+    register_policy("unclear", type("Unclear", (Constant,), {"references": lambda self, context: given}))
+    with pytest.raises(
+        ConfigError, match=r"references of policy 'unclear' gave .*, must be a list or an array of rows"
+    ):
+        make("unclear").references(0, TOTAL)
+
+
+def test_a_policy_that_forgets_its_base_is_refused_when_it_is_made(modules):
+    register_policy("forgets", type("Forgets", (Constant,), {"__init__": lambda self, info: None}))
+    with pytest.raises(ConfigError, match=r"policy 'forgets' has no attribute info, .* super\(\).__init__\(info\)"):
+        make("forgets")
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (None, "gave None, must be Weights"),
+        ("all", "gave 'all', must be Weights"),
+        ([[1], [2, 3]], "must be Weights"),
+        (np.ones(3), r"gave weights of shape \(3,\), must be \(13,\)"),
+        (1.0, r"gave weights of shape \(\), must be \(13,\)"),
+        (np.ones((13, 1)), r"gave weights of shape \(13, 1\), must be \(13,\)"),
+    ],
+)
+def test_what_is_no_weights_is_refused(modules, pooled, given, message):
+    methods = {"pooled": pooled, "weights": lambda self, view, context: given}
+    register_policy("unclear", type("Unclear", (Constant,), methods))
+    with pytest.raises(ConfigError, match=f"policy 'unclear' .*{message}"):
+        make("unclear").next_prompts(0, TOTAL)
+
+
+def test_a_bare_array_counts_as_weights(modules):
+    register_policy("bare", lambda view, context: (view.rows < 4).astype(int))
+    difficulty = make("bare")
+    difficulty.stream.samplers[0].exploration = 0.0
+    assert sorted(difficulty.next_prompts(0, TOTAL).rows) == [0, 1, 2, 3]
 
 
 def test_states_of_another_policy_are_refused(modules):

@@ -20,14 +20,11 @@ from hardsample.engines.features import BLOCKS, WIDTH
 from hardsample.files import FEATURES_FILE
 from hardsample.prediction.categories import COLUMNS, category_features
 from hardsample.scoring.features import read_features
-from hardsample.trainer.config import DifficultyOptions
+from hardsample.trainer.config import NONE, DifficultyOptions
 from hardsample.trainer.data.scored import ScoresError, text_ids
 from hardsample.trainer.selection.policies import PolicyConfig
 
 logger = logging.getLogger(__name__)
-
-NONE = "none"
-"""Value of the option `features` that does without."""
 
 
 @dataclass(frozen=True)

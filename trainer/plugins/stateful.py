@@ -132,7 +132,8 @@ def make_policy(info: PolicyInfo) -> StatefulPolicy | None:
         info: of the training; its config names the policy.
 
     Raises:
-        ConfigError: what is made is no `StatefulPolicy`, or has a state that a checkpoint cannot hold.
+        ConfigError: what is made is no `StatefulPolicy`, forgets its base's `__init__`, or has a state that a
+            checkpoint cannot hold.
     """
     make = find_policy(info.config.policy or "uniform")
     if not is_stateful(make):
@@ -141,6 +142,11 @@ def make_policy(info: PolicyInfo) -> StatefulPolicy | None:
     name = info.config.policy
     if not isinstance(policy, StatefulPolicy):
         raise ConfigError(f"policy {name!r} makes {policy!r}, must be a StatefulPolicy: inherit from it")
+    if "info" not in vars(policy):
+        raise ConfigError(
+            f"policy {name!r} has no attribute info, must have been given it by StatefulPolicy: call "
+            "super().__init__(info) at the beginning of its __init__"
+        )
     for key, value in policy.state_dict().items():
         if "." in key or not _can_be_saved(value):
             raise ConfigError(
@@ -148,6 +154,35 @@ def make_policy(info: PolicyInfo) -> StatefulPolicy | None:
                 "array or a number, or begin its name with _ if __init__ makes it again"
             )
     return policy
+
+
+def reference_rows(policy: StatefulPolicy, context: Context, size: int) -> Rows:
+    """Return the rows that a policy asks to roll out for evidence only.
+
+    Args:
+        policy: is asked.
+        context: the state of training.
+        size: samples in the dataset.
+
+    Raises:
+        ConfigError: they are no rows, or one is out of range.
+    """
+    given, name = policy.references(context), f"references of policy {context.config.policy!r}"
+    try:
+        rows = np.asarray(given)
+        if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
+            raise ValueError
+    except ValueError as error:
+        raise ConfigError(
+            f"{name} gave {given!r:.60}, must be a list or an array of rows: return integers, none for no references"
+        ) from error
+    bad = (rows < 0) | (rows >= size)
+    if bad.any():
+        raise ConfigError(
+            f"{name} gave the row {rows[bad.argmax()]}, must be 0 to {size - 1}: use rows of the dataset, as view.rows "
+            "has them"
+        )
+    return rows.astype(np.int64)
 
 
 def _can_be_saved(value: Any) -> bool:

@@ -145,6 +145,23 @@ def kept_groups(
     return np.sort(np.concatenate([usable, latest[: prompts - len(usable)]]))
 
 
+def advice(policy: str | None, rewards: Float[np.ndarray, "groups G"]) -> str:
+    """Return what can be done if rounds of further prompts leave a batch with zero-variance groups.
+
+    Args:
+        policy: name of the policy.
+        rewards: of all groups of the generation, NaN where a completion has none.
+    """
+    values = rewards[~np.isnan(rewards)]
+    if not len(values):
+        return "No completion has a reward: look at the reward function"
+    if values.min() == values.max():
+        return f"All rewards are {values[0]:g}: look at the completions and their reward before you change options"
+    if policy == "signal":
+        return "Allow more rounds, or add samples of other difficulty"
+    return "Draw by policy='signal', or allow more rounds"
+
+
 def merged_metric(name: str, values: Float[np.ndarray, "calls"], weights: Float[np.ndarray, "calls"]) -> float:
     """Return one number for those that several generations of one batch logged under a name.
 

@@ -95,12 +95,12 @@ class Resampling:
         trained = np.zeros(len(complete), dtype=bool)
         trained[chosen] = True
         made = sum(len(members) for members in groups.members)
-        count_groups(difficulty.counters, result.spread, trained, made, shape.num_generations)
+        count_groups(difficulty.counters, result.spread, trained, complete, made, shape.num_generations)
         rows = difficulty.settle(np.array(groups.rows)[chosen]).rows
         self.trainer._rows = rows
         idle = int((trained & ~result.spread).sum())
         if self.setup.options.dynamic_sampling and idle:
-            self._say_filled(idle, shape.prompts)
+            self._say_filled(idle, shape.prompts, matrix)
         step = self.trainer.state.global_step
         numbers = difficulty.metrics(result, step) | {
             "frac_zero_std_trained": idle / shape.prompts,
@@ -305,18 +305,19 @@ class Resampling:
             weights = np.round(sizes * (1 - clipped)) if "terminated" in name and clipped is not None else sizes
             metrics[name][before.get(name, 0) :] = [refill.merged_metric(name, values, weights)]
 
-    def _say_filled(self, idle: int, prompts: int) -> None:
+    def _say_filled(self, idle: int, prompts: int, rewards: Float[np.ndarray, "groups G"]) -> None:
         """Warn, once of each kind, that the rounds were spent before the batch was full."""
         topic = "all" if idle == prompts else "some"
         if topic not in self._said:
             self._said.add(topic)
             logger.warning(
                 "Step %d: %d of %d groups that are trained on have zero variance, since max_resample_rounds=%d rounds "
-                "of further prompts found no more with any. Draw by policy='signal', or allow more rounds.",
+                "of further prompts found no more with any. %s.",
                 self.trainer.state.global_step,
                 idle,
                 prompts,
                 self.setup.options.max_resample_rounds,
+                refill.advice(self.setup.policy.policy, rewards),
             )
 
 
@@ -335,9 +336,11 @@ def check_resampling(trainer: Any, setup: Setup) -> None:
             f"set {off}"
         )
     if options.screen_generations >= shape.num_generations:
+        usual = max(shape.num_generations // 4, 2)
+        fix = f"choose one, such as {usual}" if usual < shape.num_generations else "set screen_generations=0"
         raise ConfigError(
             f"screen_generations is {options.screen_generations}, must be below num_generations, "
-            f"{shape.num_generations}: choose one, such as {max(shape.num_generations // 4, 1)}"
+            f"{shape.num_generations}: {fix}"
         )
     if setup.size <= shape.prompts:
         raise ConfigError(

@@ -74,6 +74,12 @@ def unsolved_by_scores(size: int, rows: Rows, table: pa.Table) -> Bool[np.ndarra
     return unsolved
 
 
+def has_balances(table: pa.Table) -> bool:
+    """Return whether a scores.parquet holds the attention balance of any sample."""
+    name = "attention_balance"
+    return name in table.column_names and table[name].null_count < len(table)
+
+
 class BalanceStrata(Strata):
     """The CMAB stratum of every sample as last computed, and the moves since the beginning; see `Strata`.
 

@@ -23,12 +23,15 @@ COUNTERS = (
     "trained_zero_std_groups",
     "discarded_rollouts",
     "screening_rollouts",
+    "screened_out_groups",
+    "discarded_spread_groups",
     "resample_rounds",
     "generated_tokens",
     "prefills",
 )
 """Names of all counters. `rollouts` are all that were generated for training; `effective_rollouts` those in groups with
-nonzero variance that reached the optimiser; `discarded_rollouts` those that did not reach it."""
+nonzero variance that reached the optimiser; `discarded_rollouts` those that did not reach it. `screened_out_groups` are
+candidates that were not completed, `discarded_spread_groups` groups with variance that did not reach the optimiser."""
 
 LOGGED = (
     "groups",
@@ -57,6 +60,7 @@ def count_groups(
     counters: dict[str, int],
     spread: Bool[np.ndarray, "groups"],
     trained: Bool[np.ndarray, "groups"],
+    complete: Bool[np.ndarray, "groups"],
     rollouts: int,
     num_generations: int,
 ) -> None:
@@ -66,6 +70,7 @@ def count_groups(
         counters: changed in place.
         spread: whether the rewards of each group have nonzero variance.
         trained: whether each group reaches the optimiser.
+        complete: whether each has all G completions; the others were only screened.
         rollouts: completions of all groups; those that are not trained on may have fewer than G each.
         num_generations: G, completions of a group that is trained on.
     """
@@ -76,31 +81,39 @@ def count_groups(
         "zero_std_groups": int((~spread).sum()),
         "trained_groups": int(trained.sum()),
         "trained_zero_std_groups": int((trained & ~spread).sum()),
+        "screened_out_groups": int((~complete).sum()),
+        "discarded_spread_groups": int((spread & ~trained).sum()),
         "discarded_rollouts": rollouts - int(trained.sum()) * num_generations,
     }
     for name, number in added.items():
         counters[name] += number
 
 
-def say_rollouts(counters: Mapping[str, int], resampled: bool) -> list[str]:
+def say_rollouts(counters: Mapping[str, int], resampled: bool, screened: int) -> list[str]:
     """Return lines that say what the rollouts went to.
 
     Args:
         counters: see `COUNTERS`.
         resampled: whether some rollouts do not reach the optimiser by the training's options.
+        screened: completions by which candidates are screened.
     """
     groups, zero = counters["groups"], counters["zero_std_groups"]
+    candidates = ""
+    if counters["screened_out_groups"]:
+        candidates = f"; {counters['screened_out_groups']:,} of all are candidates judged by {screened} completions"
     lines = [
         f"  effective       {counters['effective_rollouts']:,} rollouts; {zero:,} of {groups:,} groups "
-        f"({zero / max(groups, 1):.0%}) had zero variance"
+        f"({zero / max(groups, 1):.0%}) had zero variance{candidates}"
     ]
     if not resampled:
         return lines
+    unused = counters["discarded_spread_groups"]
+    spread = f" ({unused:,} groups with variance among them)" if unused else ""
     trained, idle = counters["trained_groups"], counters["trained_zero_std_groups"]
     lines.append(
         f"  trained on      {trained:,} groups, {idle:,} ({idle / max(trained, 1):.0%}) with zero variance; "
-        f"{counters['discarded_rollouts']:,} rollouts discarded, {counters['screening_rollouts']:,} for screening, "
-        f"{counters['resample_rounds']:,} rounds of refill"
+        f"{counters['discarded_rollouts']:,} rollouts discarded{spread}, "
+        f"{counters['screening_rollouts']:,} for screening, {counters['resample_rounds']:,} rounds of refill"
     )
     if groups and zero == groups:
         lines.append(

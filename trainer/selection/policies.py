@@ -7,6 +7,7 @@ are still drawn by the exploration share of every batch.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Integer
@@ -332,13 +333,45 @@ def weigh(
 
     Returns:
         Weights in float32, for `PromptSampler.set_weights`.
+
+    Raises:
+        ConfigError: the policy gives no weights, too few or too many, or one that is negative or not finite.
     """
     policy = policy or find_policy(context.config.policy or "uniform")
     if rows is not None:
-        weights = policy(view(evidence, strata, rows, context.step, cmab), context)
-        return Weights(weights.values.astype(np.float32), weights.note)
+        seen = view(evidence, strata, rows, context.step, cmab)
+        return _checked(policy(seen, context), seen.rows, context)
     values, note = np.empty(len(evidence), dtype=np.float32), None
     for part in chunks(len(evidence)):
-        weights = policy(view(evidence, strata, part, context.step, cmab), context)
+        seen = view(evidence, strata, part, context.step, cmab)
+        weights = _checked(policy(seen, context), seen.rows, context)
         values[part], note = weights.values, weights.note
     return Weights(values, note)
+
+
+def _checked(given: Any, rows: Rows, context: Context) -> Weights:
+    """Return what a policy gave as weights in float32; a bare array is taken, too.
+
+    Raises:
+        ConfigError: it is none, or a weight is negative or not finite.
+    """
+    weights = given if isinstance(given, Weights) else Weights(given)
+    policy, fix = f"policy {context.config.policy!r}", "one number for each of view.rows"
+    try:
+        values = np.asarray(weights.values)
+        if values.dtype.kind not in "biuf":
+            raise ValueError
+    except ValueError as error:  # no numbers, or a ragged list
+        raise ConfigError(f"{policy} gave {given!r:.60}, must be Weights: return Weights(values), {fix}") from error
+    if values.shape != rows.shape:
+        raise ConfigError(f"{policy} gave weights of shape {values.shape}, must be {rows.shape}: return {fix}")
+    with np.errstate(over="ignore"):
+        single = values.astype(np.float32)
+    bad = ~((single >= 0) & (single < np.inf))
+    if bad.any():
+        first = int(bad.argmax())
+        raise ConfigError(
+            f"{policy} gave row {rows[first]} the weight {values[first]}, must be finite and 0 or above: fix the "
+            "policy, for instance by np.clip, and np.nan_to_num for view.balance, which is NaN until seen"
+        )
+    return Weights(single, weights.note)
