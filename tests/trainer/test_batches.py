@@ -286,7 +286,7 @@ def test_trls_own_test_of_batches(tmp_path):
 
 def test_probes_and_scores_switch_the_row_numbers_on(tmp_path, images, scores):
     """With scores, images that are not drawn are not decoded; `_prepare_inputs` sees samples all the same."""
-    options = {"scores": scores, "max_steps": 2}
+    options = {"scores": scores, "policy": "uniform", "max_steps": 2}
     plain = make(watched(GRPOTrainer), tmp_path / "a", images, GRPOConfig, max_steps=2)
     plain.train()
     ours = make(watched(DifficultyAwareGRPOTrainer), tmp_path / "b", images, **options)
