@@ -1,10 +1,5 @@
 """CMAB strata while training: the scores' at the start, moved by ρ̄, counted in the draw alone or beside PISM's."""
 
-import json
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -12,7 +7,7 @@ import torch
 from datasets import Dataset, Image, List
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_training import SMALL, TIMES, text_model_folder
+from tiny_training import SMALL, TIMES, assert_same_parts, run_two, saved, text_model_folder
 from transformers import LlamaForCausalLM
 
 from hardsample.demo import load_split, model_path
@@ -35,7 +30,7 @@ from hardsample.trainer.selection.balance_strata import (
 )
 from hardsample.trainer.selection.evidence import Evidence, EvidenceConfig
 from hardsample.trainer.selection.policies import PolicyConfig
-from hardsample.trainer.selection.states import StateError, join_arrays, split_arrays
+from hardsample.trainer.selection.states import StateError
 from hardsample.trainer.selection.strata import EASY, HARD, MEDIUM, NAMES, UNSCORED, UNSOLVED
 from hardsample.trainer.selection.stream import PromptStream
 from hardsample.trainer.selection.widening import both, label_weights, widen, widen_both
@@ -75,18 +70,6 @@ def make(pism, cmab, *, stratify_by="cmab", prompts=4, seed=0, spec=None, kinds=
 def weights(difficulty):
     assert len(difficulty.stream.samplers) == 1
     return difficulty.stream.samplers[0].tree.weights
-
-
-def saved(part):
-    arrays, rest = split_arrays(part.state_dict())
-    return join_arrays({path: array.copy() for path, array in arrays.items()}, json.loads(json.dumps(rest)))
-
-
-def assert_same_state(first, second):
-    (arrays, rest), (other_arrays, other_rest) = split_arrays(saved(first)), split_arrays(saved(second))
-    assert rest == other_rest and arrays.keys() == other_arrays.keys()
-    for path, array in arrays.items():
-        np.testing.assert_array_equal(array, other_arrays[path], err_msg=path)
 
 
 # --- strata
@@ -307,7 +290,7 @@ def test_a_copy_restored_at_any_point_is_the_same_training(stratify_by, policy, 
             step += 1
         else:
             assert _act(whole, what, step, number) == _act(copy, what, step, number)
-        assert_same_state(whole, copy)
+        assert_same_parts(whole, copy)
     cells = np.zeros((5, 5), dtype=int)
     np.add.at(cells, (whole.strata.codes, whole.cmab.codes), 1)
     np.testing.assert_array_equal(whole.labels.cells(), cells)
@@ -403,7 +386,7 @@ def test_a_resumed_training_is_the_uninterrupted_one(tmp_path, images, scores, o
         for trainer in (whole, rest)
     ]
     assert logs[0] == logs[1] and any("difficulty/draws_cmab/hard" in entry for entry in logs[0])
-    assert_same_state(whole.difficulty, rest.difficulty)
+    assert_same_parts(whole.difficulty, rest.difficulty)
     first, second = whole.model.state_dict(), rest.model.state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert np.isfinite(whole.difficulty.evidence.balance).sum() > 0
@@ -490,20 +473,10 @@ with open(f"{out}-{trainer.accelerator.process_index}.json", "w") as file:
 def test_two_processes_hold_the_same_strata_and_resume_exactly(tmp_path, scores):
     (tmp_path / "two.py").write_text(TWO)
 
-    def run_two(folder, resume):
-        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "two.py"]
-        done = subprocess.run(
-            [*launch, folder, f"{folder}-out", resume, scores],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"},
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-4000:]
-        return [json.loads((tmp_path / f"{folder}-out-{rank}.json").read_text()) for rank in (0, 1)]
+    def train(folder, resume):
+        return run_two(tmp_path, "two.py", f"{folder}-out", folder, f"{folder}-out", resume, scores)
 
-    whole = run_two("a", "none")
+    whole = train("a", "none")
     assert whole[0] == whole[1]
     assert whole[0][2]["evidence.balance"] != whole[0][3], "ρ̄ was read in training"
-    assert run_two("b", "a/checkpoint-3") == whole
+    assert train("b", "a/checkpoint-3") == whole

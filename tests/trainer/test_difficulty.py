@@ -1,11 +1,10 @@
 """What a training knows of its samples, end to end on arrays: what it sees changes what it draws, nothing is lost."""
 
-import json
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_training import assert_same_parts, saved
 
 from hardsample.trainer.config import DifficultyOptions
 from hardsample.trainer.difficulty import Difficulty, Shape
@@ -342,19 +341,6 @@ def test_the_uniform_policy_observes_and_draws_in_trl_s_order():
 # --- states
 
 
-def saved(part):
-    """A state as a checkpoint keeps it: copies of the arrays, the rest as JSON."""
-    arrays, rest = split_arrays(part.state_dict())
-    return join_arrays({path: array.copy() for path, array in arrays.items()}, json.loads(json.dumps(rest)))
-
-
-def assert_same_state(first, second):
-    (arrays, rest), (other_arrays, other_rest) = split_arrays(saved(first)), split_arrays(saved(second))
-    assert rest == other_rest and arrays.keys() == other_arrays.keys()
-    for path, array in arrays.items():
-        np.testing.assert_array_equal(array, other_arrays[path], err_msg=path)
-
-
 RUNS = {
     "strata": {"policy": "strata", "exploration": 0.1},
     "signal": {"policy": "signal", "signal_estimate": "mean"},
@@ -416,7 +402,7 @@ def test_a_copy_restored_at_any_point_is_the_same_training(run, acts, mixed, res
             step += 1
         else:
             assert act(copy, what, step, number) == act(whole, what, step, number)
-        assert_same_state(whole, copy)
+        assert_same_parts(whole, copy)
 
 
 @settings(deadline=None, max_examples=40)

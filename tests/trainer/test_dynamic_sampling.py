@@ -1,10 +1,6 @@
 """Generations in rounds: the optimiser gets groups with variance, in the tensors that TRL makes of them."""
 
-import json
 import logging
-import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -13,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset, Image, List
-from tiny_training import SMALL, TIMES, text_model_folder
+from tiny_training import SMALL, assert_same, assert_same_state, run_two, text_model_folder
 from transformers import LlamaForCausalLM
 
 from hardsample.demo import load_split, model_path
@@ -29,7 +25,6 @@ from hardsample.trainer.selection.evidence import EvidenceConfig
 from hardsample.trainer.selection.figures import LOGGED, count_groups, new_counters, say_rollouts
 from hardsample.trainer.selection.policies import PolicyConfig
 from hardsample.trainer.selection.sampler import prompt_order
-from hardsample.trainer.selection.states import split_arrays
 
 ROOT = Path(__file__).parents[2]
 DYNAMIC = {"dynamic_sampling": True}
@@ -89,32 +84,6 @@ def run(folder, data, *, rewards=by_length, resume=None, then=None, **options):
         then(trainer)
     trainer.train(resume_from_checkpoint=resume)
     return trainer
-
-
-def logged(trainer, ours=True):
-    return [
-        {
-            name: value
-            for name, value in entry.items()
-            if not any(time in name for time in TIMES) and (ours or not name.startswith("difficulty/"))
-        }
-        for entry in trainer.state.log_history
-    ]
-
-
-def assert_same(actual, expected, ours=True):
-    assert logged(actual, ours) == logged(expected, ours)
-    first, second = actual.model.state_dict(), expected.model.state_dict()
-    assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-def assert_same_state(first, second):
-    (arrays, rest), (others, other_rest) = (
-        split_arrays(trainer.difficulty.state_dict()) for trainer in (first, second)
-    )
-    assert rest == other_rest and arrays.keys() == others.keys()
-    for path, array in arrays.items():
-        assert np.array_equal(array, others[path], equal_nan=array.dtype.kind == "f"), path
 
 
 def generations_of(trainer, seen):
@@ -618,17 +587,10 @@ def test_two_processes_make_the_same_rounds_and_resume_exactly(tmp_path, screen)
     script.write_text(f"TESTS = {str(ROOT / 'tests')!r}\n{TWO}")
 
     def train(folder, resume):
-        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-        arguments = [script, tmp_path / folder, tmp_path / f"{folder}-out", resume, text_model_folder().name, screen]
-        done = subprocess.run(
-            [*launch, *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"},
-            check=False,
+        output = f"{folder}-out"
+        return run_two(
+            tmp_path, "two.py", output, tmp_path / folder, tmp_path / output, resume, text_model_folder().name, screen
         )
-        assert done.returncode == 0, done.stderr[-4000:]
-        return [json.loads((tmp_path / f"{folder}-out-{rank}.json").read_text()) for rank in (0, 1)]
 
     whole = train("a", "none")
     for name in ("weights", "header", "arrays"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Image, List
-from tiny_training import SMALL, TIMES, text_model_folder
+from tiny_training import SMALL, assert_same, assert_same_state, logged, text_model_folder
 from transformers import LlamaForCausalLM, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
@@ -20,7 +20,7 @@ from hardsample.scoring.score import score
 from hardsample.trainer import DifficultyAwareGRPOConfig, DifficultyAwareGRPOTrainer
 from hardsample.trainer.data.decoding import RgbImage
 from hardsample.trainer.data.rows import ScoresError
-from hardsample.trainer.selection.states import StateError, split_arrays
+from hardsample.trainer.selection.states import StateError
 
 
 @pytest.fixture(scope="module")
@@ -79,30 +79,6 @@ def run(trainer, folder, data, *, resume=None, text=False, config=DifficultyAwar
 
 def weights(trainer):
     return {name: value.clone() for name, value in trainer.model.state_dict().items()}
-
-
-def logged(trainer, ours=True):
-    return [
-        {
-            name: value
-            for name, value in entry.items()
-            if not any(time in name for time in TIMES) and (ours or not name.startswith("difficulty/"))
-        }
-        for entry in trainer.state.log_history
-    ]
-
-
-def assert_same(actual, expected, ours=True):
-    assert logged(actual, ours) == logged(expected, ours)
-    first, second = weights(actual), weights(expected)
-    assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-def assert_same_state(first, second):
-    (arrays, rest), (other_arrays, other_rest) = (split_arrays(run.difficulty.state_dict()) for run in (first, second))
-    assert rest == other_rest and arrays.keys() == other_arrays.keys()
-    for path, array in arrays.items():
-        assert np.array_equal(array, other_arrays[path], equal_nan=array.dtype.kind == "f"), path
 
 
 STEPS_OF = [

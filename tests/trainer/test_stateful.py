@@ -1,18 +1,14 @@
 """Policies of one's own: found by name or path, their state saved and resumed exactly, the same on two processes."""
 
 import functools
-import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from datasets import Dataset, Image, List
-from tiny_training import SMALL, TIMES, text_model_folder
+from tiny_training import SMALL, assert_same, assert_same_parts, run_two, saved, text_model_folder
 from transformers import LlamaForCausalLM
 
 from hardsample.demo import load_split, model_path
@@ -32,7 +28,7 @@ from hardsample.trainer.plugins.registry import find_policy
 from hardsample.trainer.plugins.stateful import PolicyInfo, make_policy
 from hardsample.trainer.selection.evidence import Evidence
 from hardsample.trainer.selection.policies import PolicyConfig
-from hardsample.trainer.selection.states import StateError, join_arrays, split_arrays
+from hardsample.trainer.selection.states import StateError
 from hardsample.trainer.selection.stream import PromptStream
 from hardsample.trainer.training import parse
 
@@ -125,20 +121,6 @@ def generation(difficulty, step):
     return references.tolist(), rows.tolist()
 
 
-def saved(part):
-    """A state as a checkpoint keeps it: copies of the arrays, the rest as JSON."""
-    arrays, rest = split_arrays(part.state_dict())
-    return join_arrays({path: array.copy() for path, array in arrays.items()}, json.loads(json.dumps(rest)))
-
-
-def assert_same_state(first, second):
-    (arrays, rest), (other_arrays, other_rest) = split_arrays(saved(first)), split_arrays(saved(second))
-    assert rest == other_rest and arrays.keys() == other_arrays.keys()
-    for path, array in arrays.items():
-        assert array.dtype == other_arrays[path].dtype, path
-        np.testing.assert_array_equal(array, other_arrays[path], err_msg=path)
-
-
 def by_length(completions, **_):
     return [float(len(str(completion)) % 3) for completion in completions]
 
@@ -154,24 +136,6 @@ def run(folder, data, *, resume=None, rewards=by_length, **options):
     )
     trainer.train(resume_from_checkpoint=resume)
     return trainer
-
-
-def assert_same(actual, expected, ours=True):
-    """The same weights and logs; without our own keys unless `ours`."""
-    logs = [
-        [
-            {
-                name: value
-                for name, value in entry.items()
-                if not any(time in name for time in TIMES) and (ours or not name.startswith("difficulty/"))
-            }
-            for entry in trainer.state.log_history
-        ]
-        for trainer in (actual, expected)
-    ]
-    assert logs[0] == logs[1]
-    first, second = (trainer.model.state_dict() for trainer in (actual, expected))
-    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 # --- names and paths
@@ -264,7 +228,7 @@ def test_a_copy_restored_at_any_generation_is_the_same_training(modules, pooled,
         copy.load_state_dict(saved(whole))
         seen.append(generation(whole, step))
         assert generation(copy, step) == seen[-1]
-        assert_same_state(whole, copy)
+        assert_same_parts(whole, copy)
         assert isinstance(copy.own.decay, np.float32) and copy.own.tries.dtype == np.float32
     assert [len(references) for references, _ in seen] == [2, 0, 0] * 4 + [2, 0]
     assert whole.counters["reference_rollouts"] == 5 * 2 * G and whole.counters["rollouts"] == 14 * 4 * G
@@ -376,7 +340,7 @@ def test_a_resumed_training_is_the_uninterrupted_one(tmp_path, modules, texts, p
     whole = run(tmp_path / "a", texts, **options)
     rest = run(tmp_path / "b", texts, resume=str(tmp_path / "a/checkpoint-3"), **options)
     assert_same(whole, rest)
-    assert_same_state(whole.difficulty, rest.difficulty)
+    assert_same_parts(whole.difficulty, rest.difficulty)
     assert rest.difficulty.counters["reference_rollouts"] == 2 * whole.num_generations
     assert whole.difficulty.own.wins.sum() != 20
 
@@ -507,21 +471,11 @@ def test_two_processes_hold_the_same_state_and_resume_exactly(tmp_path):
     (tmp_path / "mine.py").write_text(TOY.replace("POOLED", "False"))
     (tmp_path / "two.py").write_text(TWO)
 
-    def run_two(folder, resume):
-        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "two.py"]
-        done = subprocess.run(
-            [*launch, folder, f"{folder}-out", resume, text_model_folder().name],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"},
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-4000:]
-        return [json.loads((tmp_path / f"{folder}-out-{rank}.json").read_text()) for rank in (0, 1)]
+    def train(folder, resume):
+        return run_two(tmp_path, "two.py", f"{folder}-out", folder, f"{folder}-out", resume, text_model_folder().name)
 
-    whole = run_two("a", "none")
+    whole = train("a", "none")
     assert whole[0] == whole[1]
     assert whole[0][1]["counters"]["reference_rollouts"] == 8
-    rest = run_two("b", "a/checkpoint-3")
+    rest = train("b", "a/checkpoint-3")
     assert rest == whole
