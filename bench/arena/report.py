@@ -33,8 +33,9 @@ which a question is met once or never; T = 1, learning rate 7e-5, float32, visio
 *seconds* that one thread computed; all include what a method needs beside training: scores, references, screening and
 discarded rollouts, and features.
 
-- *cost to uniform's end*: at which share of what uniform draws cost in all the method has the accuracy that these end
-  with; above 100 % it is dearer. In brackets 95 % by the jackknife over paired seeds; with few seeds read it as rough.
+- *rollouts (seconds, tokens) to uniform's end*: at which share of what uniform draws cost in all the method has the
+  accuracy that these end with; above 100 % it is dearer. "Not within" is what a training had cost that ended before it
+  was there: below 100 % this says nothing yet. ± is 95 % by the jackknife over paired seeds; with few read it as rough.
 - *of the oracle's saving*: (1 − that) over (1 − the oracle's). The *oracle* draws only questions that had both right
   and wrong answers in 8 rollouts before training, which are not counted: the bound of choosing once.
 - *at equal cost*: accuracy at the rollouts that uniform draws took in all, minus uniform's, in points.
@@ -42,7 +43,7 @@ discarded rollouts, and features.
 - *p*: that rollouts to uniform's end are not below uniform's, corrected for the number of methods (Holm).
 """.splitlines()
 MOST = 1.5
-"""What a method counts that does not reach uniform's end, if it did not cost more than that anyway."""
+"""What a seed's share counts in an interval where uniform's end is not reached, if the method did not cost more."""
 Cells = dict[int, dict]
 """Seed → cell."""
 
@@ -52,20 +53,16 @@ def read(folder: Path) -> dict[tuple[str, int], dict[str, Cells]]:
     cells: dict[tuple[str, int], dict[str, Cells]] = defaultdict(lambda: defaultdict(dict))
     for path in sorted(folder.glob("*-seed*.json")):
         cell = json.loads(path.read_text())
-        cells[cell["environment"], cell.get("generations", 8)][cell["method"]][cell["seed"]] = cell
+        cells[cell["environment"], cell["generations"]][cell["method"]][cell["seed"]] = cell
     return cells
 
 
 def costs_of(cell: dict, cost: str) -> np.ndarray:
     """Return what a training had cost at each measurement, what it needs beforehand included."""
-    if cost == "tokens":
-        if "tokens" not in cell["rows"][0]:  # nothing was discarded then
-            made = np.concatenate([[0.0], np.cumsum(cell["mean_length"]) * 64])
-            spent = np.array([made[row["step"]] for row in cell["rows"]])
-        else:
-            spent = np.array([row["tokens"] for row in cell["rows"]], dtype=float)
+    spent = np.array([row[cost] for row in cell["rows"]], dtype=float)
+    if cost == "tokens":  # rollouts before training are as long as those of training
         return spent + cell["extra"]["rollouts"] * spent[-1] / max(cell["rows"][-1]["rollouts"], 1)
-    return np.array([row[cost] for row in cell["rows"]], dtype=float) + cell["extra"].get(cost, 0)
+    return spent + cell["extra"][cost]
 
 
 @dataclass(frozen=True)
@@ -99,11 +96,18 @@ class Curve:
         return float(np.interp(cost, self.cost, self.accuracy))
 
 
-def share_of_cost(method: Cells, uniform: Cells, seeds: list[int], cost: str) -> float:
-    """Return the cost at which a method has uniform's final accuracy, as a share of uniform's."""
+def share_of_cost(method: Cells, uniform: Cells, seeds: list[int], cost: str) -> tuple[float, float]:
+    """Return the cost at which a method has uniform's final accuracy, inf if it never has, and all that it cost; both
+    as shares of uniform's."""
     mine, base = Curve.of(method, seeds, cost), Curve.of(uniform, seeds, cost)
-    ratio = mine.reached(base.accuracy[-1]) / base.reached(base.accuracy[-1])
-    return ratio if np.isfinite(ratio) else max(MOST, mine.cost[-1] / base.cost[-1])
+    whole = base.reached(base.accuracy[-1])
+    return mine.reached(base.accuracy[-1]) / whole, float(mine.cost[-1]) / whole
+
+
+def capped_share(method: Cells, uniform: Cells, seeds: list[int], cost: str) -> float:
+    """Return the same share as a finite number, for intervals."""
+    share, spent = share_of_cost(method, uniform, seeds, cost)
+    return share if np.isfinite(share) else max(MOST, spent)
 
 
 def jackknife(of: Callable[[list[int]], float], seeds: list[int]) -> tuple[float, float, float]:
@@ -131,14 +135,16 @@ def compare(method: Cells, uniform: Cells, oracle: Cells | None) -> dict:
     seeds = sorted(set(method) & set(uniform) & (set(oracle) if oracle else set(method)))
     result: dict = {"seeds": seeds}
     for cost in COSTS:
-        share, error, half = jackknife(lambda part, cost=cost: share_of_cost(method, uniform, part, cost), seeds)
-        result[cost] = {"share": share, "half": half}
+        share, error, half = jackknife(lambda part, cost=cost: capped_share(method, uniform, part, cost), seeds)
+        reached, spent = share_of_cost(method, uniform, seeds, cost)
+        result[cost] = {"share": share, "half": half, "reached": bool(np.isfinite(reached)), "spent": spent}
         if cost == "rollouts":
             freedom = len(seeds) - 1
             result["p"] = float(stats.t.cdf((share - 1) / error, freedom)) if error and error > 0 else float("nan")
         if oracle:
-            best = share_of_cost(oracle, uniform, seeds, cost)
-            result[cost]["of_oracle"] = (1 - share) / (1 - best) if best < 0.98 else float("nan")
+            best = capped_share(oracle, uniform, seeds, cost)
+            known = best < 0.98 and result[cost]["reached"]
+            result[cost]["of_oracle"] = (1 - share) / (1 - best) if known else float("nan")
 
     def ends(cell: dict) -> float:
         return cell["rows"][-1]["accuracy"]
@@ -162,9 +168,7 @@ def compare(method: Cells, uniform: Cells, oracle: Cells | None) -> dict:
         "end_half": end_half,
         "final": float(np.mean([cell["rows"][-1]["accuracy"] for cell in cells])),
         "rolled_out": float(np.mean([np.mean(cell["frac_zero_std"]) for cell in cells])),
-        "trained_on": float(
-            np.mean([np.mean(cell.get("frac_zero_std_trained", cell["frac_zero_std"])) for cell in cells])
-        ),
+        "trained_on": float(np.mean([np.mean(cell["frac_zero_std_trained"]) for cell in cells])),
         "total": {cost: float(np.mean([costs_of(cell, cost)[-1] for cell in cells])) for cost in COSTS},
         "extra": cells[0]["extra"],
     }
@@ -197,7 +201,12 @@ def table(key: tuple[str, int], methods: dict[str, Cells]) -> tuple[list[str], d
         cells = [
             name,
             str(len(row["seeds"])),
-            *(percent(row[cost]["share"], row[cost]["half"]) for cost in ("rollouts", "seconds", "tokens")),
+            *(
+                percent(row[cost]["share"], row[cost]["half"])
+                if row[cost]["reached"]
+                else f"not within {row[cost]['spent']:.0%}"
+                for cost in ("rollouts", "seconds", "tokens")
+            ),
             *(
                 "–" if name == "uniform" else percent(row[cost].get("of_oracle", float("nan")))
                 for cost in ("rollouts", "seconds")
