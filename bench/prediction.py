@@ -19,6 +19,7 @@ from scipy import stats
 sys.path.append(str(Path(__file__).parent / "arena"))  # last: it has a run.py, too
 from environments import ENVIRONMENTS, ROOT, features, truth
 
+from hardsample.engines.features import NUMBERS, image_numbers, text_numbers
 from hardsample.prediction.categories import category_features
 from hardsample.prediction.predictor import auroc, calibration_error, fit
 from hardsample.scoring.features import read_features
@@ -26,10 +27,13 @@ from hardsample.scoring.features import read_features
 RESULTS = Path(__file__).parent / "results" / "prediction"
 REFERENCES, DRAWS, GROUP = (16, 64, 256, 1024), 10, 8
 SHARES = (10, 25, 50)
+STATISTICS = [NUMBERS.index(name) for name in (*text_numbers(0, 0, 0), *image_numbers(np.zeros((2, 2, 3), np.uint8)))]
+"""What `hardsample features --model none` measures."""
 SETS = {
     "all": None,
     "numbers and ability": slice(0, 24),
     "no hidden states, no image statistics": slice(0, 8),
+    "text and image alone (--model none)": STATISTICS,
 }
 """Which columns of the features are used; the ability always."""
 
@@ -135,7 +139,7 @@ def plot(rows: list[dict], about: dict[str, dict], path: Path) -> None:
         axes, ("pearson", "auroc"), ("Pearson, success rate", "AUROC, group has signal"), strict=True
     ):
         for name, entry in about.items():
-            for label, style in zip(SETS, ("-", "--", ":"), strict=True):
+            for label, style in zip(SETS, ("-", "--", ":", "-."), strict=True):
                 mine = [row for row in rows if row["environment"] == name and row["features"] == label]
                 counts = [row["references"] for row in mine]
                 means, halves = ([row[part][key] for row in mine] for part in ("mean", "half"))

@@ -301,7 +301,7 @@ def test_methods_train(name, small_arena):
 def test_a_table_that_is_empty_says_why(tmp_path, monkeypatch, done, reason):
     for method, seeds in done.items():
         for seed in seeds:
-            cell = {"environment": "pool", "method": method, "seed": seed}
+            cell = {"environment": "pool", "method": method, "seed": seed, "generations": 8}
             (tmp_path / f"pool-{method}-seed{seed}.json").write_text(json.dumps(cell))
     monkeypatch.setattr(sys, "argv", ["report.py", "--results", str(tmp_path), "--seeds", "5", "6"])
     arena_report.main()

@@ -21,11 +21,6 @@ class Method:
     oracle: bool = False
     """Whether it draws only questions that had both outcomes in 8 rollouts before training, which are not counted."""
 
-    @property
-    def discards(self) -> bool:
-        """Whether a step rolls out more than it trains on, so that fewer steps cost as much."""
-        return bool(self.options.get("dynamic_sampling") or self.options.get("screen_generations"))
-
 
 SHARP = {"policy": "signal", "signal_estimate": "mean", "signal_sharpness": 8.0}
 """The policy `signal` as it is with features by default."""

@@ -38,8 +38,6 @@ SEEN: dict[int, torch.Tensor] = {}
 """What the vision tower returned, by the bytes of the image: about 50 KB each."""
 COMPLETIONS, GENERATIONS, LEARNING_RATE = 64, 8, 7e-5
 STEPS, MEASURED_EVERY = 60, 10
-DISCARDING_STEPS, DISCARDING_EVERY = 40, 5
-"""Of methods whose steps roll out more than they train on: as many seconds as the others' or more."""
 
 
 def remember_images(model: Any) -> None:
@@ -78,7 +76,7 @@ class Measure(TrainerCallback):
         row = {
             "step": step,
             "rollouts": self.trainer.difficulty.rollouts,
-            "tokens": counters.get("generated_tokens", 0),
+            "tokens": counters["generated_tokens"],
             "prefills": counters["prefills"],
             "seconds": round(stopped - self.began - self.paused, 1),
             "accuracy": round(accuracy, 5),
@@ -122,8 +120,7 @@ def train(environment: str, name: str, seed: int, steps: int, generations: int =
             **DEMO_TRAINING,
             **options,
         )
-        every = DISCARDING_EVERY if method.discards else MEASURED_EVERY
-        measure = Measure(held_out(environment), every)
+        measure = Measure(held_out(environment), MEASURED_EVERY)
         trainer = DifficultyAwareGRPOTrainer(
             model=model,
             args=config,
@@ -177,7 +174,7 @@ def main() -> None:
     parser.add_argument("--environments", nargs="+", default=environments, choices=environments, help="data and model")
     parser.add_argument("--methods", nargs="+", default=methods, choices=methods, help="see methods.py")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5, 10)), help="one training each")
-    parser.add_argument("--steps", type=int, default=0, help=f"0: {STEPS}, or {DISCARDING_STEPS} with refill")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of the optimiser")
     parser.add_argument("--generations", type=int, default=GENERATIONS, help="completions of a group")
     parser.add_argument("--threads", type=int, default=1, help="of torch, in this process")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the cells")
@@ -193,8 +190,7 @@ def main() -> None:
                 if not claim(path):
                     continue
                 print(path.stem, flush=True)
-                steps = arguments.steps or (DISCARDING_STEPS if METHODS[name].discards else STEPS)
-                cell = train(environment, name, seed, steps, arguments.generations)
+                cell = train(environment, name, seed, arguments.steps, arguments.generations)
                 path.with_suffix(".new").write_text(json.dumps(cell, indent=1) + "\n")
                 os.replace(path.with_suffix(".new"), path)
                 path.with_suffix(".lock").unlink(missing_ok=True)

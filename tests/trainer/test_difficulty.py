@@ -277,6 +277,8 @@ def test_counters():
         "trained_groups": 4,
         "trained_zero_std_groups": 3,
         "discarded_rollouts": 0,
+        "discarded_spread_groups": 0,
+        "screened_out_groups": 0,
         "screening_rollouts": 0,
         "resample_rounds": 0,
         "generated_tokens": 0,
