@@ -19,7 +19,7 @@ from scipy import stats
 sys.path.append(str(Path(__file__).parent / "arena"))  # last: it has a run.py, too
 from environments import ENVIRONMENTS, ROOT, features, truth
 
-from hardsample.engines.features import NUMBERS, image_numbers, text_numbers
+from hardsample.engines.features import STATISTICS
 from hardsample.prediction.categories import category_features
 from hardsample.prediction.predictor import auroc, calibration_error, fit
 from hardsample.scoring.features import read_features
@@ -27,8 +27,6 @@ from hardsample.scoring.features import read_features
 RESULTS = Path(__file__).parent / "results" / "prediction"
 REFERENCES, DRAWS, GROUP = (16, 64, 256, 1024), 10, 8
 SHARES = (10, 25, 50)
-STATISTICS = [NUMBERS.index(name) for name in (*text_numbers(0, 0, 0), *image_numbers(np.zeros((2, 2, 3), np.uint8)))]
-"""What `hardsample features --model none` measures."""
 SETS = {
     "all": None,
     "numbers and ability": slice(0, 24),

@@ -17,6 +17,8 @@ from hardsample.trainer.selection.policies import PolicyConfig
 
 NONE = "none"
 """Value of the options `scores` and `features` that does without."""
+PREFILL, STATISTICS = "prefill", "statistics"
+"""Values of the option `features` that read them as training goes, instead of from a folder."""
 _Part = TypeVar("_Part")
 
 
@@ -35,8 +37,16 @@ class DifficultyOptions:
         default=None,
         metadata={
             "help": "folder with features of this data (`hardsample features`, or scores), by which policies predict "
-            "the success rate of samples that were not met yet; `none`: do without (default: those of the scores, "
-            "if they have any)"
+            "the success rate of samples that were not met yet; `statistics` (of text and image alone) or `prefill` "
+            "(of one prefill by the model as it is then): no folder, read as training goes, of feature_candidates; "
+            "`none`: do without (default: those of the scores, if they have any)"
+        },
+    )
+    feature_candidates: float = field(
+        default=8.0,
+        metadata={
+            "help": "features statistics or prefill: new samples whose features are read before each generation, for "
+            "each of its prompts, at least 1; prompts are drawn among all that were read"
         },
     )
     refresh_features_every: int = field(
@@ -108,6 +118,11 @@ class DifficultyOptions:
         return self.dynamic_sampling or self.screen_generations > 0
 
     @property
+    def reads_features(self) -> bool:
+        """Whether features are read as training goes."""
+        return self.features in (PREFILL, STATISTICS)
+
+    @property
     def informed(self) -> bool:
         """Whether scores or features tell samples apart before training."""
         return bool(self.scores or self.features not in (None, NONE))
@@ -129,6 +144,10 @@ class DifficultyOptions:
         if self.refresh_features_every < 0:
             raise ConfigError(
                 f"refresh_features_every is {self.refresh_features_every}, must be 0 or above: choose one, such as 50"
+            )
+        if not 1 <= self.feature_candidates < float("inf"):
+            raise ConfigError(
+                f"feature_candidates is {self.feature_candidates}, must be at least 1 and finite: choose one, such as 8"
             )
         if not 0 <= self.probe_fraction <= 1:
             raise ConfigError(f"probe_fraction is {self.probe_fraction}, must lie in 0 to 1: choose one, such as 0.1")
@@ -170,6 +189,7 @@ def idle_options(options: DifficultyOptions, policy: PolicyConfig, evidence: Evi
     """Return a sentence for each option that was set and does nothing without another."""
     usual, sentences = DifficultyOptions(), []
     idle = [
+        ("feature_candidates", options, usual, "features=statistics or prefill", options.reads_features),
         ("max_resample_rounds", options, usual, "dynamic_sampling=True", options.dynamic_sampling),
         ("screen_candidates", options, usual, "screen_generations=2", options.screen_generations > 0),
         ("cmab_bounds", evidence, EvidenceConfig(), "stratify_by=cmab or both", policy.stratify_by != "pism"),

@@ -8,15 +8,16 @@ One object, of arrays only: no model, no dataset, no device. All ranks hold equa
     difficulty.observe_probes(rows, levels, successes, step); difficulty.observe_balance(rows, balances, step)
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Integer
+from jaxtyping import Bool, Float, Integer
 
-from hardsample.trainer.config import DifficultyOptions
+from hardsample.trainer.config import STATISTICS, DifficultyOptions
 from hardsample.trainer.plugins.stateful import StatefulPolicy, reference_rows
 from hardsample.trainer.selection import figures
 from hardsample.trainer.selection.balance_strata import BalanceStrata
@@ -30,8 +31,10 @@ from hardsample.trainer.selection.strata import Labels, Restratified, Strata, co
 from hardsample.trainer.selection.stream import PromptStream
 
 STREAM_MONITOR, STREAM_PROBES, STREAM_ESTIMATE, STREAM_FEATURES, STREAM_POLICY, STREAM_REFERENCES = range(2, 8)
+STREAM_CANDIDATES = 8
 """Streams of `sampler.generator`: for the monitoring set, the choice of probes, the samples of estimates, those whose
-features are read anew, and what a stateful policy draws for its weights and for its references."""
+features are read anew, what a stateful policy draws for its weights and for its references, and those whose features
+are read first."""
 WEIGHED_EVERY_DRAW = 100_000
 """Most samples that are weighed anew at every draw where features give the prior, or the policy has a state."""
 STATE_VERSION = 3
@@ -209,7 +212,8 @@ class Difficulty:
     def _all_move(self) -> bool:
         """Whether every draw weighs all samples anew, as a refitted prior or a state asks for; large data wait."""
         moves = self.evidence.prior is not None or self.own is not None
-        return moves and len(self.evidence) <= WEIGHED_EVERY_DRAW
+        weighed = len(self.evidence) if self._read is None else int(self._read.sum())
+        return moves and weighed <= WEIGHED_EVERY_DRAW
 
     def choose_probes(self) -> tuple[Rows, Integer[np.ndarray, "probes"]]:
         """Choose which samples of the last batch to probe on masked images, and at which level of λ.
@@ -394,22 +398,46 @@ class Difficulty:
         return self.last
 
     def features_due(self, step: int) -> bool:
-        """Return whether features are to be read from the model as it is now."""
+        """Return whether features are to be read, of new samples or anew from the model as it is now."""
+        unread = self._read is not None and not self._read.all()
+        return unread or self._refresh_due(step)
+
+    def _refresh_due(self, step: int) -> bool:
         every = self.options.refresh_features_every
         return self.evidence.prior is not None and every > 0 and step - self._features_step >= every
 
     def choose_features(self, step: int) -> Rows:
-        """Choose the samples whose features are read anew: at most `POOL`, at random."""
-        self._features_step = step
-        rng, size = generator(self.shape.seed, step, STREAM_FEATURES), len(self.evidence)
-        return np.sort(draw_uniform(min(POOL, size), size, np.empty(0, dtype=np.int64), rng))
+        """Choose the samples whose features are read: new ones, and those that are due again, at most `POOL`; all at
+        random."""
+        size, none = len(self.evidence), np.empty(0, dtype=np.int64)
+        new = again = none
+        if self._read is not None:
+            known = np.flatnonzero(self._read)
+            wanted = math.ceil(self.options.feature_candidates * self.shape.prompts)
+            rng = generator(self.shape.seed, self.stream.batch, STREAM_CANDIDATES)
+            new = draw_uniform(min(wanted, size - len(known)), size, known, rng)
+        if self._refresh_due(step):
+            self._features_step = step
+            again = draw_uniform(min(POOL, size), size, none, generator(self.shape.seed, step, STREAM_FEATURES))
+            again = again if self._read is None else again[self._read[again]]
+        return np.sort(np.concatenate([new, again]))
 
     def replace_features(self, rows: Rows, features: Float[np.ndarray, "rows columns"], step: int) -> None:
-        """Replace the features of some samples by those of the model as it is now, and learn from them anew."""
-        assert self.evidence.prior is not None, "there are features to replace"
-        self.evidence.prior.replace(rows, features)
-        self.counters["prefills"] += len(rows)
-        self._refit(step)
+        """Add the features of some samples, or replace them by those of the model as it is now, and learn from them."""
+        prior = self.evidence.prior
+        assert prior is not None, "there are features to replace"
+        new = rows[:0] if self._read is None else rows[~self._read[rows]]
+        prior.replace(rows, features)
+        if self.options.features != STATISTICS:
+            self.counters["prefills"] += len(rows)
+        if len(new) < len(rows) or (self.evidence.last_step[new] >= 0).any():  # else nothing to learn from has changed
+            self._refit(step)
+        self._touch(new, step)
+
+    @property
+    def _read(self) -> Bool[np.ndarray, "samples"] | None:
+        """Which samples have features, if they are read as training goes; None if all are there, or none."""
+        return None if self.evidence.prior is None else self.evidence.prior.read
 
     def _refit(self, step: int) -> None:
         """Learn anew what features say; a resumed run does it again by the evidence that was saved."""
@@ -424,9 +452,15 @@ class Difficulty:
             self._touched = np.union1d(self._touched, rows)
 
     def _weights(self, context: Context, rows: Rows | None = None) -> Weights:
-        """Return the weights of some samples; all if None."""
+        """Return the weights of some samples; all if None. Those whose features are still to be read have none."""
         function = None if self.own is None else self.own.weights
-        return weigh(self.evidence, self.strata, context, rows, function, self.cmab)
+        if self._read is None or self._read.all():
+            return weigh(self.evidence, self.strata, context, rows, function, self.cmab)
+        rows = np.arange(len(self.evidence)) if rows is None else rows
+        read, values = self._read[rows], np.zeros(len(rows), dtype=np.float32)
+        weights = weigh(self.evidence, self.strata, context, rows[read], function, self.cmab)
+        values[read] = weights.values
+        return Weights(values, weights.note)
 
     def _weigh(self, context: Context) -> None:
         weights = self._weights(context)

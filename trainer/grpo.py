@@ -31,7 +31,7 @@ from hardsample.trainer.checkpoints import FOLDER
 from hardsample.trainer.config import DifficultyOptions
 from hardsample.trainer.data.batches import RowBatches
 from hardsample.trainer.data.decoding import check_headers, names_samples
-from hardsample.trainer.data.prefills import prefill_rows
+from hardsample.trainer.data.prefills import read_features_of
 from hardsample.trainer.data.rows import with_images
 from hardsample.trainer.data.scored import as_scored
 from hardsample.trainer.difficulty import Difficulty
@@ -202,7 +202,7 @@ class DifficultyAwareGRPOTrainer(RowBatches):
                     )
         if difficulty.features_due(step):
             rows = difficulty.choose_features(step)
-            difficulty.replace_features(rows, prefill_rows(self, rows), step)
+            difficulty.replace_features(rows, read_features_of(self, rows, difficulty.options.features), step)
         rows, expected = self._draw(), self._setup.shape.prompts
         if difficulty.new_note is not None:
             logger.warning("Step %d: %s.", step, difficulty.new_note)

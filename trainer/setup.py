@@ -92,13 +92,15 @@ class Setup:
                 self.shape.prompts,
                 self.policy,
                 self.evidence,
-                None if features is None else features.matrix,
-                "" if features is None else features.fingerprint,
+                None if features is None or features.reads else features.matrix,
+                "" if features is None or features.reads else features.fingerprint,
             )
         )
         if features is not None and (own is None or own.uses_prior):
             fingerprint = f"{self.fingerprint}-{features.fingerprint}"
-            evidence.prior = FeaturePrior(features.matrix, features.blocks, fingerprint)
+            reads = features.reads is not None
+            matrix = features.matrix.copy() if reads else features.matrix  # a second training begins without
+            evidence.prior = FeaturePrior(matrix, features.blocks, fingerprint, reads)
         stock = self.policy.stock_order
         order = None
         if stock and self.size >= self.shape.prompts:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from base_rates import measure, roll_out
 from datasets import Dataset, Image, List
+from machines import machine, scaled
 
 from hardsample.data.loading import load
 from hardsample.demo import model_path
@@ -102,8 +103,8 @@ def features(name: str, kind: str = "prefill") -> tuple[str, float]:
     """
     folder = ROOT / f"features-{name}{'' if kind == 'prefill' else '-' + kind}"
     model = ENVIRONMENTS[name].model if kind == "prefill" else "none"
-    make = lambda: add_features(folder, whole(name), model, progress=False)  # noqa: E731
-    return str(folder), _seconds(f"{name} {kind}", folder / "features.parquet", make)
+    make = lambda data: add_features(folder, data, model, progress=False)  # noqa: E731
+    return str(folder), _seconds(name, kind, folder / "features.parquet", make)
 
 
 def scores(name: str) -> tuple[str, int, float]:
@@ -111,28 +112,31 @@ def scores(name: str) -> tuple[str, int, float]:
     the seconds of computing that they took."""
     folder = ROOT / f"scores-{name}"
     config = ScoringConfig(metric="pism,cmab", batch_size=256)
-    make = lambda: score(whole(name), ENVIRONMENTS[name].model, folder, config, progress=False)  # noqa: E731
-    seconds = _seconds(f"{name} scores", folder / SCORES_FILE, make)
+    make = lambda data: score(data, ENVIRONMENTS[name].model, folder, config, progress=False)  # noqa: E731
+    seconds = _seconds(name, "scores", folder / SCORES_FILE, make)
     return str(folder), sum(Scores(folder).table["rollouts"]), seconds
 
 
-def _seconds(what: str, made: Path, make: Callable[[], object]) -> float:
-    """Return the seconds of computing that something took when it was first made; make it if its file is not there."""
-    times = BASE_RATES / "features.json"
+def _seconds(name: str, kind: str, made: Path, make: Callable[[Dataset], object]) -> float:
+    """Return the seconds of computing that something took when it was first made of an environment's pool, which is
+    loaded for training anyway; make it if its file is not there."""
+    times, what = BASE_RATES / "features.json", f"{name} {kind}"
     while not made.exists():
+        data = whole(name)
         began = time.process_time()
         try:
-            make()
+            make(data)
         except StoreError:  # another process of the arena is at it
             time.sleep(5)
             continue
         known = _known(times)
-        known.setdefault(what, round(time.process_time() - began, 1))
+        known.setdefault(what, {"seconds": round(time.process_time() - began, 1), "machine": machine()})
         times.write_text(json.dumps(known, indent=1) + "\n")
-    return _known(times).get(what, float("nan"))
+    entry = _known(times).get(what, {"seconds": float("nan"), "machine": machine()})
+    return scaled(entry["seconds"], entry["machine"], machine())
 
 
-def _known(times: Path) -> dict[str, float]:
+def _known(times: Path) -> dict[str, Any]:
     return json.loads(times.read_text()) if times.exists() else {}
 
 

@@ -22,6 +22,7 @@ from scipy.optimize import isotonic_regression
 
 sys.path.append(str(Path(__file__).parents[1]))
 from cells import Help
+from machines import SPEEDS, scaled
 
 RESULTS = Path(__file__).parents[1] / "results" / "arena"
 COSTS = ("rollouts", "tokens", "seconds")
@@ -31,7 +32,8 @@ Cells by `python bench/arena/run.py`, this page by `python bench/arena/report.py
 which a question is met once or never; T = 1, learning rate 7e-5, float32, vision tower frozen; accuracy at T = 0.7 on
 400 test questions, six rollouts each, every ten steps. Compared are costs: *rollouts*, generated *tokens*, and
 *seconds* that one thread computed; all include what a method needs beside training: scores, references, screening and
-discarded rollouts, and features.
+discarded rollouts, and features. Trainings are the same on every machine; seconds of cells of another machine are
+scaled by those of one training that was made on each (`machines.json`).
 
 - *rollouts (seconds, tokens) to uniform's end*: at which share of what uniform draws cost in all the method has the
   accuracy that these end with; above 100 % it is dearer. "Not within" is what a training had cost that ended before it
@@ -49,10 +51,13 @@ Cells = dict[int, dict]
 
 
 def read(folder: Path) -> dict[tuple[str, int], dict[str, Cells]]:
-    """Return the cells by environment and group size, method and seed."""
+    """Return the cells by environment and group size, method and seed; seconds are those of one machine."""
+    one = next(iter(json.loads(SPEEDS.read_text())))
     cells: dict[tuple[str, int], dict[str, Cells]] = defaultdict(lambda: defaultdict(dict))
     for path in sorted(folder.glob("*-seed*.json")):
         cell = json.loads(path.read_text())
+        for part in (cell["extra"], *cell["rows"]):
+            part["seconds"] = scaled(part["seconds"], cell["machine"], one)
         cells[cell["environment"], cell["generations"]][cell["method"]][cell["seed"]] = cell
     return cells
 

@@ -27,6 +27,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from cells import DEMO_TRAINING, Help, claim
 from environments import ENVIRONMENTS, ROOT, HeldOut, base_rates, features, held_out, questions, scores
+from machines import machine
 from methods import METHODS
 
 from hardsample.engines.transformers import load_model, load_processor
@@ -154,7 +155,7 @@ def train(environment: str, name: str, seed: int, steps: int, generations: int =
         "seed": seed,
         "steps": steps,
         "generations": generations,
-        "machine": torch.backends.cpu.get_cpu_capability(),
+        "machine": machine(),
         "extra": extra,
         "rows": measure.rows,
         "frac_zero_std": [round(entry["difficulty/frac_zero_std"], 4) for entry in logs],

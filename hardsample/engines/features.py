@@ -53,6 +53,8 @@ likeliest tokens and of the end of sequence, variance of the log-probability. Lo
 both states, pixels, width over height; and of 1 + tokens, image tokens, images, characters of the text, options. Of the
 first image, from 0 to 1: mean and standard deviation of the brightness, mean saturation, mean absolute difference of
 neighbouring pixels."""
+STATISTICS = [NUMBERS.index(name) for name in NUMBERS[NUMBERS.index("images") :]]
+"""Columns of the numbers that text and images alone give, without a model."""
 
 STATE = 116
 """Dimensions kept of each state."""

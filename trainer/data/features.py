@@ -17,10 +17,11 @@ from datasets import Dataset
 from jaxtyping import Float16
 
 from hardsample.engines.features import BLOCKS, WIDTH
+from hardsample.engines.features import STATISTICS as STATISTIC_COLUMNS
 from hardsample.files import FEATURES_FILE
 from hardsample.prediction.categories import COLUMNS, category_features
 from hardsample.scoring.features import read_features
-from hardsample.trainer.config import NONE, DifficultyOptions
+from hardsample.trainer.config import NONE, STATISTICS, DifficultyOptions
 from hardsample.trainer.data.scored import ScoresError, text_ids
 from hardsample.trainer.selection.policies import PolicyConfig
 
@@ -35,10 +36,14 @@ class SampleFeatures:
     """NaN where unknown."""
     blocks: tuple[int, ...]
     """Columns of each block."""
+    reads: str | None = None
+    """How they are read as training goes, `prefill` or `statistics`; None: they are all there."""
 
     @cached_property
     def fingerprint(self) -> str:
         """Digest of the matrix, by which a checkpoint recognizes the features."""
+        if self.reads is not None:
+            return self.reads
         return blake2b(np.ascontiguousarray(self.matrix).view(np.uint8).data, digest_size=16).hexdigest()
 
 
@@ -54,7 +59,8 @@ def features_of(
         samples: id of the scored sample of each row, see `as_scored`; default the column `id`.
 
     Returns:
-        The features; None if there are none, or none are wanted.
+        The features, all NaN but the kinds if they are read as training goes; None if there are none, or none are
+        wanted.
 
     Raises:
         ScoresError: the folder that was named has no features of this dataset.
@@ -62,6 +68,9 @@ def features_of(
     folder = options.features or options.scores
     if policy.stock_order or folder is None or options.features == NONE:
         return None
+    if options.reads_features:
+        blocks = (len(STATISTIC_COLUMNS),) if options.features == STATISTICS else BLOCKS
+        return _with_kinds(np.full((len(data), sum(blocks)), np.nan, dtype=np.float16), blocks, data, options.features)
     if options.features is None and not (Path(folder) / FEATURES_FILE).exists():
         return None
     if not isinstance(data, Dataset) or "id" not in data.column_names:
@@ -79,12 +88,20 @@ def features_of(
         )
     if len(rows) < len(data):
         logger.warning("%d of %d samples have no features in %s.", len(data) - len(rows), len(data), folder)
-    kinds = category_features({name: _texts(data, name) for name in COLUMNS if name in data.column_names})
-    matrix = np.full((len(data), WIDTH + kinds.shape[1]), np.nan, dtype=np.float16)
-    matrix[rows, :WIDTH] = stored[position.take(pa.array(rows)).to_numpy()]
-    if kinds.shape[1]:
-        matrix[:, WIDTH:] = kinds
-    return SampleFeatures(matrix, (*BLOCKS, *([kinds.shape[1]] if kinds.shape[1] else [])))
+    matrix = np.full((len(data), WIDTH), np.nan, dtype=np.float16)
+    matrix[rows] = stored[position.take(pa.array(rows)).to_numpy()]
+    return _with_kinds(matrix, BLOCKS, data)
+
+
+def _with_kinds(
+    matrix: Float16[np.ndarray, "rows columns"], blocks: tuple[int, ...], data: Any, reads: str | None = None
+) -> SampleFeatures:
+    """Put the kinds of the rows beside their features, where the dataset has columns of kinds."""
+    names = [name for name in COLUMNS if name in data.column_names] if isinstance(data, Dataset) else []
+    kinds = category_features({name: _texts(data, name) for name in names})
+    if not names or not kinds.shape[1]:
+        return SampleFeatures(matrix, blocks, reads)
+    return SampleFeatures(np.concatenate([matrix, kinds], axis=1, dtype=np.float16), (*blocks, kinds.shape[1]), reads)
 
 
 def _texts(data: Dataset, name: str) -> list[str | None]:

@@ -1,4 +1,5 @@
-"""Features of some rows from the model as it is now: one prefill each, shared among the ranks."""
+"""Features of some rows as training goes, shared among the ranks: of text and images alone, or of one prefill each by
+the model as it is now."""
 
 from __future__ import annotations
 
@@ -12,14 +13,52 @@ from jaxtyping import Float16
 from trl.data_utils import prepare_multimodal_messages
 from trl.models import unwrap_model_for_generation
 
+from hardsample.engines.features import STATISTICS as STATISTIC_COLUMNS
 from hardsample.engines.features import WIDTH
-from hardsample.engines.prefill import prefill_features
+from hardsample.engines.prefill import Shown, prefill_features, sample_features
 from hardsample.engines.transformers import TransformersEngine
 from hardsample.scoring.config import ScoringConfig
+from hardsample.trainer.config import STATISTICS
 from hardsample.trainer.data.rows import images_of
 from hardsample.trainer.selection.sumtree import Rows
 
 BATCH = 64
+
+
+def read_features_of(trainer: Any, rows: Rows, kind: str | None) -> Float16[np.ndarray, "rows columns"]:
+    """Read the features of rows.
+
+    Args:
+        trainer: of the training, between two steps.
+        rows: (rows,) of its dataset, the same on all ranks.
+        kind: `statistics`; anything else: of a prefill.
+
+    Returns:
+        (rows, columns) float16 on all ranks; NaN where a row could not be read.
+    """
+    return statistics_rows(trainer, rows) if kind == STATISTICS else prefill_rows(trainer, rows)
+
+
+def statistics_rows(trainer: Any, rows: Rows) -> Float16[np.ndarray, "rows 9"]:
+    """Read the numbers of text and images of rows, see `engines.features.STATISTICS`.
+
+    Args:
+        trainer: whose dataset it is.
+        rows: (rows,) of it, the same on all ranks.
+
+    Returns:
+        (rows, 9) float16 on all ranks.
+    """
+    accelerator = trainer.accelerator
+    share = np.arange(len(rows))[accelerator.process_index :: accelerator.num_processes]
+    mine: dict[int, np.ndarray] = {}
+    for start in range(0, len(share), BATCH):
+        chunk = share[start : start + BATCH]
+        for index, sample in zip(chunk.tolist(), trainer._read(rows[chunk].tolist()), strict=True):
+            record = _record(sample)
+            first = np.asarray(record["images"][0]) if record["images"] else None
+            mine[index] = sample_features(record, first, Shown())[STATISTIC_COLUMNS]
+    return _gathered(mine, len(rows), len(STATISTIC_COLUMNS))
 
 
 def prefill_rows(trainer: Any, rows: Rows) -> Float16[np.ndarray, "rows 256"]:
@@ -59,7 +98,12 @@ def prefill_rows(trainer: Any, rows: Rows) -> Float16[np.ndarray, "rows 256"]:
         finally:
             model.generation_config = settings
             model.train(training)
-    gathered = np.full((len(rows), WIDTH), np.nan, dtype=np.float16)
+    return _gathered(mine, len(rows), WIDTH)
+
+
+def _gathered(mine: dict[int, np.ndarray], size: int, width: int) -> Float16[np.ndarray, "rows columns"]:
+    """Return the features that all ranks have read; NaN where none could."""
+    gathered = np.full((size, width), np.nan, dtype=np.float16)
     for of_rank in gather_object([mine]):
         for index, features in of_rank.items():
             gathered[index] = features

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from hardsample.metrics.beta import PRIOR
 from hardsample.prediction.predictor import Prediction, Predictor, Skill, fit, measure
@@ -27,6 +27,8 @@ WINDOW = 512
 """Groups that the logged skill is measured on: the last ones."""
 FEWEST_MEASURED = 32
 STATE_VERSION = 1
+READ = "read"
+"""Of the saved state: the samples that have features, and these."""
 
 
 class FeaturePrior:
@@ -36,16 +38,23 @@ class FeaturePrior:
         features: (samples, columns) float16, kept as given; NaN where unknown.
         blocks: columns of each block of features, see `predictor.Inputs`.
         fingerprint: of the dataset and the features, for the saved state.
+        reads: whether features come as training goes, by `replace`; the array that is given is then filled.
 
     Attributes:
+        read: (samples,) which have features, if they come as training goes; None if all are there.
         predictor: as last fitted; None before the first fit.
         replaced: whether training replaced any features.
     """
 
     def __init__(
-        self, features: Float[np.ndarray, "samples columns"], blocks: Sequence[int], fingerprint: str = ""
+        self,
+        features: Float[np.ndarray, "samples columns"],
+        blocks: Sequence[int],
+        fingerprint: str = "",
+        reads: bool = False,
     ) -> None:
         self.features, self.blocks, self.fingerprint = features, tuple(blocks), fingerprint
+        self.read: Bool[np.ndarray, " samples"] | None = np.zeros(len(features), dtype=bool) if reads else None
         self.predictor: Predictor | None = None
         self.replaced = False
         self._references: Rows = np.empty(0, dtype=np.int64)
@@ -62,6 +71,8 @@ class FeaturePrior:
         """
         tries = successes + failures
         known = tries >= LEAST_COUNT
+        if self.read is not None:
+            known &= self.read[rows]
         rows, successes, tries = rows[known], successes[known], tries[known]
         if len(rows) > MOST_REFERENCES:
             kept = np.sort(np.argsort(-tries, kind="stable")[:MOST_REFERENCES])
@@ -91,6 +102,8 @@ class FeaturePrior:
     def record(self, rows: Rows, successes: Float[np.ndarray, " rows"], attempts: Float[np.ndarray, " rows"]) -> None:
         """Remember what was predicted of some groups, and what then came; call it before they are learnt from."""
         graded = attempts > 0
+        if self.read is not None:
+            graded &= self.read[rows]
         if self.predictor is None or not self.predictor.skill.useful or not graded.any():
             return
         alpha, beta = self.of(rows[graded])
@@ -108,13 +121,15 @@ class FeaturePrior:
         return measure(Prediction(alpha, beta), wins, tries)
 
     def replace(self, rows: Rows, features: Float[np.ndarray, "rows columns"]) -> None:
-        """Replace the features of some samples by those of the model as it is now.
+        """Replace the features of some samples by those of the model as it is now, or add them.
 
         Args:
             rows: (rows,) samples.
             features: (rows, columns) the first columns; a row of NaN is left as it was. Kinds of samples stay.
         """
-        if not self.replaced:  # the array that was given stays as it is
+        if self.read is not None:
+            self.read[rows] = True
+        elif not self.replaced:  # the array that was given stays as it is
             self.features, self.replaced = np.array(self.features), True
         known = ~np.isnan(features).all(axis=1)
         self.features[rows[known], : features.shape[1]] = features[known]
@@ -123,6 +138,8 @@ class FeaturePrior:
         """Return the measurements, and the features if training replaced any (not copied)."""
         state: StateDict = {"version": STATE_VERSION, "size": len(self.features), "fingerprint": self.fingerprint}
         state |= {"measured": self._measured, "measurements": self._measurements, "replaced": self.replaced}
+        if self.read is not None:
+            state |= {"reads": True, READ: {"rows": np.flatnonzero(self.read), "features": self.features[self.read]}}
         return state | ({"features": self.features} if self.replaced else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -131,6 +148,10 @@ class FeaturePrior:
         Raises:
             StateError: the version, the dataset or its features differ.
         """
-        if state.get("replaced"):
+        if self.read is not None and READ in state and state.get("fingerprint") == self.fingerprint:
+            rows = state[READ]["rows"]
+            self.read[:] = False
+            self.replace(rows, state[READ]["features"])
+        elif state.get("replaced"):
             self.replace(np.empty(0, dtype=np.int64), self.features[:0, :1])
         load_into(self.state_dict(), state, "feature prior")
