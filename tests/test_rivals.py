@@ -23,6 +23,7 @@ BENCH = Path(__file__).parents[1] / "bench"
 PATH = list(sys.path)
 sys.path[:0] = [str(BENCH / "arena"), str(BENCH)]
 import environments  # noqa: E402
+import machines  # noqa: E402
 import report as arena_report  # noqa: E402
 import run as arena  # noqa: E402
 from methods import METHODS  # noqa: E402
@@ -273,9 +274,31 @@ def small_arena(tmp_path_factory):
     patch.undo()
 
 
-TRAINED = ("oracle", "signal-scores", "statistics-sharp-screen", "strata-both", "greso", "mopps", "vade", "kgps")
+TRAINED = (
+    "oracle",
+    "signal-scores",
+    "inline-statistics-refill",
+    "inline-prefill",
+    "statistics-sharp-screen",
+    "strata-both",
+    "greso",
+    "mopps",
+    "vade",
+    "kgps",
+)
 TRAINED += ("prime-pools", "vcrl", "dots")
 """Every rival, and what differs of the others."""
+
+
+def test_seconds_of_another_machine_are_scaled_by_the_same_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(machines, "SPEEDS", tmp_path / "machines.json")
+    assert machines.scaled(30.0, "slow", "slow") == 30.0
+    machines.SPEEDS.write_text(json.dumps({"fast": 50.0, "slow": 100.0}))
+    assert machines.scaled(30.0, "slow", "fast") == 15.0
+    assert machines.scaled(30.0, "fast", "slow") == 60.0
+    with pytest.raises(SystemExit, match=r"has no entry for 'new': run `python bench/arena/machines\.py`"):
+        machines.scaled(30.0, "new", "fast")
+    assert ", " in machines.machine()
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -302,8 +325,11 @@ def test_a_table_that_is_empty_says_why(tmp_path, monkeypatch, done, reason):
     for method, seeds in done.items():
         for seed in seeds:
             cell = {"environment": "pool", "method": method, "seed": seed, "generations": 8}
+            cell |= {"machine": "this", "extra": {"seconds": 0.0}, "rows": []}
             (tmp_path / f"pool-{method}-seed{seed}.json").write_text(json.dumps(cell))
     monkeypatch.setattr(sys, "argv", ["report.py", "--results", str(tmp_path), "--seeds", "5", "6"])
+    monkeypatch.setattr(machines, "SPEEDS", tmp_path / "machines.json")
+    machines.SPEEDS.write_text(json.dumps({"this": 10.0}))
     arena_report.main()
     assert reason in (tmp_path / "README.md").read_text()
 

@@ -8,7 +8,6 @@ One object, of arrays only: no model, no dataset, no device. All ranks hold equa
     difficulty.observe_probes(rows, levels, successes, step); difficulty.observe_balance(rows, balances, step)
 """
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -24,17 +23,16 @@ from hardsample.trainer.selection.balance_strata import BalanceStrata
 from hardsample.trainer.selection.evidence import Evidence, Outcomes
 from hardsample.trainer.selection.levels import Rows
 from hardsample.trainer.selection.policies import Context, PolicyConfig, Weights, weigh
-from hardsample.trainer.selection.prior import FeaturePrior
+from hardsample.trainer.selection.prior import FeaturePrior, FeatureReading
 from hardsample.trainer.selection.sampler import POOL, Batch, draw_uniform, generator
 from hardsample.trainer.selection.states import StateDict, check_state
 from hardsample.trainer.selection.strata import Labels, Restratified, Strata, counts_of
 from hardsample.trainer.selection.stream import PromptStream
 
-STREAM_MONITOR, STREAM_PROBES, STREAM_ESTIMATE, STREAM_FEATURES, STREAM_POLICY, STREAM_REFERENCES = range(2, 8)
-STREAM_CANDIDATES = 8
-"""Streams of `sampler.generator`: for the monitoring set, the choice of probes, the samples of estimates, those whose
-features are read anew, what a stateful policy draws for its weights and for its references, and those whose features
-are read first."""
+STREAM_MONITOR, STREAM_PROBES, STREAM_ESTIMATE = range(2, 5)
+STREAM_POLICY, STREAM_REFERENCES = 6, 7
+"""Streams of `sampler.generator`: for the monitoring set, the choice of probes, the samples of estimates, and what a
+stateful policy draws for its weights and for its references. Those of `prior` are others."""
 WEIGHED_EVERY_DRAW = 100_000
 """Most samples that are weighed anew at every draw where features give the prior, or the policy has a state."""
 STATE_VERSION = 3
@@ -66,6 +64,7 @@ class Difficulty:
         cmab: the CMAB strata, if the policy draws by them.
 
     Attributes:
+        reading: when features are read, and of which samples.
         last: the batch that was drawn last; None before the first.
         note: what had to be widened at the last draw; None if nothing.
         new_note: the same, unless the draw before widened the same strata; so it is worth a warning.
@@ -85,7 +84,10 @@ class Difficulty:
         self.evidence, self.stream, self.options, self.shape = evidence, stream, options, shape
         self.policy, self.own = policy.resolved(features=evidence.prior is not None), own
         self._pooled = self.policy.pooled if own is None else own.pooled
-        self._fitted = self._features_step = 0
+        self._fitted = 0
+        self.reading = FeatureReading(
+            evidence.prior, options.feature_candidates * shape.prompts, options.refresh_features_every, shape.seed
+        )
         evidence.refit_prior(0)
         self.strata, self.cmab = Strata(evidence), cmab
         if cmab is not None:  # made before the prior was learnt
@@ -212,7 +214,8 @@ class Difficulty:
     def _all_move(self) -> bool:
         """Whether every draw weighs all samples anew, as a refitted prior or a state asks for; large data wait."""
         moves = self.evidence.prior is not None or self.own is not None
-        weighed = len(self.evidence) if self._read is None else int(self._read.sum())
+        read = self._read
+        weighed = len(self.evidence) if read is None else int(read.sum())
         return moves and weighed <= WEIGHED_EVERY_DRAW
 
     def choose_probes(self) -> tuple[Rows, Integer[np.ndarray, "probes"]]:
@@ -354,7 +357,7 @@ class Difficulty:
             "monitored": self._monitored,
             "weights_note": self._weights_note,
             "fitted": self._fitted,
-            "features_step": self._features_step,
+            "features_step": self.reading.refreshed,
             "touched": self._touched.astype(np.int64),
             **self.labels.state_dict(),
         }
@@ -371,7 +374,7 @@ class Difficulty:
         self.counters = figures.saved_counters(state["counters"])
         self._refreshed, self._monitored = state["refreshed"], state["monitored"]
         self._weights_note = state["weights_note"]
-        self._fitted, self._features_step = state["fitted"], state["features_step"]
+        self._fitted, self.reading.refreshed = state["fitted"], state["features_step"]
         self.evidence.refit_prior(self._fitted)
         self._touched = np.array(state["touched"])
         self.labels.load_state_dict(state)
@@ -397,36 +400,17 @@ class Difficulty:
         self.last = replace(self.last, rows=np.asarray(rows, dtype=np.int64))
         return self.last
 
-    def features_due(self, step: int) -> bool:
-        """Return whether features are to be read, of new samples or anew from the model as it is now."""
-        unread = self._read is not None and not self._read.all()
-        return unread or self._refresh_due(step)
-
-    def _refresh_due(self, step: int) -> bool:
-        every = self.options.refresh_features_every
-        return self.evidence.prior is not None and every > 0 and step - self._features_step >= every
-
-    def choose_features(self, step: int) -> Rows:
-        """Choose the samples whose features are read: new ones, and those that are due again, at most `POOL`; all at
-        random."""
-        size, none = len(self.evidence), np.empty(0, dtype=np.int64)
-        new = again = none
-        if self._read is not None:
-            known = np.flatnonzero(self._read)
-            wanted = math.ceil(self.options.feature_candidates * self.shape.prompts)
-            rng = generator(self.shape.seed, self.stream.batch, STREAM_CANDIDATES)
-            new = draw_uniform(min(wanted, size - len(known)), size, known, rng)
-        if self._refresh_due(step):
-            self._features_step = step
-            again = draw_uniform(min(POOL, size), size, none, generator(self.shape.seed, step, STREAM_FEATURES))
-            again = again if self._read is None else again[self._read[again]]
-        return np.sort(np.concatenate([new, again]))
-
     def replace_features(self, rows: Rows, features: Float[np.ndarray, "rows columns"], step: int) -> None:
-        """Add the features of some samples, or replace them by those of the model as it is now, and learn from them."""
+        """Add the features of some samples, or replace them by those of the model as it is now, and learn from them.
+
+        Args:
+            rows: (rows,) samples, as `reading.choose` gave them.
+            features: (rows, columns) NaN where a sample's could not be read.
+            step: optimizer steps done.
+        """
         prior = self.evidence.prior
         assert prior is not None, "there are features to replace"
-        new = rows[:0] if self._read is None else rows[~self._read[rows]]
+        new = rows[:0] if prior.read is None else rows[~prior.read[rows]]
         prior.replace(rows, features)
         if self.options.features != STATISTICS:
             self.counters["prefills"] += len(rows)
@@ -454,10 +438,11 @@ class Difficulty:
     def _weights(self, context: Context, rows: Rows | None = None) -> Weights:
         """Return the weights of some samples; all if None. Those whose features are still to be read have none."""
         function = None if self.own is None else self.own.weights
-        if self._read is None or self._read.all():
+        known = self._read
+        if known is None or known.all():
             return weigh(self.evidence, self.strata, context, rows, function, self.cmab)
         rows = np.arange(len(self.evidence)) if rows is None else rows
-        read, values = self._read[rows], np.zeros(len(rows), dtype=np.float32)
+        read, values = known[rows], np.zeros(len(rows), dtype=np.float32)
         weights = weigh(self.evidence, self.strata, context, rows[read], function, self.cmab)
         values[read] = weights.values
         return Weights(values, weights.note)

@@ -200,8 +200,8 @@ class DifficultyAwareGRPOTrainer(RowBatches):
                     callback.on_restratify(
                         self.args, self.state, self.control, restratified=restratified, difficulty=difficulty
                     )
-        if difficulty.features_due(step):
-            rows = difficulty.choose_features(step)
+        if difficulty.reading.due(step):
+            rows = difficulty.reading.choose(step, difficulty.stream.batch)
             difficulty.replace_features(rows, read_features_of(self, rows, difficulty.options.features), step)
         rows, expected = self._draw(), self._setup.shape.prompts
         if difficulty.new_note is not None:

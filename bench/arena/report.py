@@ -21,8 +21,8 @@ from scipy import stats
 from scipy.optimize import isotonic_regression
 
 sys.path.append(str(Path(__file__).parents[1]))
+import machines
 from cells import Help
-from machines import SPEEDS, scaled
 
 RESULTS = Path(__file__).parents[1] / "results" / "arena"
 COSTS = ("rollouts", "tokens", "seconds")
@@ -52,12 +52,12 @@ Cells = dict[int, dict]
 
 def read(folder: Path) -> dict[tuple[str, int], dict[str, Cells]]:
     """Return the cells by environment and group size, method and seed; seconds are those of one machine."""
-    one = next(iter(json.loads(SPEEDS.read_text())))
+    one = next(iter(json.loads(machines.SPEEDS.read_text())))
     cells: dict[tuple[str, int], dict[str, Cells]] = defaultdict(lambda: defaultdict(dict))
     for path in sorted(folder.glob("*-seed*.json")):
         cell = json.loads(path.read_text())
         for part in (cell["extra"], *cell["rows"]):
-            part["seconds"] = scaled(part["seconds"], cell["machine"], one)
+            part["seconds"] = machines.scaled(part["seconds"], cell["machine"], one)
         cells[cell["environment"], cell["generations"]][cell["method"]][cell["seed"]] = cell
     return cells
 

@@ -8,7 +8,7 @@ from hardsample.trainer.config import DifficultyOptions
 from hardsample.trainer.difficulty import Difficulty, Shape
 from hardsample.trainer.selection.evidence import Evidence, EvidenceConfig
 from hardsample.trainer.selection.policies import PolicyConfig
-from hardsample.trainer.selection.prior import FEWEST_MEASURED, FeaturePrior
+from hardsample.trainer.selection.prior import FEWEST_MEASURED, FeaturePrior, FeatureReading
 from hardsample.trainer.selection.states import StateError
 from hardsample.trainer.selection.stream import PromptStream
 
@@ -155,10 +155,33 @@ def test_the_logged_skill_is_of_groups_that_were_not_learnt_from_yet():
 
 
 def test_features_are_due_every_so_many_steps():
-    features, _ = pool()
-    difficulty = make(features)
-    difficulty.options = DifficultyOptions(refresh_features_every=5)
-    assert [step for step in range(12) if difficulty.features_due(step) and len(difficulty.choose_features(step))] == [
-        5,
-        10,
-    ]
+    reading = FeatureReading(FeaturePrior(pool()[0], (2, 4)), candidates=8, every=5, seed=0)
+    assert [step for step in range(12) if reading.due(step) and len(reading.choose(step, step))] == [5, 10]
+
+
+def test_new_samples_are_read_once_until_none_is_left():
+    prior = FeaturePrior(np.full((20, 6), np.nan, dtype=np.float16), (2, 4), reads=True)
+    reading, seen = FeatureReading(prior, candidates=7.5, every=0, seed=0), []
+    for batch in range(5):
+        rows = reading.choose(0, batch) if reading.due(0) else np.empty(0, dtype=np.int64)
+        prior.replace(rows, np.zeros((len(rows), 6), dtype=np.float16))
+        seen.append(rows.tolist())
+    assert [len(rows) for rows in seen] == [8, 8, 4, 0, 0]
+    assert sorted(row for rows in seen for row in rows) == list(range(20))
+
+
+def test_known_samples_are_read_again_and_new_ones_beside_them():
+    prior = FeaturePrior(np.full((40, 6), np.nan, dtype=np.float16), (2, 4), reads=True)
+    reading = FeatureReading(prior, candidates=8, every=2, seed=0)
+    first = reading.choose(0, 0)
+    prior.replace(first, np.zeros((8, 6), dtype=np.float16))
+    assert set(first) < set(reading.choose(2, 1)) and len(reading.choose(2, 1)) == 8, "again only when it is due"
+
+
+def test_a_group_of_a_sample_that_was_not_read_is_no_reference():
+    features, rates = pool()
+    prior = FeaturePrior(features.copy(), (2, 4), reads=True)
+    prior.read[:300] = True
+    tries = np.full(SIZE, 8.0)
+    prior.refit(np.arange(SIZE), rates * 8, tries - rates * 8)
+    assert prior.predictor.held_out.alpha.shape == (300,)

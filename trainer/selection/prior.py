@@ -8,6 +8,7 @@ with evidence gets the prediction that its own counts took no part in, so that n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from jaxtyping import Bool, Float
 from hardsample.metrics.beta import PRIOR
 from hardsample.prediction.predictor import Prediction, Predictor, Skill, fit, measure
 from hardsample.trainer.selection.levels import Rows
+from hardsample.trainer.selection.sampler import POOL, draw_uniform, generator
 from hardsample.trainer.selection.states import StateDict, load_into
 
 MOST_REFERENCES = 4096
@@ -26,6 +28,8 @@ LEAST_COUNT = 0.5
 WINDOW = 512
 """Groups that the logged skill is measured on: the last ones."""
 FEWEST_MEASURED = 32
+STREAM_FEATURES, STREAM_CANDIDATES = 5, 8
+"""Streams of `sampler.generator`: for the samples whose features are read anew, and those whose are read first."""
 STATE_VERSION = 1
 READ = "read"
 """Of the saved state: the samples that have features, and these."""
@@ -155,3 +159,50 @@ class FeaturePrior:
         elif state.get("replaced"):
             self.replace(np.empty(0, dtype=np.int64), self.features[:0, :1])
         load_into(self.state_dict(), state, "feature prior")
+
+
+class FeatureReading:
+    """Which samples have their features read, and when.
+
+    Args:
+        prior: that learns from them; None: no features are read.
+        candidates: new samples before each generation, if features come as training goes.
+        every: steps after which features are read anew from the model as it is then; 0: never.
+        seed: of the training.
+
+    Attributes:
+        refreshed: step of the last reading anew.
+    """
+
+    def __init__(self, prior: FeaturePrior | None, candidates: float, every: int, seed: int) -> None:
+        self.prior, self.candidates, self.every, self.seed = prior, math.ceil(candidates), every, seed
+        self.refreshed = 0
+
+    def due(self, step: int) -> bool:
+        """Return whether features are to be read before the next draw."""
+        new = self.prior is not None and self.prior.read is not None and not self.prior.read.all()
+        return new or self._again(step)
+
+    def _again(self, step: int) -> bool:
+        return self.prior is not None and self.every > 0 and step - self.refreshed >= self.every
+
+    def choose(self, step: int, batch: int) -> Rows:
+        """Choose the samples whose features are read: new ones, and when it is time up to `POOL` known ones; all at
+        random.
+
+        Args:
+            step: optimizer steps done.
+            batch: number of the generation.
+        """
+        assert self.prior is not None, "features are due where there are some"
+        size, read = len(self.prior.features), self.prior.read
+        new = again = np.empty(0, dtype=np.int64)
+        if read is not None:
+            known = np.flatnonzero(read)
+            wanted = min(self.candidates, size - len(known))
+            new = draw_uniform(wanted, size, known, generator(self.seed, batch, STREAM_CANDIDATES))
+        if self._again(step):
+            self.refreshed = step
+            again = draw_uniform(min(POOL, size), size, again, generator(self.seed, step, STREAM_FEATURES))
+            again = again if read is None else again[read[again]]
+        return np.sort(np.concatenate([new, again]))
