@@ -285,8 +285,10 @@ TRAINED = (
     "mopps",
     "vade",
     "kgps",
+    "prime-pools",
+    "vcrl",
+    "dots",
 )
-TRAINED += ("prime-pools", "vcrl", "dots")
 """Every rival, and what differs of the others."""
 
 
