@@ -35,9 +35,10 @@ from hardsample.engines.statistics import NO_MODEL, StatisticsEngine
 from hardsample.errors import ConfigError, NothingToScoreError
 from hardsample.files import FEATURES_FILE, FEATURES_RUN_FILE, FEATURES_STORE, ROLLOUTS_FILE, SCORES_FILE
 from hardsample.scoring.config import FeaturesConfig, ScoringConfig
+from hardsample.scoring.matching import known_digests
 from hardsample.scoring.output import OutputError, Scores, data_name, write_rejected, write_run
 from hardsample.scoring.progress import CountProgress, Display
-from hardsample.scoring.store import Store
+from hardsample.scoring.store import Store, StoreError, StoreReader
 from hardsample.scoring.subsets import run_records
 from hardsample.settings import make_config
 
@@ -93,6 +94,39 @@ def read_features(folder: str | Path) -> tuple[list[str], Float16[np.ndarray, "s
             f"`{features_command(folder)}` again"
         )
     return ids, matrix
+
+
+@dataclass(frozen=True)
+class FeaturesSource:
+    """What a folder's features were made of.
+
+    Attributes:
+        digests: of its samples, by id; empty if they are not known.
+        grader: that the records were read with.
+        options_template: likewise.
+    """
+
+    digests: dict[str, str]
+    grader: str | None
+    options_template: str
+
+
+def features_source(folder: str | Path) -> FeaturesSource:
+    """Return what a folder's features were made of; a scored folder's are of what was scored."""
+    folder = Path(folder)
+    if (folder / SCORES_FILE).exists():
+        scores = Scores(folder)
+        return FeaturesSource(known_digests(scores), scores.run["settings"]["grader"], scores.options_template)
+    try:
+        settings = json.loads((folder / FEATURES_RUN_FILE).read_text())["settings"]
+        with StoreReader(folder, FEATURES_STORE) as store:
+            digests = store.digests()
+    except (OSError, StoreError, KeyError, json.JSONDecodeError):  # a folder may be kept as features.parquet alone
+        settings, digests = {}, {}
+    usual = FeaturesConfig()
+    return FeaturesSource(
+        digests, settings.get("grader", usual.grader), settings.get("options_template", usual.options_template)
+    )
 
 
 def features_about(folder: str | Path) -> dict[str, Any]:

@@ -346,13 +346,14 @@ class StoreReader:
 
     Args:
         directory: the output folder.
+        name: of the file.
 
     Raises:
         StoreError: if it holds no readable rollouts.
     """
 
-    def __init__(self, directory: str | Path) -> None:
-        path = Path(directory) / ROLLOUTS_FILE
+    def __init__(self, directory: str | Path, name: str = ROLLOUTS_FILE) -> None:
+        path = Path(directory) / name
         log = path.with_name(path.name + "-wal")
         # without a write-ahead log no process is writing, and the folder may be read-only
         options = "mode=ro" if log.exists() else "mode=ro&immutable=1"

@@ -6,9 +6,10 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 
+from hardsample.demo import load_split
 from hardsample.engines.features import VERSION, WIDTH
 from hardsample.files import FEATURES_FILE
-from hardsample.scoring.features import FEATURES_SCHEMA
+from hardsample.scoring.features import FEATURES_SCHEMA, add_features, read_features
 from hardsample.scoring.output import OutputError
 from hardsample.trainer.config import DifficultyOptions
 from hardsample.trainer.data.features import features_of
@@ -70,3 +71,38 @@ def test_features_of_other_data_and_data_without_ids_are_errors(folder):
         features_of(Dataset.from_dict({"id": ["q", "r"]}), DifficultyOptions(features=folder), SIGNAL)
     with pytest.raises(ScoresError, match="no column 'id'"):
         features_of(Dataset.from_dict({"prompt": ["q"]}), DifficultyOptions(features=folder), SIGNAL)
+
+
+@pytest.fixture(scope="module")
+def questions():
+    return load_split("demo", 12)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, questions):
+    """Features of twelve questions, by line number."""
+    folder = tmp_path_factory.mktemp("made") / "features"
+    add_features(folder, numbered(questions), "none", progress=False)
+    return str(folder)
+
+
+def numbered(questions):
+    return questions.remove_columns("id").add_column("id", [str(row) for row in range(len(questions))])
+
+
+def test_features_are_found_by_content_where_lines_have_moved(made, questions, caplog):
+    moved = numbered(questions.select(range(3, 12)))
+    found = features_of(moved, DifficultyOptions(features=made), SIGNAL)
+    np.testing.assert_array_equal(found.matrix[:, :WIDTH], read_features(made)[1][3:])
+    assert "9 of 9 records have moved" in caplog.text
+
+
+def test_features_of_other_content_under_the_same_id_are_refused(made, questions):
+    changed = numbered(questions).map(lambda row: {"images": questions[0]["images"]} if row["id"] == "5" else {})
+    with pytest.raises(ScoresError, match=r"'5'"):
+        features_of(changed, DifficultyOptions(features=made), SIGNAL)
+
+
+def test_features_without_digests_are_found_by_id_and_said_not_to_be_checked(folder, caplog):
+    assert features_of(rows(), DifficultyOptions(features=folder), SIGNAL) is not None
+    assert "holds no digests of its samples" in caplog.text

@@ -20,9 +20,9 @@ from hardsample.engines.features import BLOCKS, WIDTH
 from hardsample.engines.features import STATISTICS as STATISTIC_COLUMNS
 from hardsample.files import FEATURES_FILE
 from hardsample.prediction.categories import COLUMNS, category_features
-from hardsample.scoring.features import read_features
+from hardsample.scoring.features import features_source, read_features
 from hardsample.trainer.config import NONE, STATISTICS, DifficultyOptions
-from hardsample.trainer.data.scored import ScoresError, text_ids
+from hardsample.trainer.data.scored import ScoresError, matched_rows, text_ids
 from hardsample.trainer.selection.policies import PolicyConfig
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def features_of(
         wanted.
 
     Raises:
-        ScoresError: the folder that was named has no features of this dataset.
+        ScoresError: the folder that was named has no features of this dataset, or of other content under its ids.
     """
     folder = options.features or options.scores
     if policy.stock_order or folder is None or options.features == NONE:
@@ -79,7 +79,8 @@ def features_of(
             "`hardsample features` read, or set features=none"
         )
     known, stored = read_features(folder)
-    names = text_ids(data) if samples is None else pa.array(samples, pa.string())
+    scored = samples is not None and (options.features is None or _same_folder(folder, options.scores))
+    names = pa.array(samples, pa.string()) if scored else _matched_ids(data, folder)
     position = pc.index_in(names, value_set=pa.array(known, pa.string()))
     rows = np.flatnonzero(pc.is_valid(position).to_numpy(zero_copy_only=False))
     if not len(rows):
@@ -91,6 +92,30 @@ def features_of(
     matrix = np.full((len(data), WIDTH), np.nan, dtype=np.float16)
     matrix[rows] = stored[position.take(pa.array(rows)).to_numpy()]
     return _with_kinds(matrix, BLOCKS, data)
+
+
+def _same_folder(first: str, second: str | None) -> bool:
+    return second is not None and Path(first).resolve() == Path(second).resolve()
+
+
+def _matched_ids(data: Dataset, folder: str) -> pa.Array:
+    """Return the id that each row has in a folder of features; null for a row that it does not know.
+
+    Raises:
+        ScoresError: a row is not what the features under its id are of.
+    """
+    ids, source = text_ids(data), features_source(folder)
+    if not source.digests:
+        logger.warning(
+            "%s holds no digests of its samples, so hardsample cannot check whether the data is still what its "
+            "features are of: rows are found by their ids alone. Make the features anew to have them checked.",
+            folder,
+        )
+        return ids
+    names = ids.to_pylist()
+    if not any(name in source.digests for name in names):
+        return ids
+    return pa.array(matched_rows(data, names, source.digests, source.grader, source.options_template, folder)[0])
 
 
 def _with_kinds(

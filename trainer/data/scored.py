@@ -57,17 +57,9 @@ def as_scored(data: Any, folder: str | None) -> tuple[Any, list[str | None] | No
     names = samples = ids = text_ids(data).to_pylist()
     known = known_digests(scores)
     if any(sample in known for sample in ids):
-        digests = _alike(
-            known, ids, row_digests(data, scores.run["settings"]["grader"], scores.options_template), folder
-        )
-        try:
-            joined = match(known, ids, digests, folder)
-        except ChangedError as error:
-            raise ScoresError(str(error)) from error
-        if joined.note:
-            logger.warning("%s.", joined.note)
-        samples = joined.samples
-        names = samples if joined.note else ids  # where lines moved, the id of a new record says nothing
+        grader = scores.run["settings"]["grader"]
+        samples, moved = matched_rows(data, ids, known, grader, scores.options_template, folder)
+        names = samples if moved else ids  # where lines moved, the id of a new record says nothing
     rejected = rejected_samples(scores)
     keep = [row for row, name in enumerate(names) if name not in rejected]
     if len(keep) < len(data):
@@ -87,6 +79,40 @@ def as_scored(data: Any, folder: str | None) -> tuple[Any, list[str | None] | No
     if 0 < unscored < len(samples):
         logger.warning("%d of %d samples have no score in %s: they have no stratum.", unscored, len(samples), folder)
     return data, samples
+
+
+def matched_rows(
+    data: Dataset,
+    ids: Sequence[str | None],
+    known: Mapping[str, str],
+    grader: str | None,
+    options_template: str,
+    folder: str,
+) -> tuple[list[str | None], bool]:
+    """Find the known sample of each row, by id and content, see `digests.match`.
+
+    Args:
+        data: with columns that `hardsample.data.loading.load` reads.
+        ids: of its rows.
+        known: id → digest of the samples of a folder.
+        grader: that they were made with.
+        options_template: likewise.
+        folder: for messages.
+
+    Returns:
+        (samples, moved): the id of each row's sample, None without one; whether lines have moved.
+
+    Raises:
+        ScoresError: a row is not what is known under its id.
+    """
+    digests = _alike(known, ids, row_digests(data, grader, options_template), folder)
+    try:
+        joined = match(known, ids, digests, folder)
+    except ChangedError as error:
+        raise ScoresError(str(error)) from error
+    if joined.note:
+        logger.warning("%s.", joined.note)
+    return joined.samples, bool(joined.note)
 
 
 def text_ids(data: Dataset) -> pa.Array:
