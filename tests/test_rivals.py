@@ -23,7 +23,7 @@ BENCH = Path(__file__).parents[1] / "bench"
 PATH = list(sys.path)
 sys.path[:0] = [str(BENCH / "arena"), str(BENCH)]
 import environments  # noqa: E402
-import machines  # noqa: E402
+import prices  # noqa: E402
 import report as arena_report  # noqa: E402
 import run as arena  # noqa: E402
 from methods import METHODS  # noqa: E402
@@ -292,15 +292,22 @@ TRAINED = (
 """Every rival, and what differs of the others."""
 
 
-def test_seconds_of_another_machine_are_scaled_by_the_same_training(tmp_path, monkeypatch):
-    monkeypatch.setattr(machines, "SPEEDS", tmp_path / "machines.json")
-    assert machines.scaled(30.0, "slow", "slow") == 30.0
-    machines.SPEEDS.write_text(json.dumps({"fast": 50.0, "slow": 100.0}))
-    assert machines.scaled(30.0, "slow", "fast") == 15.0
-    assert machines.scaled(30.0, "fast", "slow") == 60.0
-    with pytest.raises(SystemExit, match=r"has no entry for 'new': run `python bench/arena/machines\.py`"):
-        machines.scaled(30.0, "new", "fast")
-    assert ", " in machines.machine()
+def test_seconds_are_counts_times_prices():
+    prices = {"step": 10.0, "rollout": 1.0, "prefill": 100.0, "statistics": 0.5}
+    prices |= {"choice with none": 0.0, "choice with statistics": 2.0}
+    counts = {"step": 3, "rollouts": 7, "prefills": 2, "statistics": 4}
+    assert arena_report.priced(counts, "none", prices) == 30 + 7 + 200 + 2
+    assert arena_report.priced(counts, "statistics", prices) == 36 + 7 + 200 + 2
+    assert arena_report.priced({"rollouts": 5, "prefills": 0, "statistics": 0}, "none", prices) == 5
+
+
+def test_a_part_of_a_training_is_timed_without_what_is_timed_in_it(monkeypatch):
+    now = iter(range(100))
+    monkeypatch.setattr(prices.time, "process_time", lambda: next(now))
+    clock = prices.Clock()
+    inner = clock.timed("inner", lambda: None)
+    clock.timed("outer", lambda: (inner(), inner()))()
+    assert clock.seconds == {"inner": 2, "outer": 3}
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -309,10 +316,14 @@ def test_methods_train(name, small_arena):
     assert len(cell["frac_zero_std"]) == 2 and cell["counters"]["groups"] >= 4
     assert cell["counters"]["rollouts"] >= 16
     assert cell["rows"][-1]["step"] == 2, "the end is measured, whenever else"
+    assert cell["rows"][-1]["statistics"] == (24 if name == "inline-statistics-refill" else 0)
     if METHODS[name].features == "prefill":
         assert cell["extra"]["prefills"] == 24
     if "dots" in name:
         assert cell["counters"]["reference_rollouts"] == 24 * 4
+
+
+ROWS = [{"step": 0, "rollouts": 0, "prefills": 0, "statistics": 0, "tokens": 0, "seconds": 0.0, "accuracy": 0.5}]
 
 
 @pytest.mark.parametrize(
@@ -327,11 +338,9 @@ def test_a_table_that_is_empty_says_why(tmp_path, monkeypatch, done, reason):
     for method, seeds in done.items():
         for seed in seeds:
             cell = {"environment": "pool", "method": method, "seed": seed, "generations": 8}
-            cell |= {"machine": "this", "extra": {"seconds": 0.0}, "rows": []}
+            cell |= {"features": "none", "extra": {"rollouts": 0, "prefills": 0, "statistics": 0}, "rows": ROWS}
             (tmp_path / f"pool-{method}-seed{seed}.json").write_text(json.dumps(cell))
     monkeypatch.setattr(sys, "argv", ["report.py", "--results", str(tmp_path), "--seeds", "5", "6"])
-    monkeypatch.setattr(machines, "SPEEDS", tmp_path / "machines.json")
-    machines.SPEEDS.write_text(json.dumps({"this": 10.0}))
     arena_report.main()
     assert reason in (tmp_path / "README.md").read_text()
 

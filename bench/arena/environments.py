@@ -3,7 +3,6 @@ training (`bench/base_rates.py`), which only the oracle sees."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ import numpy as np
 import torch
 from base_rates import measure, roll_out
 from datasets import Dataset, Image, List
-from machines import machine, scaled
 
 from hardsample.data.loading import load
 from hardsample.demo import model_path
@@ -93,9 +91,8 @@ def base_rates(name: str) -> np.ndarray:
     return truth(name)[0]
 
 
-def features(name: str, kind: str = "prefill") -> tuple[str, float]:
-    """Return the folder of the features of an environment's pool, made if it is not there, and the seconds of computing
-    that making them took, as measured once.
+def features(name: str, kind: str = "prefill") -> str:
+    """Return the folder of the features of an environment's pool, made if it is not there.
 
     Args:
         name: of the environment.
@@ -103,41 +100,26 @@ def features(name: str, kind: str = "prefill") -> tuple[str, float]:
     """
     folder = ROOT / f"features-{name}{'' if kind == 'prefill' else '-' + kind}"
     model = ENVIRONMENTS[name].model if kind == "prefill" else "none"
-    make = lambda data: add_features(folder, data, model, progress=False)  # noqa: E731
-    return str(folder), _seconds(name, kind, folder / "features.parquet", make)
+    _made(folder / "features.parquet", lambda: add_features(folder, whole(name), model, progress=False))
+    return str(folder)
 
 
-def scores(name: str) -> tuple[str, int, float]:
-    """Return the folder of the PISM and CMAB scores of an environment's pool, made if it is not there, the rollouts and
-    the seconds of computing that they took."""
+def scores(name: str) -> tuple[str, int]:
+    """Return the folder of the PISM and CMAB scores of an environment's pool, made if it is not there, and the rollouts
+    that they took."""
     folder = ROOT / f"scores-{name}"
     config = ScoringConfig(metric="pism,cmab", batch_size=256)
-    make = lambda data: score(data, ENVIRONMENTS[name].model, folder, config, progress=False)  # noqa: E731
-    seconds = _seconds(name, "scores", folder / SCORES_FILE, make)
-    return str(folder), sum(Scores(folder).table["rollouts"]), seconds
+    _made(folder / SCORES_FILE, lambda: score(whole(name), ENVIRONMENTS[name].model, folder, config, progress=False))
+    return str(folder), sum(Scores(folder).table["rollouts"])
 
 
-def _seconds(name: str, kind: str, made: Path, make: Callable[[Dataset], object]) -> float:
-    """Return the seconds of computing that something took when it was first made of an environment's pool, which is
-    loaded for training anyway; make it if its file is not there."""
-    times, what = BASE_RATES / "features.json", f"{name} {kind}"
-    while not made.exists():
-        data = whole(name)
-        began = time.process_time()
+def _made(file: Path, make: Callable[[], object]) -> None:
+    """Make a file if it is not there; wait where another process of the arena is at it."""
+    while not file.exists():
         try:
-            make(data)
-        except StoreError:  # another process of the arena is at it
+            make()
+        except StoreError:
             time.sleep(5)
-            continue
-        known = _known(times)
-        known.setdefault(what, {"seconds": round(time.process_time() - began, 1), "machine": machine()})
-        times.write_text(json.dumps(known, indent=1) + "\n")
-    entry = _known(times).get(what, {"seconds": float("nan"), "machine": machine()})
-    return scaled(entry["seconds"], entry["machine"], machine())
-
-
-def _known(times: Path) -> dict[str, Any]:
-    return json.loads(times.read_text()) if times.exists() else {}
 
 
 class HeldOut:

@@ -22,6 +22,11 @@ class Method:
     """Whether it draws only questions that had both outcomes in 8 rollouts before training, which are not counted."""
 
 
+def features_of(method: Method) -> str:
+    """Return which features a method's policy has: `none`, `prefill` or `statistics`."""
+    return method.features or method.options.get("features", "none")
+
+
 SHARP = {"policy": "signal", "signal_estimate": "mean", "signal_sharpness": 8.0}
 """The policy `signal` as it is with features by default."""
 REFILL = {"dynamic_sampling": True}

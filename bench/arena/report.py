@@ -21,7 +21,6 @@ from scipy import stats
 from scipy.optimize import isotonic_regression
 
 sys.path.append(str(Path(__file__).parents[1]))
-import machines
 from cells import Help
 
 RESULTS = Path(__file__).parents[1] / "results" / "arena"
@@ -32,8 +31,8 @@ Cells by `python bench/arena/run.py`, this page by `python bench/arena/report.py
 which a question is met once or never; T = 1, learning rate 7e-5, float32, vision tower frozen; accuracy at T = 0.7 on
 400 test questions, six rollouts each, every ten steps. Compared are costs: *rollouts*, generated *tokens*, and
 *seconds* that one thread computed; all include what a method needs beside training: scores, references, screening and
-discarded rollouts, and features. Trainings are the same on every machine; seconds of cells of another machine are
-scaled by those of one training that was made on each (`machines.json`).
+discarded rollouts, and features. Cells were made beside other work and on several machines, so seconds are counts times
+prices that were measured on a quiet one (`prices.json`, by `python bench/arena/prices.py`).
 
 - *rollouts (seconds, tokens) to uniform's end*: at which share of what uniform draws cost in all the method has the
   accuracy that these end with; above 100 % it is dearer. "Not within" is what a training had cost that ended before it
@@ -50,14 +49,32 @@ Cells = dict[int, dict]
 """Seed → cell."""
 
 
-def read(folder: Path) -> dict[tuple[str, int], dict[str, Cells]]:
-    """Return the cells by environment and group size, method and seed; seconds are those of one machine."""
-    one = next(iter(json.loads(machines.SPEEDS.read_text())))
+def priced(counts: dict, features: str, prices: dict[str, float]) -> float:
+    """Return the seconds that something costs.
+
+    Args:
+        counts: of its rollouts, prefills, samples whose statistics were read, and steps.
+        features: that prompts are chosen by: `none`, `prefill` or `statistics`.
+        prices: seconds of each, see prices.py.
+    """
+    step = prices["step"] + prices[f"choice with {features}"]
+    return (
+        counts.get("step", 0) * step
+        + counts["rollouts"] * prices["rollout"]
+        + counts["prefills"] * prices["prefill"]
+        + counts["statistics"] * prices["statistics"]
+    )
+
+
+def read(folder: Path, prices: dict[str, float]) -> dict[tuple[str, int], dict[str, Cells]]:
+    """Return the cells by environment and group size, method and seed; seconds are priced, what they were measured as
+    is kept as `measured`."""
     cells: dict[tuple[str, int], dict[str, Cells]] = defaultdict(lambda: defaultdict(dict))
     for path in sorted(folder.glob("*-seed*.json")):
         cell = json.loads(path.read_text())
         for part in (cell["extra"], *cell["rows"]):
-            part["seconds"] = machines.scaled(part["seconds"], cell["machine"], one)
+            part["measured"] = part.get("seconds", 0.0)
+            part["seconds"] = priced(part, cell["features"], prices)
         cells[cell["environment"], cell["generations"]][cell["method"]][cell["seed"]] = cell
     return cells
 
@@ -285,14 +302,29 @@ def without_table(methods: dict[str, Cells], seeds: list[int]) -> str:
     return f"uniform and oracle share none of the seeds {wanted}: run both on the same seeds. Done: {done}"
 
 
+def about_prices(cells: dict[tuple[str, int], dict[str, Cells]], prices: dict[str, float]) -> list[str]:
+    """Return the prices, and how far measured seconds are from them."""
+    ends = [cell["rows"][-1] for methods in cells.values() for own in methods.values() for cell in own.values()]
+    ratios = np.array([end["measured"] / end["seconds"] for end in ends if end["measured"]])
+    lines = ["## Prices", "", "| part | milliseconds |", "|---|---|"]
+    lines += [f"| {part} | {1000 * seconds:.3g} |" for part, seconds in prices.items()]
+    if len(ratios):
+        low, middle, high = np.quantile(ratios, (0.05, 0.5, 0.95))
+        lines += ["", f"Seconds measured beside other work were {middle:.2f} times the priced ones (5 % of the cells "]
+        lines[-1] += f"below {low:.2f}, 5 % above {high:.2f})."
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the cells")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5, 10)), help="those that count")
     parser.add_argument("--name", default="README", help="of the page, beside the cells")
+    parser.add_argument("--prices", type=Path, default=RESULTS / "prices.json", help="seconds of each part, prices.py")
     arguments = parser.parse_args()
     lines, everything = [], {}
-    cells = read(arguments.results)
+    prices = json.loads(arguments.prices.read_text())["seconds"]
+    cells = read(arguments.results, prices)
     if not cells:
         sys.exit(f"{arguments.results} has no finished cell, *-seed*.json: run bench/arena/run.py, or give --results")
     for key, methods in sorted(cells.items()):
@@ -321,6 +353,7 @@ def main() -> None:
         lines += [*section, f"![{label}]({picture})", ""]
     if everything:
         lines += harm(everything)
+    lines += [*about_prices(cells, prices), ""]
     (arguments.results / f"{arguments.name}.json".replace("README", "arena")).write_text(
         json.dumps(everything, indent=1) + "\n"
     )

@@ -3,9 +3,10 @@
     python bench/arena/run.py --environments wide --methods uniform oracle predictor --seeds 5 6 7 8 9
 
 Each cell (environment, method, seed) is one GRPO training of the demo model: 64 completions a step, in groups of 8 (or
-of `--generations`), at T = 1, learning rate 7e-5, the vision tower frozen. Seconds are those that the process was
-computing, measurements left out, so that another process on the machine does not count. A cell that is done is not made
-again; start the command twice to use two cores. `python bench/arena/report.py` makes tables and plots of what is done.
+of `--generations`), at T = 1, learning rate 7e-5, the vision tower frozen. Everything that costs is counted, and priced
+by the report (`prices.py`); a row's seconds are what the process computed meanwhile, measurements left out. A cell that
+is done is not made again; start the command twice to use two cores. `python bench/arena/report.py` makes tables and
+plots of what is done.
 """
 
 from __future__ import annotations
@@ -27,8 +28,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from cells import DEMO_TRAINING, Help, claim
 from environments import ENVIRONMENTS, ROOT, HeldOut, base_rates, features, held_out, questions, scores
-from machines import machine
-from methods import METHODS
+from methods import METHODS, features_of
 
 from hardsample.engines.transformers import load_model, load_processor
 from hardsample.grading.grader import correctness_reward
@@ -68,6 +68,12 @@ class Measure(TrainerCallback):
         self.held_out, self.every, self.rows, self.trainer = held_out, every, [], None
         self.began, self.paused = time.process_time(), 0.0
 
+    def statistics(self) -> int:
+        """Return the samples whose text and image were read as training went."""
+        prior = self.trainer.difficulty.evidence.prior
+        inline = self.trainer.args.features == "statistics" and prior is not None
+        return int(prior.read.sum()) if inline else 0
+
     def measure(self, step: int, model: Any) -> None:
         stopped = time.process_time()
         counters = self.trainer.difficulty.counters
@@ -79,6 +85,7 @@ class Measure(TrainerCallback):
             "rollouts": self.trainer.difficulty.rollouts,
             "tokens": counters["generated_tokens"],
             "prefills": counters["prefills"],
+            "statistics": self.statistics(),
             "seconds": round(stopped - self.began - self.paused, 1),
             "accuracy": round(accuracy, 5),
         }
@@ -95,16 +102,16 @@ def train(environment: str, name: str, seed: int, steps: int, generations: int =
     """Train one cell and return its measurements."""
     entry, method = ENVIRONMENTS[environment], METHODS[name]
     data, options = questions(environment), dict(method.options)
-    extra = {"rollouts": 0, "prefills": 0, "seconds": 0.0}
+    extra = {"rollouts": 0, "prefills": 0, "statistics": 0}
     if method.oracle:
         wins = base_rates(environment).sum(1)
         data = data.select(np.flatnonzero((wins > 0) & (wins < 8)))
     if method.features:
-        options["features"], extra["seconds"] = features(environment, method.features)
-        extra["prefills"] += len(data) if method.features == "prefill" else 0
+        options["features"] = features(environment, method.features)
+        extra["prefills" if method.features == "prefill" else "statistics"] += len(data)
     if method.strata:
-        options["scores"], rollouts, seconds = scores(environment)
-        extra["rollouts"], extra["seconds"] = extra["rollouts"] + rollouts, extra["seconds"] + seconds
+        options["scores"], rollouts = scores(environment)
+        extra["rollouts"] += rollouts
     model = load_model(entry.model, "cpu", "float32")
     model.model.vision_tower.requires_grad_(False)
     remember_images(model)
@@ -155,7 +162,7 @@ def train(environment: str, name: str, seed: int, steps: int, generations: int =
         "seed": seed,
         "steps": steps,
         "generations": generations,
-        "machine": machine(),
+        "features": features_of(method),
         "extra": extra,
         "rows": measure.rows,
         "frac_zero_std": [round(entry["difficulty/frac_zero_std"], 4) for entry in logs],
