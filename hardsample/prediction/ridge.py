@@ -93,9 +93,11 @@ class Ridge:
 
     def scores(self, features: Float[np.ndarray, "samples columns"]) -> Float[np.ndarray, "samples targets"]:
         """Predict the targets."""
+        if len(features) <= _CHUNK:  # threads would take longer to start
+            return self.inputs.dot(features, self.weights) + self.offsets
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             parts = list(pool.map(lambda part: self.inputs.dot(part, self.weights), _chunks(features)))
-        return (np.concatenate(parts) if parts else np.zeros((0, len(self.offsets)))) + self.offsets
+        return np.concatenate(parts) + self.offsets
 
 
 def fit_ridge(

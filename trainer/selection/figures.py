@@ -135,9 +135,12 @@ def expected_zero_std(evidence: Evidence, rows: Rows, step: int, num_generations
     Returns:
         The mean of E[p^G] + E[(1−p)^G] over those of them with evidence; None if none has.
     """
+    prior = evidence.prior
+    if prior is not None and prior.read is not None:
+        rows = rows[prior.read[rows]]
     alpha, beta = evidence.posterior(rows, step)
     known = evidence.successes[rows] + evidence.failures[rows] > LEAST_COUNT
-    if evidence.prior is not None and known.any():
+    if prior is not None and known.any():
         known[:] = True  # what features say of the others is evidence, too
     if not known.any():
         return None
