@@ -1,4 +1,4 @@
-"""The commands on a scoring: `hardsample score`, `stratify`, `export`, `explain`."""
+"""The commands on a scoring: `hardsample score`, `merge`, `stratify`, `export`, `explain`."""
 
 from __future__ import annotations
 
@@ -66,6 +66,9 @@ def score(
     if config.metric != ("cmab",):
         missing(DATA=data, model=model)
     run_scoring(data, model, output, config)
+    if config.shard is not None:
+        say(f"next: when all shards are done, hardsample merge {output}")
+        return
     say(f"next: hardsample report {output}, or hardsample export {output} --subset medium+hard --control")
 
 
@@ -77,6 +80,26 @@ def run_scoring(data: str | None, model: str | None, output: Path, config: Scori
 
         scores = run(data, model, output, config)
     OUT.print(brief_summary(scores) if brief else summary(scores))
+
+
+@app.command(cls=Command, epilog=EXIT_CODES, no_args_is_help=True)
+def merge(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The --output that the shards were given.")],
+) -> None:
+    """Merge the shards of a scoring, made by `hardsample score … --shard I/N`, into one result that all commands take.
+
+    All shards must be there, finished, and made with the same model, settings and data. When the data has grown, score
+    the shards again (only new records are rolled out) and merge again.
+
+    Try it: `hardsample score demo --model demo --output out --shard 1/2`, the same with `2/2`, `hardsample merge out`.
+    """
+    with running(str(directory)):
+        from hardsample.report.tables import summary
+        from hardsample.scoring.sharding.merge import merge as run
+
+        scores = run(directory)
+    OUT.print(summary(scores))
+    say(f"next: hardsample report {directory}, or hardsample export {directory} --subset medium+hard --control")
 
 
 @app.command(cls=Command, epilog=EXIT_CODES, no_args_is_help=True)

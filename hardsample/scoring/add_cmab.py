@@ -81,7 +81,7 @@ def add_cmab(
         copy = None if fingerprint == store.settings().get("model") else fingerprint
         ladders = [
             Ladder(row, record, search, store.grades(record["id"]), store.unanswered(record["id"]))
-            for row, record in enumerate(records.select_columns(["id", "ability", "images"]))
+            for row, record in enumerate(records.select_columns(["id", "ability", "record_number", "images"]))
         ]
         attention = attend_to(ladders, records, engine, store, config.cmab, progress, copy)
         if attention.samples is None or attention.about is None:

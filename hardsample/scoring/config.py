@@ -9,6 +9,7 @@ from hardsample.data.records.defaults import DEFAULT_MAX_PIXELS, DEFAULT_TEMPLAT
 from hardsample.engines.protocol import ENGINES
 from hardsample.errors import ConfigError
 from hardsample.metrics.options import CmabConfig, PismConfig
+from hardsample.scoring.sharding.shard import Shard
 from hardsample.settings import check_settings, field_of, setting
 
 METRICS = ("pism", "cmab")
@@ -120,6 +121,12 @@ class ScoringConfig(PismConfig, RolloutConfig):
         group="Metrics",
     )
     cmab: CmabConfig = field(default=CmabConfig(), metadata={"help": "settings of the metric cmab"})
+    shard: str | None = setting(
+        None,
+        "I/N, such as 3/16: score the third of sixteen shares of the records, chosen by a hash of their ids, into "
+        "OUTPUT/shards; `hardsample merge OUTPUT` then makes one result of all",
+        group="Data",
+    )
     features: bool = setting(
         True,
         "keep 512 bytes a sample of what the prefill of its prompt shows, to predict difficulty from",
@@ -134,6 +141,13 @@ class ScoringConfig(PismConfig, RolloutConfig):
         PismConfig.__post_init__(self)
         RolloutConfig.__post_init__(self)
         self._check_metric()
+        if self.shard is not None:
+            Shard.parse(self.shard)
+            if self.search == "adaptive":
+                raise ConfigError(
+                    f"shard is {self.shard!r}, but the adaptive search learns from all records at once: leave out "
+                    "--shard, or choose another --search"
+                )
         if ENGINES[self.engine].server and self.mask_space == "model":
             raise ConfigError(
                 "mask_space is 'model', but a server makes the model's inputs itself: use --mask-space source"

@@ -39,6 +39,7 @@ IN_MEMORY = "datasets.Dataset"
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
+        ("record_number", pa.int64()),
         ("pism_stratum", pa.string()),
         ("failure_threshold", pa.float64()),
         ("successes", pa.list_(pa.int32())),
@@ -63,16 +64,17 @@ SCHEMA = pa.schema(
         ("digest", pa.string()),
     ]
 )
-"""scores.parquet: one row per scored sample. `successes` and `attempts` follow `ratios` of run.json; `rollouts` is the
-number of all rollouts of the sample, with the blind level; a sample without an image has no stratum (null).
-`unanswered` is the number of rollouts at λ = 0 that are not right and have no answer (cut off, empty …): a sample with
-an image and only such rollouts is `unfinished`, in no stratum and without λ*. `stratum_source` says how a sample with
-an image got its stratum: `measured` by its own verdict (lossless, exhaustive), `adaptive` as the likeliest given its
-own rollouts and the others', `predicted` without any of its own. The six columns after it are the adaptive search's,
-null without it: the stratum's probability, those of `metrics.strata.STRATA`, the ends of λ*'s 80 % interval (null where
-no ratio fails; `failure_threshold` is the median), the success rate at λ = 0, the chance that 8 rollouts have both
-outcomes. The four columns before the last are CMAB's, null without it: ρ̄ over the correct and over the wrong
-completions at λ = 0, its stratum, ρ of each layer. `digest` identifies the content of the sample when it was scored
+"""scores.parquet: one row per scored sample. `record_number` is its place in the data, from 0. `successes` and
+`attempts` follow `ratios` of run.json; `rollouts` is the number of all rollouts of the sample, with the blind
+level; a sample without an image has no stratum (null). `unanswered` is the number of rollouts at λ = 0 that are not
+right and have no answer (cut off, empty …): a sample with an image and only such rollouts is `unfinished`, in no
+stratum and without λ*. `stratum_source` says how a sample with an image got its stratum: `measured` by its own
+verdict (lossless, exhaustive), `adaptive` as the likeliest given its own rollouts and the others', `predicted`
+without any of its own. The six columns after it are the adaptive search's, null without it: the stratum's
+probability, those of `metrics.strata.STRATA`, the ends of λ*'s 80 % interval (null where no ratio fails;
+`failure_threshold` is the median), the success rate at λ = 0, the chance that 8 rollouts have both outcomes. The
+four columns before the last are CMAB's, null without it: ρ̄ over the correct and over the wrong completions at λ =
+0, its stratum, ρ of each layer. `digest` identifies the content of the sample when it was scored
 (`hardsample.data.digests`)."""
 
 _OPTIONS = {
@@ -234,6 +236,7 @@ def write_scores(
             )
         values = (
             ladder.record["id"],
+            ladder.record["record_number"],
             verdict.stratum,
             verdict.failure_threshold,
             counted.successes,

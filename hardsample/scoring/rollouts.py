@@ -151,7 +151,9 @@ class RolloutJob:
     def _finish(self, ladder: Ladder) -> None:
         self.bar.finished += 1
         if ladder.rejected is None:
-            ladder.record = {name: ladder.record[name] for name in ("id", "ability")}  # let go of images and text
+            ladder.record = {
+                name: ladder.record[name] for name in ("id", "ability", "record_number")
+            }  # let go of images and text
             self._done.append(ladder)
             return
         self.bar.forecast.drop(ladder)

@@ -9,7 +9,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from hardsample.scoring.features import write_features
 from hardsample.scoring.output import Scores, data_name, write_rejected, write_run, write_scores
 from hardsample.scoring.progress import Display, RunProgress
 from hardsample.scoring.rollouts import RejectedError, RolloutJob, forecast_of, images_there, sentence
+from hardsample.scoring.sharding.shard import EMPTY, Shard
 from hardsample.scoring.store import Store, StoreError
 from hardsample.settings import make_config
 
@@ -88,25 +90,53 @@ def score(
     """
     began, config = time.time(), make_config(ScoringConfig, config, settings)
     folder = Path(_given(output, "output", "a folder for the results"))
+    shard = Shard.parse(config.shard) if config.shard is not None else None
+    folder = folder if shard is None else shard.folder(folder)
     if "pism" not in config.metric:
         return add_cmab(folder, config, data, model, progress=progress)
     data, model = _given(data, "data", "a file, such as data.jsonl"), _given(model, "model", "a folder or hub id")
 
     _make_folder(folder)
     loaded = load_records(data, folder, config)
-    engine = engine_class(config.engine).from_config(model, config, tqdm.write)
-    records = check_records(loaded, engine, folder, config)
-    with Store(folder) as store, engine:
-        identity = agree_with_folder(store, loaded, engine, config)
-        about = describe(data, model, loaded, config, engine) | {"status": "running"}
-        about["settings"] |= {"max_new_tokens": identity["max_new_tokens"]}
-        write_run(folder, about)
-        features_first(records.dataset, engine, store, config, progress)
-        job = roll_out(records, engine, store, config, progress)
-        attention = attend(job, records, engine, store, config, progress)
-        write_results(job, attention, engine, store, config, about, began)
-    _check_some_left(len(job.finished), job.rejected, folder)
+    part = None if shard is None else shard.about(loaded)
+    with _empty_if_nothing_is_left(folder, part):
+        loaded = loaded if shard is None else _share(loaded, shard, folder)
+        engine = engine_class(config.engine).from_config(model, config, tqdm.write)
+        records = check_records(loaded, engine, folder, config)
+        with Store(folder) as store, engine:
+            identity = agree_with_folder(store, loaded, engine, config)
+            about = describe(data, model, loaded, config, engine) | {"status": "running"}
+            about |= {} if part is None else {"shard": part}
+            about["settings"] |= {"max_new_tokens": identity["max_new_tokens"]}
+            write_run(folder, about)
+            features_first(records.dataset, engine, store, config, progress)
+            job = roll_out(records, engine, store, config, progress)
+            attention = attend(job, records, engine, store, config, progress)
+            write_results(job, attention, engine, store, config, about, began)
+        _check_some_left(len(job.finished), job.rejected, folder)
     return Scores(folder)
+
+
+def _share(loaded: Loaded, shard: Shard, folder: Path) -> Loaded:
+    """Return what falls into a shard; its rejections are in its folder if nothing else is."""
+    own = shard.of(loaded)
+    if not len(own.dataset):
+        write_rejected(folder, own.rejected)
+        raise NothingToScoreError(
+            f"of {len(loaded.dataset):,} records none falls into shard {shard}: `hardsample merge` goes on without it"
+        )
+    return own
+
+
+@contextmanager
+def _empty_if_nothing_is_left(folder: Path, part: Mapping[str, Any] | None) -> Iterator[None]:
+    """Note in the folder of a shard that there is nothing to score in it, so that the others can be merged."""
+    try:
+        yield
+    except NothingToScoreError:
+        if part is not None:
+            write_run(folder, {"status": EMPTY, "shard": part})
+        raise
 
 
 def load_records(data: Data, output: Path, config: ScoringConfig) -> Loaded:

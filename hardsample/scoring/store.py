@@ -24,7 +24,7 @@ from hardsample.files import ROLLOUTS_FILE
 from hardsample.metrics.finishes import UNKNOWN, unanswered
 from hardsample.scoring.adaptive.rounds import Rounds
 
-_SCHEMA = """
+SCHEMA = """
 CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS samples (sample TEXT PRIMARY KEY, digest TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS rollouts (
@@ -131,7 +131,7 @@ class Store:
         try:
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = FULL")
-            self._database.executescript(_SCHEMA)
+            self._database.executescript(SCHEMA)
             if not _has_finish(self._database):  # made by an older version: how its rollouts ended is unknown
                 self._database.execute("ALTER TABLE rollouts ADD COLUMN finish TEXT")
         except sqlite3.DatabaseError as error:
@@ -367,6 +367,10 @@ class StoreReader:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
         self._database.close()
 
     def rollouts(self, sample: str) -> list[Rollout]:
@@ -374,6 +378,18 @@ class StoreReader:
         columns = _COLUMNS if _has_finish(self._database) else _COLUMNS.replace("finish", "NULL")
         query = f"SELECT {columns} FROM rollouts WHERE sample = ? ORDER BY ratio, realization"
         return [_rollout(row) for row in self._database.execute(query, (sample,))]
+
+    def settings(self) -> dict[str, object]:
+        """Return the settings that the folder's rollouts were made with."""
+        return {name: json.loads(value) for name, value in self._database.execute("SELECT name, value FROM settings")}
+
+    def count(self) -> int:
+        """Return the number of rollouts in the folder."""
+        return int(self._database.execute("SELECT count(*) FROM rollouts").fetchone()[0])
+
+    def rows(self, query: str) -> Iterator[tuple[Any, ...]]:
+        """Yield the rows of a query."""
+        yield from self._database.execute(query)
 
     def digests(self) -> dict[str, str]:
         """Return the digest of each sample, of everything in it that changes a rollout or a grade."""

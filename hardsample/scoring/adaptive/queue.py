@@ -142,9 +142,8 @@ class RoundQueue:
     def ladders(self) -> StoredLadders:
         """Return the samples that were not rejected."""
         rows = np.setdiff1d(np.arange(len(self._ids)), list(self._rejected))
-        return StoredLadders(
-            rows, self._ids, self._dataset["ability"], self.search.has_image, self._store, self._config
-        )
+        columns = self._dataset["ability"], self._dataset["record_number"]
+        return StoredLadders(rows, self._ids, *columns, self.search.has_image, self._store, self._config)
 
 
 class StoredLadders(Sequence[Ladder]):
@@ -154,6 +153,7 @@ class StoredLadders(Sequence[Ladder]):
         rows: of the samples, ascending.
         ids: of all rows.
         abilities: of all rows.
+        numbers: of the records of all rows.
         has_image: whether each row has an image.
         store: with the rollouts.
         config: settings of the search.
@@ -164,11 +164,13 @@ class StoredLadders(Sequence[Ladder]):
         rows: np.ndarray,
         ids: Sequence[str],
         abilities: Sequence[str | None],
+        numbers: Sequence[int],
         has_image: Bool[np.ndarray, " samples"],
         store: Store,
         config: ScoringConfig,
     ) -> None:
-        self._rows, self._ids, self._abilities, self._has_image = rows, ids, abilities, has_image
+        self._rows, self._ids, self._abilities, self._numbers = rows, ids, abilities, numbers
+        self._has_image = has_image
         self._store, self._config = store, config
 
     def __len__(self) -> int:
@@ -177,7 +179,12 @@ class StoredLadders(Sequence[Ladder]):
     def __getitem__(self, index: int) -> Ladder:  # type: ignore[override]  # slices are not asked for
         row = int(self._rows[index])
         sample = self._ids[row]
-        record = {"id": sample, "ability": self._abilities[row], "images": [sample] if self._has_image[row] else []}
+        record = {
+            "id": sample,
+            "ability": self._abilities[row],
+            "record_number": self._numbers[row],
+            "images": [sample] if self._has_image[row] else [],
+        }
         return Ladder(row, record, self._config, self._store.grades(sample), self._store.unanswered(sample))
 
     def __iter__(self) -> Iterator[Ladder]:

@@ -1,0 +1,108 @@
+"""Merge the rollouts of several folders into one store, row by row and in order, in bounded memory."""
+
+from __future__ import annotations
+
+import heapq
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from hardsample.scoring.store import SCHEMA, StoreError, StoreReader
+
+TABLES = {
+    "settings": ("name",),
+    "samples": ("sample",),
+    "rollouts": ("sample", "ratio", "realization"),
+    "attention": ("definition", "sample", "ratio", "realization"),
+    "features": ("encoder", "id"),
+}
+"""Tables of a store, and the columns of their primary keys."""
+BATCH = 10_000
+
+
+def count_rollouts(folders: Sequence[Path]) -> int:
+    """Return the number of rollouts in all folders."""
+    total = 0
+    for folder in folders:
+        with StoreReader(folder) as store:
+            total += store.count()
+    return total
+
+
+def merge_stores(folders: Sequence[Path], path: Path, advance: Callable[[int], None]) -> None:
+    """Write the rows of several stores into a new one.
+
+    Args:
+        folders: of the stores, whose settings are equal.
+        path: of the new file; what is there is replaced.
+        advance: called with the number of rollouts written since the last call.
+
+    Raises:
+        StoreError: a sample is in two of them; or one cannot be read.
+    """
+    path.unlink(missing_ok=True)
+    readers = [StoreReader(folder) for folder in folders]
+    try:
+        with closing(sqlite3.connect(path, isolation_level=None)) as database:
+            database.executescript(f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;\n{SCHEMA}")
+            database.execute("BEGIN")
+            for table, keys in TABLES.items():
+                names = [row[1] for row in database.execute(f"PRAGMA table_info({table})")]
+                _merge_table(database, readers, table, names, keys, advance)
+            database.execute("COMMIT")
+            database.execute("PRAGMA synchronous = FULL")
+            database.execute("PRAGMA journal_mode = WAL")
+    except sqlite3.IntegrityError as error:
+        raise StoreError(f"a sample is in two of the folders in {folders[0].parent} ({error})") from error
+    finally:
+        for reader in readers:
+            reader.close()
+
+
+def _merge_table(
+    database: sqlite3.Connection,
+    readers: Sequence[StoreReader],
+    table: str,
+    names: Sequence[str],
+    keys: Sequence[str],
+    advance: Callable[[int], None],
+) -> None:
+    places = [names.index(name) for name in keys]
+    query = f"SELECT {', '.join(names)} FROM {table} ORDER BY {', '.join(keys)}"
+    sources = [reader.rows(query) for reader in (readers[:1] if table == "settings" else readers)]
+    rows = heapq.merge(*sources, key=lambda row: tuple(row[place] for place in places))
+    insert = f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
+    counted = table == "rollouts"
+    for batch in _batches(rows):
+        database.executemany(insert, batch)
+        if counted:
+            advance(len(batch))
+
+
+def _batches(rows: Iterator[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
+    batch: list[tuple[Any, ...]] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def lost_rollout(old: Path, new: Path) -> tuple[str, float, int] | None:
+    """Return a rollout that one store has and another has not, as (sample, ratio, realization); None if there is none.
+
+    Args:
+        old: file of the first.
+        new: file of the second.
+    """
+    with closing(sqlite3.connect(f"file:{new}?mode=ro", uri=True)) as database:
+        database.execute("ATTACH ? AS old", (str(old),))
+        query = (
+            "SELECT sample, ratio, realization FROM old.rollouts AS o WHERE NOT EXISTS (SELECT 1 FROM main.rollouts AS "
+            "n WHERE n.sample = o.sample AND n.ratio = o.ratio AND n.realization = o.realization) LIMIT 1"
+        )
+        return database.execute(query).fetchone()
