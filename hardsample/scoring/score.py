@@ -123,7 +123,7 @@ def _share(loaded: Loaded, shard: Shard, folder: Path) -> Loaded:
     if not len(own.dataset):
         write_rejected(folder, own.rejected)
         raise NothingToScoreError(
-            f"of {len(loaded.dataset):,} records none falls into shard {shard}: `hardsample merge` goes on without it"
+            f"of {len(loaded.dataset):,} records none falls into shard {shard}: `hardsample merge` leaves it out"
         )
     return own
 

@@ -171,7 +171,7 @@ def test_empty_shards_say_so_and_are_merged_over(tmp_path, source):
     for index in used:
         score(source, "demo", tmp_path, shard=f"{index}/40", **options)
     for index in {*range(1, 41)} - used:
-        with pytest.raises(NothingToScoreError, match=f"falls into shard {index}/40: `hardsample merge` goes on"):
+        with pytest.raises(NothingToScoreError, match=f"falls into shard {index}/40: `hardsample merge` leaves it out"):
             score(source, "demo", tmp_path, shard=f"{index}/40", **options)
     merged = merge(tmp_path, progress=False)
     assert list(merged.table["id"]) == ["q0", "q1", "q2", "q3"]
