@@ -40,7 +40,7 @@ def measure(name: str) -> list[dict]:
     """Measure an environment; one entry a number of references and set of features."""
     wins, kinds = truth(name)
     wins = wins.sum(1).astype(float)
-    _, matrix = read_features(features(name)[0])
+    _, matrix = read_features(features(name))
     category = category_features({"ability": kinds})
     size, rate, signal = len(wins), wins / GROUP, (wins > 0) & (wins < GROUP)
     rows = []
