@@ -12,8 +12,6 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-
 from hardsample.errors import ConfigError
 from hardsample.files import SHARDS_FOLDER
 
@@ -83,7 +81,7 @@ class Shard:
 
 def shard_of(name: str, count: int) -> int:
     """Return the number of the shard, 1 … count, of a record with this id."""
-    return int.from_bytes(blake2b(name.encode(errors="surrogatepass"), digest_size=8).digest()) % count + 1
+    return int.from_bytes(blake2b(name.encode(errors="surrogatepass"), digest_size=8).digest(), "big") % count + 1
 
 
 def name_of(rejection: Rejection) -> str:
@@ -93,7 +91,7 @@ def name_of(rejection: Rejection) -> str:
 
 def digest_of(names: Iterable[str]) -> str:
     """Return a digest of a set of ids, whatever their order."""
-    total = np.zeros(2, dtype=np.uint64)
-    for name in names:  # addition modulo 2⁶⁴ of independent hashes
-        total += np.frombuffer(blake2b(name.encode(errors="surrogatepass"), digest_size=16).digest(), dtype="<u8")
-    return total.tobytes().hex()
+    total = 0
+    for name in names:  # a sum of independent hashes
+        total += int.from_bytes(blake2b(name.encode(errors="surrogatepass"), digest_size=16).digest(), "big")
+    return f"{total % 2**128:032x}"
