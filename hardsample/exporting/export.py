@@ -168,7 +168,12 @@ def notes(format_name: str, sample: Sample, stem: str) -> list[str]:
 def _row(format_name: str, sample: Sample) -> tuple[str, Row, str | None]:
     """Return the file and the row of a sample, and why none of its rows can be written, or None."""
     is_table = format_name == "vlmevalkit"
-    candidates = table_rows(sample) if is_table else [(DATA_STEM, _ROWS[format_name](sample))]
+    if is_table:
+        candidates = table_rows(sample)
+    else:
+        row = _ROWS[format_name](sample)
+        # options that the reader finds without their column, as yes and no, would be listed below the question with it
+        candidates = [(DATA_STEM, row), (DATA_STEM, row | {"options": ""})]
     reasons = [difference(sample, row, is_table) for _, row in candidates]
     best = next((place for place, reason in enumerate(reasons) if reason is None), 0)
     return (*candidates[best], reasons[best])

@@ -57,7 +57,17 @@ configs:
     path: {DATA_FILE}
 ---
 """
-_SHOWN = ("search", "ratios", "num_masks", "tau", "hard_max", "easy_min", "mask_kind", "mask_space", "temperature")
+_SHOWN: tuple[str, ...] = (
+    "search",
+    "ratios",
+    "num_masks",
+    "tau",
+    "hard_max",
+    "easy_min",
+    "mask_kind",
+    "mask_space",
+    "temperature",
+)
 _SHOWN += ("max_new_tokens", "seed", "grader")
 
 

@@ -3,29 +3,37 @@
 import importlib.util
 import io
 import json
+import shutil
 import sys
 import types
+from dataclasses import replace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
-from datasets import load_dataset
+from datasets import load_dataset, load_from_disk
 from PIL import Image
 from typer.testing import CliRunner
 
 from hardsample.cli.main import app
 from hardsample.data.images import file_bytes, open_image
 from hardsample.data.loading import load
+from hardsample.data.records.defaults import DEFAULT_TEMPLATE
 from hardsample.data.records.option_text import chosen
+from hardsample.exporting import rows, writing
+from hardsample.exporting.checking import difference
 from hardsample.exporting.export import export
 from hardsample.exporting.hub import card, escaped, write_hub
 from hardsample.exporting.names import TRAINERS
 from hardsample.exporting.prompts import same_prompt
+from hardsample.exporting.rows import Sample
+from hardsample.exporting.tables import fits_table, lists_twice, table_rows
 from hardsample.exporting.writing import FolderError, replacing
 from hardsample.grading.grader import Grader
-from hardsample.scoring.output import Scores, read_labels
+from hardsample.scoring.output import Scores, read_cmab_strata, read_labels, write_labels
 from hardsample.scoring.rollouts import gradable
 from hardsample.scoring.score import score
-from hardsample.scoring.subsets import source_records
+from hardsample.scoring.subsets import DIFFICULTY_COLUMNS, difficulty_columns, source_records, write_subsets
 
 SUBSET = "easy+medium+hard+unsolved+unfinished"
 LISTED = "A. red\nB. blue\nAnswer with the letter of the right option."
@@ -212,9 +220,9 @@ def module(path, monkeypatch, **stubs):
     return loaded
 
 
-def answered(rows):
+def answered(asked):
     """Return each row twice, a right and a wrong answer to it, and what they are worth."""
-    pairs = [(row, f"so it is <answer>{text}</answer>") for row in rows for text in RECORDS[row["id"]][2:]]
+    pairs = [(row, f"so it is <answer>{text}</answer>") for row in asked for text in RECORDS[row["id"]][2:]]
     return [row for row, _ in pairs], [text for _, text in pairs], [1.0, 0.0] * (len(pairs) // 2)
 
 
@@ -224,18 +232,18 @@ def test_the_reward_of_ms_swift(exported, monkeypatch, version):
     where.ORM, where.orms = object, {}
     folder = exported["ms-swift"].folder
     module(folder / "reward.py", monkeypatch, swift=types.ModuleType("swift"), **{version: where})
-    rows, texts, worth = answered(lines(folder / "train.jsonl"))
-    columns = {name: [row[name] for row in rows] for name in ("solution", "grading", "messages", "images")}
+    asked, texts, worth = answered(lines(folder / "train.jsonl"))
+    columns = {name: [row[name] for row in asked] for name in ("solution", "grading", "messages", "images")}
     assert where.orms["hardsample"]()(texts, **columns, trainer_state=None) == worth
 
 
 def test_the_reward_of_easyr1(exported, monkeypatch):
     folder = exported["easyr1"].folder
     loaded = module(folder / "reward.py", monkeypatch)
-    rows, texts, worth = answered(parquet(folder))
+    asked, texts, worth = answered(parquet(folder))
     inputs = [
         {"response": text, "response_length": 9, "ground_truth": row["grading"]}
-        for row, text in zip(rows, texts, strict=True)
+        for row, text in zip(asked, texts, strict=True)
     ]
     assert [item["overall"] for item in loaded.compute_score(inputs)] == worth
     assert loaded.compute_score(inputs[1]) == {"overall": 0.0, "accuracy": 0.0}
@@ -245,7 +253,7 @@ def test_the_reward_of_easyr1(exported, monkeypatch):
 def test_the_reward_of_verl(exported, monkeypatch):
     folder = exported["verl"].folder
     loaded = module(folder / "reward.py", monkeypatch)
-    rows, texts, worth = answered(parquet(folder))
+    asked, texts, worth = answered(parquet(folder))
     scored = [
         loaded.compute_score(
             data_source=row["data_source"],
@@ -253,10 +261,10 @@ def test_the_reward_of_verl(exported, monkeypatch):
             ground_truth=row["reward_model"]["ground_truth"],
             extra_info=row["extra_info"],
         )
-        for row, text in zip(rows, texts, strict=True)
+        for row, text in zip(asked, texts, strict=True)
     ]
     assert scored == worth
-    assert isinstance(rows[0]["images"][0], Image.Image)
+    assert isinstance(asked[0]["images"][0], Image.Image)
 
 
 def test_the_environment_of_prime_rl(exported, monkeypatch):
@@ -267,11 +275,11 @@ def test_the_environment_of_prime_rl(exported, monkeypatch):
     (source,) = folder.glob("hardsample_*.py")
     environment = module(source, monkeypatch, verifiers=verifiers).load_environment()
     named = [row | {"id": key} for key, row in zip(parquet(folder)["id"], environment.dataset, strict=True)]
-    rows, texts, worth = answered(named)
+    asked, texts, worth = answered(named)
     (reward,) = environment.rubric
     scored = [
         reward(completion=[{"role": "assistant", "content": text}], info=row["info"], state={})
-        for row, text in zip(rows, texts, strict=True)
+        for row, text in zip(asked, texts, strict=True)
     ]
     assert scored == worth
     read = {record["id"]: record for record in load(named).dataset}
@@ -283,10 +291,10 @@ def test_the_description_of_llamafactory(exported):
     folder = exported["llamafactory"].folder
     ((name, about),) = json.loads((folder / "dataset_info.json").read_text()).items()
     assert f"--dataset {name} " in exported["llamafactory"].start
-    rows = lines(folder / about["file_name"])
-    assert all(row[about["columns"]["messages"]][-1]["role"] == about["tags"]["assistant_tag"] for row in rows)
-    texts = ["".join(turn["content"] for turn in row["messages"]) for row in rows]
-    assert [text.count("<image>") for text in texts] == [len(row["images"]) for row in rows]
+    asked = lines(folder / about["file_name"])
+    assert all(row[about["columns"]["messages"]][-1]["role"] == about["tags"]["assistant_tag"] for row in asked)
+    texts = ["".join(turn["content"] for turn in row["messages"]) for row in asked]
+    assert [text.count("<image>") for text in texts] == [len(row["images"]) for row in asked]
     assert list(exported["llamafactory"].notes.values()) == [1]
 
 
@@ -368,3 +376,87 @@ def test_the_card_shows_text_as_text(hostile):
     assert "<script" not in body and "<img" not in body and "\n# a heading" not in body
     assert "x \\| y" in body and "\\[a\\]\\(b\\) \\`c\\`" in body
     assert "| easy | 1 |" in body
+
+
+def sample_of(**changes):
+    """Return a sample without a file behind it."""
+    (record,) = load([{"question": "What colour?", "options": ["red", "blue"], "answer": "B"} | changes]).dataset
+    images = [f"images/{place}.png" for place in range(len(record["images"]))]
+    return Sample(record, images, {"pism_stratum": None}, rows.grading_of(record), DEFAULT_TEMPLATE)
+
+
+WRITERS = [rows.ms_swift, rows.llamafactory, rows.easyr1, rows.verl, rows.prime_rl]
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_record_without_an_image(writer):
+    sample = sample_of()
+    row = writer(sample)
+    assert row["images"] == [] and difference(sample, row) is None
+    assert fits_table(sample.record) == "VLMEvalKit leaves out rows without an image"
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_row_that_would_be_read_otherwise_is_found(writer):
+    sample = sample_of(image=[noise(1), noise(2)])
+    row = writer(sample)
+    assert difference(sample, row) is None
+    text = json.dumps(row)
+    for old, new, problem in [
+        ("What colour", "Which colour", "question"),
+        ("images/0.png", "images/2.png", "images"),
+        ('"grader": "choice"', '"grader": "text"', "graded differently"),
+        ('"id": "0"', '"id": "7"', "id"),
+    ]:
+        assert old in text
+        assert problem in difference(sample, json.loads(text.replace(old, new))), old
+    golds = [place for place in ("solution", "answer") if place in row]
+    for place in golds:
+        assert "graded differently" in difference(sample, row | {place: "A"})
+
+
+def test_a_row_of_a_table_that_would_be_read_otherwise_is_found():
+    sample = replace(sample_of(image=[noise(1)]), images=["iVBOR" * 20])
+    (kind, row), *_ = table_rows(sample)
+    assert (kind, row["answer"], row["question"], row["A"]) == ("mcq", "B", "What colour?", "red")
+    assert difference(sample, row, is_table=True) is None
+    assert "graded differently" in difference(sample, row | {"answer": "A"}, is_table=True)
+    assert "id" in difference(sample, row | {"hardsample_id": ""} | {"index": "9"}, is_table=True)
+    assert not lists_twice(sample)
+
+
+def test_large_parquet_files_are_written_in_groups(tmp_path, monkeypatch):
+    monkeypatch.setattr(writing, "BATCH_BYTES", 2000)
+    file = writing.Parquet(tmp_path / "train.parquet", "easyr1", ["pism_stratum"])
+    sample = replace(sample_of(), images=[{"bytes": b"x" * 1000, "path": "a.png"}])
+    for _ in range(7):
+        file.add(rows.easyr1(sample))
+    file.close()
+    read = pq.ParquetFile(tmp_path / "train.parquet")
+    assert (read.num_row_groups, read.metadata.num_rows) == (4, 7)
+
+
+def test_json_lines_load_as_trainers_load_them(exported, tmp_path):
+    for name in ("ms-swift", "llamafactory"):
+        path = exported[name].folder / "train.jsonl"
+        read = load_dataset("json", data_files=str(path), split="train", cache_dir=str(tmp_path))
+        assert len(read) == exported[name].samples and read["messages"][0][0]["role"] == "user"
+
+
+def test_trl_has_the_same_columns(odd_folder, exported, tmp_path):
+    scores = Scores(odd_folder)
+    (folder,) = write_subsets(scores, read_labels(scores).verdicts, [SUBSET], [], tmp_path)
+    dataset = load_from_disk(str(folder))
+    assert set(DIFFICULTY_COLUMNS) <= set(dataset.column_names) and "level" in dataset.column_names
+    mine = {row["id"]: row["success_rate"] for row in lines(exported["ms-swift"].folder / "train.jsonl")}
+    assert dict(zip(dataset["id"], dataset["success_rate"], strict=True)) == mine
+
+
+def test_strata_of_the_last_stratify_are_exported(scored_folder, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(scored_folder, folder)
+    scores = Scores(folder)
+    assert read_cmab_strata(scores) == list(scores.table["cmab_stratum"])
+    other = ["easy" if label else None for label in scores.table["cmab_stratum"]]
+    write_labels(scores, scores.labels(), scores.config().bounds, scores.config().tau, other)
+    assert difficulty_columns(scores, scores.labels())["cmab_stratum"] == other
