@@ -17,6 +17,8 @@ from hardsample.exporting.rows import Row, Sample
 def difference(sample: Sample, row: Row, is_table: bool = False) -> str | None:
     """Return how the record that hardsample reads from a row differs from the one that was scored, or None.
 
+    What is peculiar to the record follows after a colon.
+
     Args:
         sample: the record, and its images as they are in the row.
         row: of any format.
@@ -30,14 +32,14 @@ def difference(sample: Sample, row: Row, is_table: bool = False) -> str | None:
         return f"the record cannot be read back: {error}"
     images = [{"bytes": text} for text in sample.images] if is_table else list(sample.images)
     if read.id != record["id"]:
-        return f"its id is read back as {read.id!r}"
+        return f"its id is read back otherwise: {read.id[:80]!r}"
     if not same_prompt(read.prompt, record["prompt"]):
         return "its question is read back with another text"
     if read.images != images:
         return "its images are read back in another order"
     back = _graded_by(read.grader, read.solution, read.answers, read.options, read.box_format)
     if back != _graded_by(*(record[name] for name in ("grader", "solution", "answers", "options", "box_format"))):
-        return f"its answer is read back as {read.solution[:80]!r} for the grader {read.grader}, and graded differently"
+        return f"its answer would be graded differently: {read.grader}, {read.solution[:80]!r}"
     return None
 
 

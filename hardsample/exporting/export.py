@@ -122,7 +122,7 @@ def _write(
             sample = Sample(record, images, columns, grading, scores.options_template)
             stem, row, reason = _row(format_name, sample)
         if reason is not None:
-            result.left_out[reason] += 1
+            result.left_out[reason.partition(": ")[0]] += 1
             rejected.append(Rejection(record["record_number"], record["id"], reason))
             continue
         if stem not in files:

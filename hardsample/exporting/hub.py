@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hardsample import __version__
-from hardsample.exporting.writing import replacing
+from hardsample.exporting.writing import FolderError
 from hardsample.files import CARD_FILE, SCORES_FILE
 from hardsample.metrics.strata import Verdict
 from hardsample.scoring.output import Scores
@@ -46,6 +46,7 @@ COLUMNS = {
     "attention_profile": "attention_balance of each layer",
     "digest": "digest of what was scored: prompt, images and gold",
 }
+MADE_WITH = "Made with `hardsample export --format hub`"
 _HEAD = f"""---
 tags:
 - hardsample
@@ -83,7 +84,7 @@ def write_hub(scores: Scores, labels: list[Verdict], output: Path | None = None)
         The folder.
 
     Raises:
-        FolderError: a folder is in the way.
+        FolderError: a README.md of another kind is in the way.
     """
     target = output or scores.directory / HUB_FOLDER
     table = scores.table.data.table
@@ -93,11 +94,15 @@ def write_hub(scores: Scores, labels: list[Verdict], output: Path | None = None)
         place = table.column_names.index(name) if name in table.column_names else None
         table = table.append_column(name, column) if place is None else table.set_column(place, name, column)
     names = [name for name in COLUMNS if name in table.column_names]
-    with replacing(target, DATA_FILE) as folder:
-        (folder / DATA_FILE).parent.mkdir()
-        pq.write_table(table.select(names).replace_schema_metadata(None), folder / DATA_FILE)
-        strata = [label.stratum for label in labels]
-        (folder / CARD_FILE).write_text(card(scores.run, names, strata), encoding="utf-8")
+    data, page = target / DATA_FILE, target / CARD_FILE
+    if page.exists() and MADE_WITH not in page.read_text(encoding="utf-8", errors="replace"):
+        raise FolderError(f"{page} exists and `hardsample export` did not write it: name another --output")
+    data.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table.select(names).replace_schema_metadata(None), data.with_suffix(".new"))
+    data.with_suffix(".new").replace(data)
+    text = card(scores.run, names, [label.stratum for label in labels])
+    page.with_suffix(".new").write_text(text, encoding="utf-8")
+    page.with_suffix(".new").replace(page)
     return target
 
 
@@ -119,7 +124,7 @@ def card(run: Mapping[str, Any], columns: list[str], strata: list[str | None]) -
     return "\n".join(
         [
             f"{_HEAD}\n# How hard each sample is for {escaped(facts['model'])}\n",
-            "Made with `hardsample export --format hub`. Each row is a sample; the records are not in here.\n",
+            f"{MADE_WITH}. Each row is a sample; the records are not in here.\n",
             *_table(("", ""), facts),
             "\n## Strata\n",
             *_table(("stratum", "samples"), counts),

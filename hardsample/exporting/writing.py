@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from datasets import Features, Image, List, Value
 from hardsample.errors import HardsampleError
 from hardsample.exporting.checking import cells
 from hardsample.exporting.tables import columns
+from hardsample.files import DATASET_INFO_FILE, EXPORT_FILE, REJECTED_FILE, REWARD_FILE
 
 IMAGES_FOLDER = "images"
 BATCH_ROWS, BATCH_BYTES = 256, 16 << 20
@@ -46,6 +48,13 @@ FEATURES: dict[str, dict[str, Any]] = {
     "prime-rl": {"prompt": _BLOCKS, "answer": _TEXT, "info": _TEXT},
 }
 """Types of the columns of each parquet format, beside those that all have."""
+
+
+_OURS = re.compile(
+    rf"images|train\.(?:jsonl|parquet)|hardsample_\w+\.(?:tsv|py)|pyproject\.toml|{re.escape(EXPORT_FILE)}"
+    rf"|{re.escape(REJECTED_FILE)}|{re.escape(REWARD_FILE)}|{re.escape(DATASET_INFO_FILE)}"
+)
+"""Names of what an export writes."""
 
 
 class FolderError(HardsampleError, ValueError):
@@ -146,6 +155,8 @@ def image_file(folder: Path) -> Callable[[bytes, str], str]:
 def replacing(target: Path, marker: str) -> Iterator[Path]:
     """Give a new folder to fill, which takes the place of `target` when all went well.
 
+    What others have put there since, such as the checkpoints of a training, moves to the new folder.
+
     Args:
         target: the folder.
         marker: a file that a folder of ours has; an existing folder without it is not replaced.
@@ -153,11 +164,11 @@ def replacing(target: Path, marker: str) -> Iterator[Path]:
     Raises:
         FolderError: the target is there and not ours.
     """
+    fresh, old = (target.with_name(f".{target.name}.hardsample.{end}") for end in ("new", "old"))
+    _put_away(old, target)  # left by an export that was stopped
     if target.exists() and not (target / marker).is_file() and not (target.is_dir() and not any(target.iterdir())):
         raise FolderError(f"{target} exists and no `hardsample export` of this kind made it: name another --output")
-    fresh, old = target.with_name(f"{target.name}.new"), target.with_name(f"{target.name}.old")
-    for folder in (fresh, old):
-        shutil.rmtree(folder, ignore_errors=True)  # left by an export that was stopped
+    shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     try:
         yield fresh
@@ -167,4 +178,19 @@ def replacing(target: Path, marker: str) -> Iterator[Path]:
     if target.exists():
         target.replace(old)
     fresh.replace(target)
-    shutil.rmtree(old, ignore_errors=True)
+    _put_away(old, target)
+
+
+def _put_away(old: Path, target: Path) -> None:
+    """Remove the folder that `target` replaces, if there is one, but move to `target` what no export wrote."""
+    if not old.exists():
+        return
+    if not target.exists():
+        old.replace(target)
+        return
+    for entry in old.iterdir():
+        if not _OURS.fullmatch(entry.name):
+            if (target / entry.name).exists():
+                raise FolderError(f"{entry} is left from an export that was stopped: move it to another place")
+            entry.replace(target / entry.name)
+    shutil.rmtree(old)

@@ -168,7 +168,7 @@ def test_what_does_not_fit_is_counted_and_listed(name, exported):
     rejected = lines(result.folder / "rejected.jsonl")
     assert {item["id"] for item in rejected} == LEFT_OUT[name]
     assert result.left_out.total() == len(rejected)
-    assert {item["reason"] for item in rejected} == set(result.left_out)
+    assert {item["reason"].partition(": ")[0] for item in rejected} == set(result.left_out)
     about = json.loads((result.folder / "export.json").read_text())
     assert (about["format"], about["samples"], about["left_out"]) == (name, result.samples, dict(result.left_out))
 
@@ -344,6 +344,27 @@ def test_a_failed_export_leaves_the_old_one(tmp_path):
     assert (target / "export.json").read_text() == "1" and [path.name for path in tmp_path.iterdir()] == ["subset"]
 
 
+def test_what_a_training_has_put_into_a_folder_stays(tmp_path):
+    target = tmp_path / "subset"
+    for text in ("1", "2"):
+        with replacing(target, "export.json") as folder:
+            (folder / "export.json").write_text(text)
+            (folder / f"hardsample_{text}.tsv").write_text(text)
+        (target / "output").mkdir(exist_ok=True)
+        (target / "output" / f"checkpoint-{text}").write_text(text)
+    assert sorted(path.name for path in target.iterdir()) == ["export.json", "hardsample_2.tsv", "output"]
+    target.rename(tmp_path / ".subset.hardsample.old")  # as if killed between two renames
+    with pytest.raises(ValueError, match="stopped"), replacing(target, "export.json"):
+        raise ValueError("stopped")
+    assert [path.name for path in tmp_path.iterdir()] == ["subset"]
+    old = tmp_path / ".subset.hardsample.old" / "output"
+    old.mkdir(parents=True)
+    with pytest.raises(FolderError, match="move it to another place"), replacing(target, "export.json"):
+        pass
+    assert old.exists()
+    assert len(list((target / "output").iterdir())) == 2 and (target / "export.json").read_text() == "2"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -363,7 +384,11 @@ def test_the_dataset_for_the_hub(scored_folder, tmp_path):
     read = load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
     for name in ("id", "pism_stratum", "digest", "attention_balance", "successes"):
         assert list(read[name]) == list(scores.table[name])
+    assert write_hub(scores, read_labels(scores).verdicts, folder) == folder
     text = (folder / "README.md").read_text()
+    (folder / "README.md").write_text("# Mine")
+    with pytest.raises(FolderError, match="name another --output"):
+        write_hub(scores, read_labels(scores).verdicts, folder)
     assert all(f"| {escaped(name)} |" in text for name in read.column_names)
     assert str(scored_folder.parent) not in text
 
