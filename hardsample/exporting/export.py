@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,33 +106,43 @@ def export(
 
 
 def _write(
-    samples: Any, scores: Scores, format_name: str, name: str, difficulty: list[str], folder: Path, result: Exported
+    samples: Iterable[tuple[Mapping[str, Any], dict[str, Any]]],
+    scores: Scores,
+    format_name: str,
+    name: str,
+    difficulty: list[str],
+    folder: Path,
+    result: Exported,
 ) -> list[str]:
     """Fill a folder, count in `result`, and return the stems of the files of data."""
     place = _images(format_name, folder)
     files: dict[str, RowFile] = {}
     rejected = []
     settings = scores.run["settings"]
-    if format_name != "vlmevalkit":
-        files[DATA_STEM] = _open(format_name, folder, DATA_STEM, difficulty)
-    for record, columns in samples:
-        reason = _FITS[format_name](record)
-        if reason is None:
-            images = [place(*file_bytes(ref, max_pixels=settings["max_pixels"])) for ref in record["images"]]
-            grading = rows.grading_of(gradable(record, settings.get("answer_boxes")))
-            sample = Sample(record, images, columns, grading, scores.options_template)
-            stem, row, reason = _row(format_name, sample)
-        if reason is not None:
-            result.left_out[reason.partition(": ")[0]] += 1
-            rejected.append(Rejection(record["record_number"], record["id"], reason))
-            continue
-        if stem not in files:
-            files[stem] = _open(format_name, folder, stem, difficulty)
-        files[stem].add(row)
-        result.samples += 1
-        result.notes.update(notes(format_name, sample, stem))
-    for file in files.values():
-        file.close()
+    with ExitStack() as opened:
+
+        def file_of(stem: str) -> RowFile:
+            if stem not in files:
+                files[stem] = _open(format_name, folder, stem, difficulty)
+                opened.callback(files[stem].close)
+            return files[stem]
+
+        if format_name != "vlmevalkit":
+            file_of(DATA_STEM)  # there also if no sample fits
+        for record, columns in samples:
+            reason = _FITS[format_name](record)
+            if reason is None:
+                images = [place(*file_bytes(ref, max_pixels=settings["max_pixels"])) for ref in record["images"]]
+                grading = rows.grading_of(gradable(record, settings.get("answer_boxes")))
+                sample = Sample(record, images, columns, grading, scores.options_template)
+                stem, row, reason = _row(format_name, sample)
+            if reason is not None:
+                result.left_out[reason.partition(": ")[0]] += 1
+                rejected.append(Rejection(record["record_number"], record["id"], reason))
+                continue
+            file_of(stem).add(row)
+            result.samples += 1
+            result.notes.update(notes(format_name, sample, stem))
     write_rejected(folder, rejected)
     write_companions(format_name, folder, name)
     stems = [_stem(format_name, name, stem) for stem in files]

@@ -336,20 +336,6 @@ def read_labels(scores: Scores) -> Labels:
     return Labels(scores.labels(bounds, values["tau"]), bounds, values["tau"], f"bounds of the last stratify, {path}")
 
 
-def read_cmab_strata(scores: Scores) -> list[str | None]:
-    """Return the CMAB strata of all rows: of the last `hardsample stratify` if it saw the same rows, else the run's.
-
-    Args:
-        scores: the run.
-    """
-    path = scores.directory / STRATA_FILE
-    if path.exists():
-        table = pq.read_table(path, columns=["id", "cmab_stratum"]).to_pydict()
-        if table["id"] == list(scores.table["id"]):
-            return list(table["cmab_stratum"])
-    return list(scores.table["cmab_stratum"])
-
-
 def write_run(directory: Path, content: Mapping[str, object]) -> None:
     """Write run.json: settings, versions, counts; the counts of scores.parquet are added when the run is done."""
     complete = dict(content)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 from datasets import Dataset, Image, List
 
 from hardsample.data.loading import Data, load
+from hardsample.files import STRATA_FILE
 from hardsample.metrics.strata import Verdict, control_rows, parse_subset, subset_rows
 from hardsample.scoring.matching import scored_records
-from hardsample.scoring.output import IN_MEMORY, OutputError, Scores, read_cmab_strata
+from hardsample.scoring.output import IN_MEMORY, OutputError, Scores
 
 SUBSETS_FOLDER = "subsets"
 DIFFICULTY_COLUMNS = ("pism_stratum", "failure_threshold", "success_rate", "cmab_stratum", "attention_balance")
@@ -89,6 +91,20 @@ def difficulty_columns(scores: Scores, labels: list[Verdict]) -> dict[str, list[
         columns["cmab_stratum"] = read_cmab_strata(scores)
         columns["attention_balance"] = list(table["attention_balance"])
     return columns
+
+
+def read_cmab_strata(scores: Scores) -> list[str | None]:
+    """Return the CMAB strata of all rows: of the last `hardsample stratify` if it saw the same rows, else the run's.
+
+    Args:
+        scores: the run.
+    """
+    path = scores.directory / STRATA_FILE
+    if path.exists():
+        table = pq.read_table(path, columns=["id", "cmab_stratum"]).to_pydict()
+        if table["id"] == list(scores.table["id"]):
+            return list(table["cmab_stratum"])
+    return list(scores.table["cmab_stratum"])
 
 
 def source_records(scores: Scores, ids: list[str], decode: bool = True) -> Dataset:

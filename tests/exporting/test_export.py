@@ -30,10 +30,16 @@ from hardsample.exporting.rows import Sample
 from hardsample.exporting.tables import fits_table, lists_twice, table_rows
 from hardsample.exporting.writing import FolderError, replacing
 from hardsample.grading.grader import Grader
-from hardsample.scoring.output import Scores, read_cmab_strata, read_labels, write_labels
+from hardsample.scoring.output import Scores, read_labels, write_labels
 from hardsample.scoring.rollouts import gradable
 from hardsample.scoring.score import score
-from hardsample.scoring.subsets import DIFFICULTY_COLUMNS, difficulty_columns, source_records, write_subsets
+from hardsample.scoring.subsets import (
+    DIFFICULTY_COLUMNS,
+    difficulty_columns,
+    read_cmab_strata,
+    source_records,
+    write_subsets,
+)
 
 SUBSET = "easy+medium+hard+unsolved+unfinished"
 LISTED = "A. red\nB. blue\nAnswer with the letter of the right option."
