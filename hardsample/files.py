@@ -22,6 +22,12 @@ PREDICTIONS_RUN_FILE = "predictions.json"
 # stratify
 STRATA_FILE = "strata.parquet"
 
+# export
+EXPORT_FILE = "export.json"
+REWARD_FILE = "reward.py"
+DATASET_INFO_FILE = "dataset_info.json"
+CARD_FILE = "README.md"
+
 # train
 TRAINING_FILE = "training.json"
 OVERLONG_FILE = "overlong.jsonl"

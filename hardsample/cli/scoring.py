@@ -21,6 +21,9 @@ from hardsample.cli.console import (
 )
 from hardsample.cli.options import Command, with_settings
 from hardsample.errors import ConfigError
+from hardsample.exporting.names import DEFAULT as DEFAULT_FORMAT
+from hardsample.exporting.names import HUB
+from hardsample.exporting.names import NAMES as FORMAT_NAMES
 from hardsample.files import SCORES_FILE, STRATA_FILE
 from hardsample.metrics.strata import UNFINISHED, Bounds, parse_subset
 from hardsample.scoring.config import ScoringConfig
@@ -221,30 +224,96 @@ def export(
     seed: Annotated[
         list[int] | None, typer.Option(min=0, help="seed of the control (default: 0); may be repeated")
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="folder of the datasets (default: DIR/subsets)")] = None,
+    format_name: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help=f"of the data: one of {', '.join(FORMAT_NAMES[:-1])}; or {HUB}, all scores with a card for the Hub",
+        ),
+    ] = DEFAULT_FORMAT,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="folder of the datasets (default: DIR/subsets, DIR/subsets/FORMAT, DIR/hub)"),
+    ] = None,
 ) -> None:
     """Write strata as datasets to train on, and random controls of equal size beside them.
 
     The labels are those of the last `hardsample stratify`, or the run's own if there are none. Each dataset goes to a
-    folder named after its strata; read it with `datasets.load_from_disk`, or give it to `hardsample train`.
+    folder named after its strata; read it with `datasets.load_from_disk`, or give it to `hardsample train`. With
+    `--format` it is written for another trainer, with a reward file and the command that starts it; what that format
+    cannot hold is left out and listed in rejected.jsonl.
 
     Try it: `hardsample export out --subset medium+hard --control`.
     """
     specs = subset or []
+    if format_name not in FORMAT_NAMES:
+        raise ConfigError(f"--format is {format_name!r}, must be one of {', '.join(FORMAT_NAMES)}")
+    if format_name == HUB:
+        if specs or control or seed:
+            raise ConfigError(
+                f"--format {HUB} writes the scores of all samples: leave out --subset, --control and --seed"
+            )
+        export_hub(directory, output)
+        return
     if not specs:
         raise ConfigError("--subset is missing: name the strata, such as --subset medium+hard")
     with reading_options():
         for spec in specs:
             parse_subset(spec)
-    export_subsets(directory, specs, (seed or [0]) if control or seed else [], output)
+    seeds = (seed or [0]) if control or seed else []
+    if format_name == DEFAULT_FORMAT:
+        export_subsets(directory, specs, seeds, output)
+    else:
+        export_to(directory, specs, seeds, format_name, output)
 
 
 def export_subsets(directory: Path, specs: list[str], seeds: list[int], output: Path | None = None) -> None:
     """Write subsets and controls, and print where they are."""
+    scores, labels = _labelled(directory)
+    from hardsample.scoring.subsets import write_subsets
+
+    written = write_subsets(scores, labels, specs, seeds, output)
+    for path, size in written.items():
+        say(f"subset     {path}  ({size:,} samples)" if size else f"subset     {path}  is empty: no sample is in it")
+    largest = next((path for path, size in written.items() if size), None)
+    if largest is not None:
+        say(f"next: hardsample train --dataset-name {largest} --model-name-or-path MODEL --output-dir runs/trained")
+
+
+def export_to(directory: Path, specs: list[str], seeds: list[int], format_name: str, output: Path | None) -> None:
+    """Write subsets and controls for another trainer, and print where they are and what is not in them."""
+    scores, labels = _labelled(directory)
+    from hardsample.exporting.export import export as run
+
+    written = run(scores, labels, specs, seeds, format_name, output)
+    for result in written:
+        total = result.samples + result.left_out.total()
+        size = f"({result.samples:,} samples)" if result.samples else "is empty: no sample is in it"
+        say(f"subset     {result.folder}  {size}")
+        for reason, count in result.left_out.most_common():
+            say(f"left out   {count:,} of {total:,} samples: {reason}")
+        for note, count in result.notes.most_common():
+            say(f"note       {count:,} of {total:,} samples: {note}")
+    for result in written:
+        if result.samples:
+            say(f"next: {result.start}")
+
+
+def export_hub(directory: Path, output: Path | None) -> None:
+    """Write the scores as a dataset with a card, and print how to put it on the Hub."""
+    scores, labels = _labelled(directory)
+    from hardsample.exporting.hub import write_hub
+
+    folder = write_hub(scores, labels, output)
+    say(f"dataset    {folder}  ({len(scores):,} samples)")
+    say(f"next: hf upload OWNER/NAME {folder} --repo-type dataset")
+
+
+def _labelled(directory: Path) -> tuple[Scores, list[Verdict]]:
+    """Return the scores of a finished folder and the labels of its rows, and say whose they are."""
     quiet_libraries()
     from hardsample.scoring.matching import check_finished
     from hardsample.scoring.output import Scores, read_labels
-    from hardsample.scoring.subsets import write_subsets
 
     scores = Scores(directory)
     check_finished(scores)
@@ -253,12 +322,7 @@ def export_subsets(directory: Path, specs: list[str], seeds: list[int], output: 
         f"labels     {labels.source}: hard λ* ≤ {labels.bounds.hard_max}, easy λ* ≥ {labels.bounds.easy_min}, "
         f"τ = {labels.tau}"
     )
-    written = write_subsets(scores, labels.verdicts, specs, seeds, output)
-    for path, size in written.items():
-        say(f"subset     {path}  ({size:,} samples)" if size else f"subset     {path}  is empty: no sample is in it")
-    largest = next((path for path, size in written.items() if size), None)
-    if largest is not None:
-        say(f"next: hardsample train --dataset-name {largest} --model-name-or-path MODEL --output-dir runs/trained")
+    return scores, labels.verdicts
 
 
 @app.command(cls=Command, epilog=EXIT_CODES, no_args_is_help=True)

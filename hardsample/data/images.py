@@ -88,6 +88,32 @@ def image_header(
         return width, height, image.mode
 
 
+def file_bytes(ref: Any, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[bytes, str]:
+    """Return an image as a file that any program shows as `open_image` does, and the file's suffix.
+
+    A PNG, JPEG or WebP that is upright, opaque, in 8-bit grey or RGB and of one frame stays as it is. Any other becomes
+    a PNG of what `open_image` shows.
+
+    Args:
+        ref: as in `open_image`.
+        max_pixels: as in `open_image`.
+
+    Raises:
+        ImageError: missing, too large, truncated or not an image.
+    """
+    ref = as_ref(ref)
+    with _explained(None, ref):
+        content = ref["bytes"] if ref["bytes"] is not None else Path(ref["path"] or "").read_bytes()
+    with _opened(content, max_pixels, None) as image:
+        suffix = _SUFFIXES.get(image.format or "")
+        plain = image.mode in ("RGB", "L") and not image.has_transparency_data and getattr(image, "n_frames", 1) == 1
+        if suffix and plain and _orientation(image) == 1:
+            return content, suffix
+    buffer = io.BytesIO()
+    open_image(content, max_pixels=max_pixels).save(buffer, "PNG")
+    return buffer.getvalue(), "png"
+
+
 def as_ref(ref: Any, root: str | Path | None = None) -> ImageRef:
     """Convert any image reference to `{"bytes", "path"}`, with absolute paths and links resolved.
 
@@ -178,6 +204,7 @@ def _to_grey(values: np.ndarray, mode: str) -> np.ndarray:
 
 _WHITES: dict[str, tuple[float, ...]] = {"I": (255.0, 1023.0, 4095.0, 65535.0), "F": (1.0, 255.0)}
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
+_SUFFIXES = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,

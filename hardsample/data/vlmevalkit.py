@@ -3,6 +3,9 @@
 A row has `index`, `question`, `answer` and its image, in base64 (`image`, one or a list) or as a path (`image_path`);
 the options are in columns `A`, `B`, …; a `hint` goes before the question. A short text in `image` is the index of the
 row that has the image. Rows are read one at a time, so files may be of any size.
+
+In tables that `hardsample export` wrote, `hardsample_id` is the record's id (an index is a number), and a row with a
+`grader` has its question as it was asked.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ MOST_REFERENCE_CHARS = 64
 MOST_FIELD_CHARS = 1 << 28
 """A longer field comes from a quote that is never closed."""
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+ID_COLUMN = "hardsample_id"
 ASKS_FOR_YES_OR_NO = "Answer yes or no."
 _PLACEHOLDER = re.compile(r"<image ?(\d{0,3})>")
 _YES_NO = ("Yes", "No")
@@ -45,7 +49,13 @@ def table_features(path: Path) -> Features:
         TableError: the first line has no column `question`.
     """
     header = _header(path)
-    return Features({name: Value("string") for name in [*header, "original_id", "original_options"] if name != "image"})
+    return Features(
+        {
+            name: Value("string")
+            for name in [*header, "original_id", "original_options"]
+            if name not in ("image", ID_COLUMN)
+        }
+    )
 
 
 def read_table(path: Path) -> Iterator[dict[str, Any] | RecordError]:
@@ -60,9 +70,9 @@ def read_table(path: Path) -> Iterator[dict[str, Any] | RecordError]:
             yield row
             continue
         try:
-            yield _record(row, images)
+            yield table_record(row, images)
         except RecordError as error:
-            yield RecordError(str(error), row.get("index") or None)
+            yield RecordError(str(error), _row_id(row))
 
 
 def write_predictions(
@@ -92,7 +102,7 @@ def write_predictions(
         writer = csv.writer(file, delimiter="\t", quoting=csv.QUOTE_ALL, lineterminator="\n")
         writer.writerow([*names, "prediction"])
         for count, row in enumerate(_rows(table), start=1):
-            sample = row.get("index") or str(count - 1) if isinstance(row, dict) else ""
+            sample = _row_id(row) or str(count - 1) if isinstance(row, dict) else ""
             text = completion(sample) if sample and sample not in written else None
             if isinstance(row, dict) and text is not None:
                 writer.writerow([*(row[name] for name in names), text])
@@ -127,13 +137,24 @@ def as_list(text: str) -> list[str]:
     return [str(item) for item in value] if isinstance(value, list) else [text]
 
 
-def _record(row: Row, decode: _Images) -> dict[str, Any]:
+def table_record(row: Row, decode: Callable[[str], str]) -> dict[str, Any]:
+    """Return the record of a row in the form that `formats` reads.
+
+    Args:
+        row: text of each column.
+        decode: returns the base64 text of an image, of what the column `image` holds.
+
+    Raises:
+        RecordError: the options have a gap, or the image is not there.
+    """
     options = _options(row)
-    record: dict[str, Any] = {name: value or None for name, value in row.items() if name not in (*LETTERS, "image")}
+    record: dict[str, Any] = {
+        name: value or None for name, value in row.items() if name not in (*LETTERS, "image", ID_COLUMN)
+    }
     for name in ("id", "options"):
         if record.get(name) is not None:
             record[f"original_{name}"] = record.pop(name)
-    record["id"] = row.get("index") or None
+    record["id"] = _row_id(row)
     record.setdefault("ability", record.get("category"))
     image = row.get("image", "")
     images: list[Any] = [{"bytes": decode(item)} for item in as_list(image)] if image and image != "nan" else []
@@ -143,13 +164,18 @@ def _record(row: Row, decode: _Images) -> dict[str, Any]:
         images = record["image_path"] = as_list(row["image_path"])
     has_options = bool(options) or row.get("choices", "") not in ("", "nan", "[]")  # MathVista's are in its question
     yes_no = row.get("answer", "").strip().capitalize() in _YES_NO and not has_options
+    inferred = yes_no and bool(row.get("grader"))  # written by hardsample: `formats` reads yes and no as it did before
     question = _question(row)
-    if yes_no and question:
+    if yes_no and question and not inferred:
         question = f"{question}\n{ASKS_FOR_YES_OR_NO}"
     record["question"], *options = _mentions([question, *options], len(images))
-    if options or yes_no:
+    if options or (yes_no and not inferred):
         record["options"] = options or list(_YES_NO)
     return record
+
+
+def _row_id(row: Row) -> str | None:
+    return row.get(ID_COLUMN) or row.get("index") or None
 
 
 def _question(row: Row) -> str:

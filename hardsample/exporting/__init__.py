@@ -1,0 +1,1 @@
+"""Write scored samples for other trainers: formats, reward files, and a dataset card for the Hub."""
