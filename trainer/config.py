@@ -188,7 +188,9 @@ class DifficultyAwareGRPOConfig(GRPOConfig, DifficultyOptions, PolicyConfig, Evi
 def idle_options(options: DifficultyOptions, policy: PolicyConfig, evidence: EvidenceConfig) -> list[str]:
     """Return a sentence for each option that was set and does nothing without another."""
     usual, sentences = DifficultyOptions(), []
+    used = policy.policy != "uniform" or options.features == NONE
     idle = [
+        ("features", options, usual, "a policy that predicts by them, such as signal", used),
         ("feature_candidates", options, usual, "features=statistics or prefill", options.reads_features),
         ("max_resample_rounds", options, usual, "dynamic_sampling=True", options.dynamic_sampling),
         ("screen_candidates", options, usual, "screen_generations=2", options.screen_generations > 0),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from transformers import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 from trl.rewards import accuracy_reward, get_soft_overlong_punishment, reasoning_accuracy_reward, think_format_reward
@@ -288,11 +289,18 @@ def train(options: Options) -> DifficultyAwareGRPOTrainer:
     prompts = args.generation_batch_size // args.num_generations
     size = len(trainer.train_dataset)
     _say(args, f"data       {size:,} samples; a generation takes {prompts} prompts × {args.num_generations}")
-    if checkpoint is not None:
-        _say(args, f"resuming   from {checkpoint}")
-    trainer.train(resume_from_checkpoint=checkpoint)
-    _say(args, trainer.summary())
-    trainer.save_model(args.output_dir)
+    finished = checkpoint is not None and is_finished(Path(checkpoint), args)
+    if finished:
+        _say(args, f"finished   {checkpoint} is the last step: raise max_steps or num_train_epochs to train on")
+        trainer._load_from_checkpoint(checkpoint)
+        trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+    else:
+        if checkpoint is not None:
+            _say(args, f"resuming   from {checkpoint}")
+        trainer.train(resume_from_checkpoint=checkpoint)
+        _say(args, trainer.summary())
+    if not finished or not any(output.glob("*.safetensors")):  # a kill may have come before the model was saved
+        trainer.save_model(args.output_dir)
     trainer.save_state()  # the logs to the last step, for `hardsample report`
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=training.dataset_name)
@@ -318,6 +326,14 @@ def reward(name: str) -> Any:
         return import_path(name)
     except ImportError as error:
         raise TrainingError(f"the reward function {name!r} cannot be imported: {error}") from error
+
+
+def is_finished(checkpoint: Path, args: DifficultyAwareGRPOConfig) -> bool:
+    """Return whether a checkpoint is of the last step of a training; transformers would train another one."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    if args.max_steps > 0:
+        return bool(state["global_step"] >= args.max_steps)
+    return bool(state["num_train_epochs"] >= args.num_train_epochs and state["global_step"] >= state["max_steps"])
 
 
 def last_checkpoint(output: Path) -> str | None:

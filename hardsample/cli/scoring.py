@@ -68,11 +68,29 @@ def score(
     assert output is not None
     if config.metric != ("cmab",):
         missing(DATA=data, model=model)
-    run_scoring(data, model, output, config)
     if config.shard is not None:
-        say(f"next: when all shards are done, hardsample merge {output}")
+        run_shard(data, model, output, config)
         return
+    run_scoring(data, model, output, config)
     say(f"next: hardsample report {output}, or hardsample export {output} --subset medium+hard --control")
+
+
+def run_shard(data: str | None, model: str | None, output: Path, config: ScoringConfig) -> None:
+    """Run the job of one shard; one without records is done, too, so that an array of jobs ends well."""
+    with running(str(output)):
+        from hardsample.errors import NothingToScoreError
+        from hardsample.scoring.score import score as run
+
+        try:
+            scores = run(data, model, output, config)
+        except NothingToScoreError as error:
+            say(f"empty      {error}")
+            scores = None
+    if scores is not None:
+        from hardsample.report.tables import summary
+
+        OUT.print(summary(scores))
+    say(f"next: when all shards are done, hardsample merge {output}")
 
 
 def run_scoring(data: str | None, model: str | None, output: Path, config: ScoringConfig, brief: bool = False) -> None:

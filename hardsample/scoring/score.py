@@ -24,6 +24,7 @@ from hardsample.data.loading import Data, Loaded, NoRecordsError, Rejection, loa
 from hardsample.engines.protocol import Engine, can_attend, engine_class
 from hardsample.engines.results import EngineError
 from hardsample.errors import ConfigError, NothingToScoreError
+from hardsample.files import SHARDS_FOLDER
 from hardsample.grading.grader import Grader
 from hardsample.metrics.options import budget_rollouts
 from hardsample.metrics.pism import max_rollouts
@@ -91,7 +92,10 @@ def score(
     began, config = time.time(), make_config(ScoringConfig, config, settings)
     folder = Path(_given(output, "output", "a folder for the results"))
     shard = Shard.parse(config.shard) if config.shard is not None else None
-    folder = folder if shard is None else shard.folder(folder)
+    if shard is not None:
+        if Shard.of_folder(folder) is not None and folder.parent.name == SHARDS_FOLDER:
+            raise ConfigError(f"output is {folder}, which is the folder of a shard: give {folder.parent.parent}")
+        folder = shard.folder(folder)
     if "pism" not in config.metric:
         return add_cmab(folder, config, data, model, progress=progress)
     data, model = _given(data, "data", "a file, such as data.jsonl"), _given(model, "model", "a folder or hub id")

@@ -2,17 +2,21 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
+from hardsample.cli.main import app
 from hardsample.demo import load_split
 from hardsample.errors import ConfigError, NothingToScoreError
 from hardsample.files import FEATURES_FILE, REJECTED_FILE, RUN_FILE, SCORES_FILE
 from hardsample.scoring.config import ScoringConfig
 from hardsample.scoring.features import read_features
+from hardsample.scoring.output import Scores
 from hardsample.scoring.score import score
 from hardsample.scoring.sharding import tables
 from hardsample.scoring.sharding.merge import ShardsError, merge
@@ -91,6 +95,7 @@ def test_the_whole_is_what_one_process_makes(tmp_path, source, output):
     assert ids == other_ids
     np.testing.assert_allclose(matrix.astype(float), other.astype(float), atol=0.02)
     mine, its = run_of(output), run_of(tmp_path / "one")
+    its["counts"]["rollouts_this_run"] = 0
     for name in {*mine, *its} - {"seconds", "cmab", "shards"}:
         assert mine[name] == its[name], name
     assert mine["shards"] == SHARDS
@@ -102,9 +107,64 @@ def test_the_whole_can_be_scored_further_and_is_then_not_merged_over(source, out
     before = rollouts_of(output)
     score(source, "demo", output, **(OPTIONS | {"search": "exhaustive"}))
     assert set(before) < set(rollouts_of(output))
-    with pytest.raises(StoreError, match=r"holds rollouts that its shards do not have \(the first: sample 'q"):
+    with pytest.raises(
+        StoreError,
+        match=r"holds rollouts that its shards do not have \(the first: sample 'q\d+'\).*score every shard likewise",
+    ):
         merge(output, progress=False)
     assert set(before) < set(rollouts_of(output)), "nothing is lost"
+
+
+def test_what_was_added_to_the_whole_is_not_lost_by_merging_again(tmp_path, source):
+    for index in (1, 2):
+        score(source, "demo", tmp_path, shard=f"{index}/2", num_masks=2, progress=False)
+    merge(tmp_path, progress=False)
+    score(output=tmp_path, metric="cmab", progress=False)
+    balances = list(Scores(tmp_path).table["attention_balance"])
+    assert any(balance is not None for balance in balances)
+    with pytest.raises(StoreError, match=r"holds attention balances that its shards do not have .*--metric cmab"):
+        merge(tmp_path, progress=False)
+    assert list(Scores(tmp_path).table["attention_balance"]) == balances
+    for index in (1, 2):
+        score(output=tmp_path, metric="cmab", shard=f"{index}/2", progress=False)
+    again = list(merge(tmp_path, progress=False).table["attention_balance"])
+    assert [balance is None for balance in again] == [balance is None for balance in balances]
+    assert sorted(path.name for path in tmp_path.glob("*.sqlite*")) == ["rollouts.sqlite"]
+
+
+def test_shards_of_other_texts_under_the_same_ids_are_refused(tmp_path, output):
+    (tmp_path / "changed").mkdir()
+    path = data(tmp_path / "changed")
+    lines = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    Path(path).write_text("".join(json.dumps(line | {"answer": "17"}) + "\n" for line in lines))
+    shutil.rmtree(output / "shards" / "00003-of-00003")
+    score_shards(path, output, only=[3])
+    with pytest.raises(ShardsError, match=r"shard 3/3 was scored on data of 30 records, .* with other ids or texts"):
+        merge(output)
+
+
+def test_a_metric_that_a_shard_lacks_is_added_without_new_rollouts(source, output):
+    shutil.rmtree(output / "shards" / "00002-of-00003")
+    score_shards(source, output, only=[2], metric="pism")
+    before = rollouts_of(output / "shards" / "00002-of-00003")
+    with pytest.raises(ShardsError, match=r"(?s)metric: .* in 1/3, \['pism'\] in 2/3.*no rollout is made again"):
+        merge(output)
+    score_shards(source, output, only=[2])
+    assert rollouts_of(output / "shards" / "00002-of-00003") == before
+    merge(output, progress=False)
+
+
+def test_the_folder_of_a_shard_is_no_output(source, output):
+    with pytest.raises(ConfigError, match=r"which is the folder of a shard: give .*out$"):
+        score_shards(source, output / "shards" / "00001-of-00003", only=[1])
+
+
+def test_the_command_of_an_empty_shard_ends_well(tmp_path, source):
+    empty = next(index for index in range(1, 41) if index not in {shard_of(f"q{row}", 40) for row in range(4)})
+    arguments = ["score", source, "--model", "demo", "--output", str(tmp_path), "--limit", "5"]
+    done = CliRunner().invoke(app, [*arguments, "--shard", f"{empty}/40"])
+    assert done.exit_code == 0, done.output
+    assert f"falls into shard {empty}/40" in done.output and "hardsample merge" in done.output
 
 
 def test_grown_data_is_scored_on_and_merged_again(tmp_path, output):
@@ -140,7 +200,8 @@ def test_shards_of_other_settings_are_refused(source, output):
     score_shards(source, output, only=[3], temperature=1.0, max_pixels=10**6)
     with pytest.raises(ShardsError, match=r"shard 3/3 was made with other settings than shard 1/3") as error:
         merge(output)
-    assert "temperature: 0.7 in the first, 1.0 there" in str(error.value)
+    assert "temperature: 0.7 in 1/3, 1.0 in 3/3" in str(error.value)
+    assert "delete the folder of the one that is wrong" in str(error.value)
     assert "max_pixels" in str(error.value)
     assert not (output / SCORES_FILE).exists()
 

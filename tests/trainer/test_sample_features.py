@@ -59,8 +59,12 @@ def test_the_stock_order_needs_no_features(folder):
 
 
 def test_a_folder_without_features_is_told_the_command_that_makes_them(tmp_path):
+    with pytest.raises(
+        ScoresError, match=r"features is 'prefil'.* no such folder: give .* statistics, prefill or none"
+    ):
+        features_of(rows(), DifficultyOptions(features="prefil"), SIGNAL)
     with pytest.raises(OutputError, match=r"run `hardsample features \S+ --data DATA --model MODEL` first"):
-        features_of(rows(), DifficultyOptions(features=str(tmp_path / "bare")), SIGNAL)
+        features_of(rows(), DifficultyOptions(features=str(tmp_path)), SIGNAL)
     (tmp_path / "scores.parquet").touch()  # a scored folder knows its data and model
     with pytest.raises(OutputError, match=r"run `hardsample features [^\s`]+` first"):
         features_of(rows(), DifficultyOptions(features=str(tmp_path)), SIGNAL)

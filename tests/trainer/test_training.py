@@ -73,6 +73,14 @@ def test_a_killed_training_resumes_and_ends_as_an_uninterrupted_one(tmp_path, sc
     first, second = last_weights(tmp_path / "a"), last_weights(tmp_path / "b")
     assert all(np.array_equal(first[name], second[name]) for name in first)
 
+    (tmp_path / "b" / "model.safetensors").unlink()
+    third = hardsample_train(*again)
+    assert third.returncode == 0, third.stderr
+    assert f"finished   {tmp_path / 'b' / 'checkpoint-6'} is the last step: raise max_steps" in third.stdout
+    assert last_checkpoint(tmp_path / "b") == str(tmp_path / "b" / "checkpoint-6")
+    once_more = last_weights(tmp_path / "b")
+    assert all(np.array_equal(first[name], once_more[name]) for name in first)
+
 
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),

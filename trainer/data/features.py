@@ -21,7 +21,7 @@ from hardsample.engines.features import STATISTICS as STATISTIC_COLUMNS
 from hardsample.files import FEATURES_FILE
 from hardsample.prediction.categories import COLUMNS, category_features
 from hardsample.scoring.features import features_source, read_features
-from hardsample.trainer.config import NONE, STATISTICS, DifficultyOptions
+from hardsample.trainer.config import NONE, PREFILL, STATISTICS, DifficultyOptions
 from hardsample.trainer.data.scored import ScoresError, matched_rows, text_ids
 from hardsample.trainer.selection.policies import PolicyConfig
 
@@ -73,6 +73,11 @@ def features_of(
         return _with_kinds(np.full((len(data), sum(blocks)), np.nan, dtype=np.float16), blocks, data, options.features)
     if options.features is None and not (Path(folder) / FEATURES_FILE).exists():
         return None
+    if not Path(folder).is_dir():
+        raise ScoresError(
+            f"features is {folder!r}, and there is no such folder: give one that `hardsample features` made, or "
+            f"{STATISTICS}, {PREFILL} or {NONE}"
+        )
     if not isinstance(data, Dataset) or "id" not in data.column_names:
         raise ScoresError(
             "the training dataset has no column 'id', by which features know their samples: train on the dataset that "

@@ -19,7 +19,7 @@ from hardsample.metrics.beta import PRIOR
 from hardsample.prediction.predictor import Prediction, Predictor, Skill, fit, measure
 from hardsample.trainer.selection.levels import Rows
 from hardsample.trainer.selection.sampler import POOL, draw_uniform, generator
-from hardsample.trainer.selection.states import StateDict, load_into
+from hardsample.trainer.selection.states import StateDict, StateError, load_into
 
 MOST_REFERENCES = 4096
 """The samples with the most evidence that are fitted on."""
@@ -158,6 +158,12 @@ class FeaturePrior:
             self.replace(rows, state[READ]["features"])
         elif state.get("replaced"):
             self.replace(np.empty(0, dtype=np.int64), self.features[:0, :1])
+        saved, own = (str(part).rpartition("-") for part in (state.get("fingerprint"), self.fingerprint))
+        if saved[0] == own[0] and saved[2] != own[2]:
+            raise StateError(
+                f"the checkpoint was saved with other features ({saved[2]}) than this run has ({own[2]}): resume with "
+                "the features that it was saved with, or start a new run from its weights"
+            )
         load_into(self.state_dict(), state, "feature prior")
 
 

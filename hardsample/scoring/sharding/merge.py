@@ -24,7 +24,7 @@ from hardsample.files import FEATURES_FILE, REJECTED_FILE, ROLLOUTS_FILE, RUN_FI
 from hardsample.scoring.output import SCHEMA, OutputError, Scores, write_run
 from hardsample.scoring.progress import CountProgress, Display
 from hardsample.scoring.sharding.shard import EMPTY, Shard
-from hardsample.scoring.sharding.stores import count_rollouts, lost_rollout, merge_stores
+from hardsample.scoring.sharding.stores import count_rollouts, lost_row, merge_stores
 from hardsample.scoring.sharding.tables import merge_tables
 from hardsample.scoring.store import StoreError, StoreReader
 
@@ -38,6 +38,17 @@ _ADDED = ("counts", "seconds", "variety")
 
 class ShardsError(OutputError):
     """The shards in a folder make no whole; says which, and what to do."""
+
+
+_TABLES = {"rollouts": "rollouts", "attention": "attention balances", "features": "features"}
+_ADDING = {
+    "rollouts": "score every shard likewise, or no longer merge",
+    "attention": "add CMAB to every shard, with `hardsample score --metric cmab --output {output} --shard 1/N` and so "
+    "forth, before you merge again",
+    "features": "make these features of every shard, with `hardsample features` of each folder in {shards}, before you "
+    "merge again",
+}
+"""What a folder may hold beyond its shards, and what to do then."""
 
 
 @dataclass(frozen=True)
@@ -149,20 +160,34 @@ def _check_alike(parts: Sequence[Part]) -> None:
     for part, own in zip(parts, facts, strict=True):
         differing = [name for name in sorted({*own, *facts[0]}) if own.get(name) != facts[0].get(name)]
         if differing:
-            lines = [f"  {name}: {facts[0].get(name)!r} in the first, {own.get(name)!r} there" for name in differing]
+            first = parts[0].shard
+            lines = [
+                f"  {name}: {facts[0].get(name)!r} in {first}, {own.get(name)!r} in {part.shard}" for name in differing
+            ]
+            if set(differing) & _rollout_settings(parts[0]):
+                fix = (
+                    "The rollouts of one of them have to be made again: delete the folder of the one that is wrong, "
+                    f"{part.folder} or {parts[0].folder}, and give its command with the settings of the others."
+                )
+            else:
+                fix = "Give the command of the one that is wrong again with these settings; no rollout is made again."
             raise ShardsError(
-                f"shard {part.shard} was made with other settings than shard {parts[0].shard}:\n"
-                + "\n".join(lines)
-                + "\nScore it again with the same, into a new --output or after its folder was deleted."
+                f"shard {part.shard} was made with other settings than shard {first}:\n" + "\n".join(lines) + f"\n{fix}"
             )
-    data = [(part.run["shard"]["records"], part.run["shard"]["ids"]) for part in parts]
+    data = [(part.run["shard"]["records"], part.run["shard"]["digest"]) for part in parts]
     for part, own_data in zip(parts, data, strict=True):
         if own_data != data[0]:
+            other = ", with other ids or texts" if own_data[0] == data[0][0] else ""
             raise ShardsError(
                 f"shard {part.shard} was scored on data of {own_data[0]:,} records, shard {parts[0].shard} on data of "
-                f"{data[0][0]:,}{' with other ids' if own_data[0] == data[0][0] else ''}: give the command of each "
-                "shard again on the same data; what is scored is kept"
+                f"{data[0][0]:,}{other}: give the command of each shard again on the same data; what is scored is kept"
             )
+
+
+def _rollout_settings(part: Part) -> set[str]:
+    """Return the names of the settings that a rollout depends on."""
+    with StoreReader(part.folder) as store:
+        return set(store.settings())
 
 
 def _facts(part: Part) -> dict[str, Any]:
@@ -175,16 +200,18 @@ def _facts(part: Part) -> dict[str, Any]:
 
 
 def _check_nothing_lost(output: Path, new: Path) -> None:
-    """Check that the shards have every rollout that the folder itself has from an earlier merge."""
+    """Check that the shards have everything that the folder itself has from an earlier merge, and since."""
     old = output / ROLLOUTS_FILE
-    lost = lost_rollout(old, new) if old.exists() else None
-    if lost is not None:
-        new.unlink()
-        raise StoreError(
-            f"{output} holds rollouts that its shards do not have (the first: sample {lost[0]!r} at λ = {lost[1]:g}): "
-            f"it was scored further after they were merged. Move its {ROLLOUTS_FILE} away to lose them, or go on "
-            "without shards"
-        )
+    lost = lost_row(old, new) if old.exists() else None
+    if lost is None:
+        return
+    new.unlink()
+    (table, sample), shards = lost, output / SHARDS_FOLDER
+    raise StoreError(
+        f"{output} holds {_TABLES[table]} that its shards do not have (the first: sample {sample!r}), since they were "
+        f"added after a merge: {_ADDING[table].format(output=output, shards=shards)}; or move its {ROLLOUTS_FILE} away "
+        "to lose them"
+    )
 
 
 def _numbers(folder: Path) -> Int[np.ndarray, " rows"]:
@@ -236,6 +263,7 @@ def merged_run(runs: Sequence[Mapping[str, Any]], shards: int) -> dict[str, Any]
     run["settings"] = runs[0]["settings"] | {"shard": None}
     run["warnings"] = list(dict.fromkeys(warning for own in runs for warning in own["warnings"]))
     run["shards"] = shards
+    run["counts"]["rollouts_this_run"] = 0
     if any("features" in own for own in runs):
         run["features"] = _merged_features(runs)
     if runs[0].get("cmab"):

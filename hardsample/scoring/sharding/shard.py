@@ -5,6 +5,7 @@ Which shard a record belongs to is a hash of its id alone, so that it stays ther
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 EMPTY = "empty"
 """Status in run.json of a shard that no record falls into."""
+TEXTS = ("id", "record_number", "prompt", "solution", "answers", "options", "grader")
+"""Columns by which shards know that they are of the same data; images are compared where a shard is resumed."""
 MOST = 99_999
 _FOLDER = re.compile(r"(\d{5})-of-(\d{5})")
 
@@ -75,8 +78,10 @@ class Shard:
         Args:
             loaded: the whole data.
         """
-        names = [*loaded.dataset["id"], *map(name_of, loaded.rejected)]
-        return {"index": self.index, "count": self.count, "records": len(names), "ids": digest_of(names)}
+        texts = loaded.dataset.select_columns([name for name in TEXTS if name in loaded.dataset.column_names])
+        records = [json.dumps(row, sort_keys=True) for row in texts]
+        records += [json.dumps(name_of(rejection)) for rejection in loaded.rejected]
+        return {"index": self.index, "count": self.count, "records": len(records), "digest": digest_of(records)}
 
 
 def shard_of(name: str, count: int) -> int:

@@ -52,8 +52,6 @@ def merge_stores(folders: Sequence[Path], path: Path, advance: Callable[[int], N
                 names = [row[1] for row in database.execute(f"PRAGMA table_info({table})")]
                 _merge_table(database, readers, table, names, keys, advance)
             database.execute("COMMIT")
-            database.execute("PRAGMA synchronous = FULL")
-            database.execute("PRAGMA journal_mode = WAL")
     except sqlite3.IntegrityError as error:
         raise StoreError(f"a sample is in two of the folders in {folders[0].parent} ({error})") from error
     finally:
@@ -92,8 +90,8 @@ def _batches(rows: Iterator[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]
         yield batch
 
 
-def lost_rollout(old: Path, new: Path) -> tuple[str, float, int] | None:
-    """Return a rollout that one store has and another has not, as (sample, ratio, realization); None if there is none.
+def lost_row(old: Path, new: Path) -> tuple[str, str] | None:
+    """Return the table and the sample of a row that one store has and another has not; None if there is none.
 
     Args:
         old: file of the first.
@@ -101,8 +99,15 @@ def lost_rollout(old: Path, new: Path) -> tuple[str, float, int] | None:
     """
     with closing(sqlite3.connect(f"file:{new}?mode=ro", uri=True)) as database:
         database.execute("ATTACH ? AS old", (str(old),))
-        query = (
-            "SELECT sample, ratio, realization FROM old.rollouts AS o WHERE NOT EXISTS (SELECT 1 FROM main.rollouts AS "
-            "n WHERE n.sample = o.sample AND n.ratio = o.ratio AND n.realization = o.realization) LIMIT 1"
-        )
-        return database.execute(query).fetchone()
+        for table in ("rollouts", "attention", "features"):
+            keys = TABLES[table]
+            same = " AND ".join(f"n.{key} = o.{key}" for key in keys)
+            sample = "id" if table == "features" else "sample"
+            query = (
+                f"SELECT o.{sample} FROM old.{table} AS o WHERE NOT EXISTS (SELECT 1 FROM main.{table} AS n WHERE "
+                f"{same}) LIMIT 1"
+            )
+            found = database.execute(query).fetchone()
+            if found is not None:
+                return table, str(found[0])
+    return None
