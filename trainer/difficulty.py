@@ -302,6 +302,7 @@ class Difficulty:
         counters, options = self.counters, self.options
         effective = "\n".join(figures.say_rollouts(counters, options.resamples, options.screen_generations))
         prefills = f", {counters['prefills']:,} prefills" if counters["prefills"] else ""
+        prefills += "" if self._read is None else f", features of {self._read.sum():,} samples read"
         references = f", {counters['reference_rollouts']:,} references" if counters["reference_rollouts"] else ""
         return (
             f"Policy {self.policy.policy}: {self.rollouts:,} rollouts ({counters['rollouts']:,} for training, "

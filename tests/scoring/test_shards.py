@@ -1,5 +1,6 @@
 """Shards and their merge: the whole is what one process makes; what does not fit is refused by name."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -152,6 +153,19 @@ def test_a_metric_that_a_shard_lacks_is_added_without_new_rollouts(source, outpu
     score_shards(source, output, only=[2])
     assert rollouts_of(output / "shards" / "00002-of-00003") == before
     merge(output, progress=False)
+
+
+def test_a_shard_that_was_empty_before_the_data_grew_is_scored_again(tmp_path, source):
+    options = {"num_masks": 2, "progress": False}
+    used = {shard_of(f"q{row}", 6) for row in range(4)}
+    for index in range(1, 7):
+        with contextlib.nullcontext() if index in used else pytest.raises(NothingToScoreError):
+            score(source, "demo", tmp_path, shard=f"{index}/6", limit=4, **options)
+    assert len(merge(tmp_path, progress=False)) == 4
+    for index in used:
+        score(source, "demo", tmp_path, shard=f"{index}/6", **options)
+    with pytest.raises(ShardsError, match=r"shard \d/6 was scored on data of \d+ records, shard \d/6 on data of \d+"):
+        merge(tmp_path)
 
 
 def test_the_folder_of_a_shard_is_no_output(source, output):

@@ -81,6 +81,7 @@ def merge(output: str | Path, *, progress: bool = True) -> Scores:
     scored = [part for part in parts if part.run["status"] != EMPTY]
     if not scored:
         raise ShardsError(f"all shards in {output / SHARDS_FOLDER} are empty: score data with records")
+    _check_same_data(parts)
     _check_alike(scored)
     folders = [part.folder for part in scored]
     with ExitStack() as stack:
@@ -155,7 +156,7 @@ def _run_of(folder: Path) -> dict[str, Any]:
 
 
 def _check_alike(parts: Sequence[Part]) -> None:
-    """Check that shards have the same model, settings and data."""
+    """Check that shards have the same model and settings."""
     facts = [_facts(part) for part in parts]
     for part, own in zip(parts, facts, strict=True):
         differing = [name for name in sorted({*own, *facts[0]}) if own.get(name) != facts[0].get(name)]
@@ -174,6 +175,10 @@ def _check_alike(parts: Sequence[Part]) -> None:
             raise ShardsError(
                 f"shard {part.shard} was made with other settings than shard {first}:\n" + "\n".join(lines) + f"\n{fix}"
             )
+
+
+def _check_same_data(parts: Sequence[Part]) -> None:
+    """Check that shards are of the same data, those without records too: some of what came since may be theirs."""
     data = [(part.run["shard"]["records"], part.run["shard"]["digest"]) for part in parts]
     for part, own_data in zip(parts, data, strict=True):
         if own_data != data[0]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from hardsample.scoring.store import SCHEMA, StoreError, StoreReader
 
@@ -97,7 +98,7 @@ def lost_row(old: Path, new: Path) -> tuple[str, str] | None:
         old: file of the first.
         new: file of the second.
     """
-    with closing(sqlite3.connect(f"file:{new}?mode=ro", uri=True)) as database:
+    with closing(sqlite3.connect(f"file:{quote(str(new.resolve()))}?mode=ro", uri=True)) as database:
         database.execute("ATTACH ? AS old", (str(old),))
         for table in ("rollouts", "attention", "features"):
             keys = TABLES[table]
