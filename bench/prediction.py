@@ -22,7 +22,7 @@ from environments import ENVIRONMENTS, ROOT, features, truth
 from hardsample.engines.features import STATISTICS
 from hardsample.prediction.categories import category_features
 from hardsample.prediction.predictor import auroc, calibration_error, fit
-from hardsample.scoring.features import read_features
+from hardsample.scoring.features.files import read_features
 
 RESULTS = Path(__file__).parent / "results" / "prediction"
 REFERENCES, DRAWS, GROUP = (16, 64, 256, 1024), 10, 8

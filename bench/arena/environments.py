@@ -21,7 +21,7 @@ from hardsample.engines.transformers import load_processor
 from hardsample.files import SCORES_FILE
 from hardsample.grading.grader import Grader
 from hardsample.scoring.config import ScoringConfig
-from hardsample.scoring.features import add_features
+from hardsample.scoring.features.make import add_features
 from hardsample.scoring.output import Scores
 from hardsample.scoring.score import score
 from hardsample.scoring.store import StoreError

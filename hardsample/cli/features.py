@@ -40,7 +40,7 @@ def features(
     Try it: `hardsample features out`. Stop it whenever you like: the same command resumes.
     """
     with running(str(directory)):
-        from hardsample.scoring.features import add_features
+        from hardsample.scoring.features.make import add_features
 
         done = add_features(directory, data, model, config)
     say(f"features   {done.path}  ({done.samples:,} samples, {done.before:,} of them from before)")

@@ -167,8 +167,9 @@ def stratify(
     say_loading()
     from hardsample.metrics.cmab import parse_bounds
     from hardsample.report.tables import strata_table
+    from hardsample.scoring.labels import read_labels, write_labels
     from hardsample.scoring.matching import check_finished
-    from hardsample.scoring.output import Scores, read_labels, write_labels
+    from hardsample.scoring.output import Scores
 
     scores = Scores(directory)
     check_finished(scores)
@@ -330,8 +331,9 @@ def export_hub(directory: Path, output: Path | None) -> None:
 def _labelled(directory: Path) -> tuple[Scores, list[Verdict]]:
     """Return the scores of a finished folder and the labels of its rows, and say whose they are."""
     quiet_libraries()
+    from hardsample.scoring.labels import read_labels
     from hardsample.scoring.matching import check_finished
-    from hardsample.scoring.output import Scores, read_labels
+    from hardsample.scoring.output import Scores
 
     scores = Scores(directory)
     check_finished(scores)

@@ -32,7 +32,7 @@ from hardsample.scoring.adaptive.posterior import features_first
 from hardsample.scoring.add_cmab import add_cmab, cmab_command
 from hardsample.scoring.attention_pass import AttentionPass, attend_to
 from hardsample.scoring.config import ScoringConfig
-from hardsample.scoring.features import write_features
+from hardsample.scoring.features.files import write_features
 from hardsample.scoring.output import Scores, data_name, write_rejected, write_run, write_scores
 from hardsample.scoring.progress import Display, RunProgress
 from hardsample.scoring.rollouts import RejectedError, RolloutJob, forecast_of, images_there, sentence

@@ -24,7 +24,8 @@ from hardsample.engines.results import EngineError
 from hardsample.errors import ConfigError
 from hardsample.evaluation.evaluate import evaluate
 from hardsample.scoring.config import ScoringConfig
-from hardsample.scoring.features import add_features, read_features
+from hardsample.scoring.features.files import read_features
+from hardsample.scoring.features.make import add_features
 from hardsample.scoring.output import Scores
 from hardsample.scoring.score import score
 

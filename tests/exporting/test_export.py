@@ -30,7 +30,8 @@ from hardsample.exporting.rows import Sample
 from hardsample.exporting.tables import fits_table, lists_twice, table_rows
 from hardsample.exporting.writing import FolderError, replacing
 from hardsample.grading.grader import Grader
-from hardsample.scoring.output import Scores, read_labels, write_labels
+from hardsample.scoring.labels import read_labels, write_labels
+from hardsample.scoring.output import Scores
 from hardsample.scoring.rollouts import gradable
 from hardsample.scoring.score import score
 from hardsample.scoring.subsets import (

@@ -21,7 +21,8 @@ from hardsample.engines.features import IMAGE, LAST, NUMBERS, VERSION, WIDTH
 from hardsample.engines.results import EngineError
 from hardsample.errors import ConfigError
 from hardsample.scoring.config import FeaturesConfig
-from hardsample.scoring.features import FEATURES_SCHEMA, add_features, read_features
+from hardsample.scoring.features.files import FEATURES_SCHEMA, read_features
+from hardsample.scoring.features.make import add_features
 from hardsample.scoring.output import OutputError, Scores
 from hardsample.scoring.score import score
 from hardsample.scoring.store import Store, StoreError, StoreReader
@@ -207,7 +208,7 @@ def test_bad_records_are_rejected_and_listed(tmp_path):
 
 CHILD = """
 import sys
-from hardsample.scoring.features import add_features
+from hardsample.scoring.features.make import add_features
 add_features(sys.argv[1], "demo", "demo", limit=48, batch_size=2, progress=False, device="cpu")
 """
 

@@ -17,7 +17,7 @@ from hardsample.files import FEATURES_STORE
 from hardsample.metrics.beta import spread_probability
 from hardsample.prediction.predictor import fit
 from hardsample.report.predicted import check_lines, prediction_lines
-from hardsample.scoring.features import read_features
+from hardsample.scoring.features.files import read_features
 from hardsample.scoring.output import OutputError, Scores
 from hardsample.scoring.predicting.check import check
 from hardsample.scoring.predicting.predict import predict

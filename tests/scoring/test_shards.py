@@ -16,7 +16,7 @@ from hardsample.demo import load_split
 from hardsample.errors import ConfigError, NothingToScoreError
 from hardsample.files import FEATURES_FILE, REJECTED_FILE, RUN_FILE, SCORES_FILE
 from hardsample.scoring.config import ScoringConfig
-from hardsample.scoring.features import read_features
+from hardsample.scoring.features.files import read_features
 from hardsample.scoring.output import Scores
 from hardsample.scoring.score import score
 from hardsample.scoring.sharding import tables

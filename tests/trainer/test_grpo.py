@@ -15,7 +15,7 @@ from hardsample.demo import load_split, model_path
 from hardsample.engines.transformers import load_model, load_processor
 from hardsample.grading.grader import correctness_reward
 from hardsample.scoring.config import ScoringConfig
-from hardsample.scoring.features import read_features
+from hardsample.scoring.features.files import read_features
 from hardsample.scoring.score import score
 from hardsample.trainer import DifficultyAwareGRPOConfig, DifficultyAwareGRPOTrainer
 from hardsample.trainer.data.decoding import RgbImage

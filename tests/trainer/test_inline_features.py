@@ -12,7 +12,8 @@ from hardsample.engines.features import STATISTICS, WIDTH
 from hardsample.engines.transformers import load_model, load_processor
 from hardsample.errors import ConfigError
 from hardsample.grading.grader import correctness_reward
-from hardsample.scoring.features import add_features, read_features
+from hardsample.scoring.features.files import read_features
+from hardsample.scoring.features.make import add_features
 from hardsample.trainer import DifficultyAwareGRPOConfig, DifficultyAwareGRPOTrainer
 from hardsample.trainer.selection.states import StateError
 

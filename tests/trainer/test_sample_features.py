@@ -9,7 +9,8 @@ from datasets import Dataset
 from hardsample.demo import load_split
 from hardsample.engines.features import VERSION, WIDTH
 from hardsample.files import FEATURES_FILE
-from hardsample.scoring.features import FEATURES_SCHEMA, add_features, read_features
+from hardsample.scoring.features.files import FEATURES_SCHEMA, read_features
+from hardsample.scoring.features.make import add_features
 from hardsample.scoring.output import OutputError
 from hardsample.trainer.config import DifficultyOptions
 from hardsample.trainer.data.features import features_of

@@ -13,7 +13,8 @@ import sharded_training
 import torch.distributed
 
 from hardsample.scoring.config import FeaturesConfig
-from hardsample.scoring.features import features_of_data, read_features
+from hardsample.scoring.features.files import read_features
+from hardsample.scoring.features.make import features_of_data
 
 pytestmark = [
     pytest.mark.slow,

@@ -296,7 +296,7 @@ def write_features(folder):
     import pyarrow.parquet as pq
 
     from hardsample.engines.features import VERSION, WIDTH
-    from hardsample.scoring.features import FEATURES_SCHEMA
+    from hardsample.scoring.features.files import FEATURES_SCHEMA
 
     folder.mkdir()
     values = np.random.default_rng(0).standard_normal((20, WIDTH)).astype(np.float16)

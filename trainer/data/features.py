@@ -20,7 +20,7 @@ from hardsample.engines.features import BLOCKS, WIDTH
 from hardsample.engines.features import STATISTICS as STATISTIC_COLUMNS
 from hardsample.files import FEATURES_FILE
 from hardsample.prediction.categories import COLUMNS, category_features
-from hardsample.scoring.features import features_source, read_features
+from hardsample.scoring.features.files import features_source, read_features
 from hardsample.trainer.config import NONE, PREFILL, STATISTICS, DifficultyOptions
 from hardsample.trainer.data.scored import ScoresError, matched_rows, text_ids
 from hardsample.trainer.selection.policies import PolicyConfig

@@ -20,7 +20,8 @@ from hardsample.metrics.strata import STRATA, Bounds, Verdict, check_tau
 from hardsample.prediction.adaptive import AdaptiveSearch, Estimate, asks_all_first
 from hardsample.prediction.categories import category_features
 from hardsample.scoring.config import ScoringConfig
-from hardsample.scoring.features import make_features, read_features
+from hardsample.scoring.features.files import read_features
+from hardsample.scoring.features.make import make_features
 from hardsample.scoring.output import OutputError, Scores
 from hardsample.scoring.store import Store
 

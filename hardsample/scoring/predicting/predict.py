@@ -25,7 +25,8 @@ from hardsample.errors import ConfigError
 from hardsample.files import FEATURES_RUN_FILE, FEATURES_STORE, SCORES_FILE
 from hardsample.prediction.predictor import Prediction, Predictor, Skill
 from hardsample.scoring.config import FeaturesConfig
-from hardsample.scoring.features import FeaturesRun, features_about, features_of_data, read_features
+from hardsample.scoring.features.files import features_about, read_features
+from hardsample.scoring.features.make import FeaturesRun, features_of_data
 from hardsample.scoring.matching import check_finished, known_digests
 from hardsample.scoring.output import IN_MEMORY, OutputError, Scores, data_name
 from hardsample.scoring.predicting.config import PredictConfig

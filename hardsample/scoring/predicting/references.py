@@ -13,7 +13,7 @@ from hardsample.errors import NothingToScoreError
 from hardsample.metrics.strata import UNFINISHED
 from hardsample.prediction.categories import category_features
 from hardsample.prediction.predictor import MOST_REFERENCES, Predictor, Skill, fit
-from hardsample.scoring.features import read_features
+from hardsample.scoring.features.files import read_features
 from hardsample.scoring.output import Scores
 
 GROUPS = 10
